@@ -1,0 +1,49 @@
+# install   a virtual environment in .venv with fedms in it       demo   the embedded experiment into runs/demo
+# test      ruff, mypy and all tests                              lint   ruff and mypy alone
+# clean     caches and build leftovers (to start afresh: rm -rf .venv)
+#
+# PYTHON chooses the interpreter: make install PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := $(shell grep '^torch==' constraints.txt)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: install demo test lint clean
+
+install: $(VENV)/.installed
+	@:
+
+# torch comes first, at its exact version: where pip can reach a CPU build of it (PIP_FIND_LINKS), that one is taken. A looser request
+# would choose the newest torch instead, which on Linux brings gigabytes of CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    { echo "fedms needs Python 3.11 or newer and $(PYTHON) is not that; name one: make install PYTHON=python3.12" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH) and the rest into $(VENV) (some minutes the first time)"
+	@$(PIP) install -c constraints.txt $(TORCH)
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The folder of the last demo goes first, so that the command can be typed again.
+demo: install
+	@rm -rf runs/demo
+	$(BIN)/fedms run examples/assistant.yaml --out runs/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests bench -type d -name __pycache__ -prune -exec rm -rf {} +

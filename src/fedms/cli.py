@@ -1,0 +1,194 @@
+"""The commands. Whatever is heavy is imported inside the command that needs it, so that `fedms --help` is quick."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+INTERRUPTED = 130
+HINT = "; run again with --debug for the traceback"
+
+
+class Command(TyperCommand):
+    """A command whose failures are one line on stderr, and a traceback only where `--debug` asks for it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; turn what it raises into a line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader went away, as in `fedms methods | head`: typer ends silently
+            line, code = describe(error)
+            if ctx.find_root().params.get("debug"):
+                import traceback
+
+                traceback.print_exc()
+                line = line.removesuffix(HINT)
+            typer.echo(f"error: {line}", err=True)
+            raise typer.Exit(code) from None
+
+
+app = typer.Typer(
+    name="fedms",
+    help="Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable.")]
+
+
+def describe(error: Exception) -> tuple[str, int]:
+    """An error as one line, and the exit code."""
+    from fedms.errors import FedmsError
+
+    if isinstance(error, FedmsError):
+        return _one_line(error), error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        what = error.strerror[0].lower() + error.strerror[1:]
+        return (f"{error.filename}: {what}" if error.filename else what), 1
+    if "No space left on device" in str(error):  # as libraries say it that are not written in Python
+        return "no space left on device", 1
+    if isinstance(error, MemoryError):
+        return "out of memory", 1
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    name = type(error).__name__
+    return f"unexpected {name}{': ' if first else ''}{first}{HINT}", 1
+
+
+def show_version(asked: bool) -> None:
+    """Print the installed version and exit."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"fedms {version('fedms')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version)] = False,
+) -> None:
+    """Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows `?` and goes on
+
+
+@app.command(cls=Command)
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default: runs/CONFIG-METHOD-SEED.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+) -> None:
+    """Run one experiment: both stages, a run folder, a report."""
+    from fedms.config import load
+
+    # the config is checked before anything heavy is imported, so that a typo is told at once
+    checked = load(config, overrides or [])
+    folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
+
+    from fedms import experiment
+    from fedms.progress import observer
+
+    with observer(quiet) as watcher:
+        result = experiment.run(checked, folder, watcher)
+
+    from fedms.report.html import write_report
+    from fedms.report.tables import result_table
+
+    report_path = write_report(folder)
+    _print(result_table([result]))
+    typer.echo(f"run     {folder}\nreport  {report_path}")
+
+
+@app.command(cls=Command)
+def partition(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="PNG", help="Write the picture here, too.")] = None,
+) -> None:
+    """Show who holds what, before any training."""
+    from fedms.config import load
+
+    checked = load(config, overrides or [])
+
+    from fedms import experiment
+    from fedms.report.tables import partition_summary, partition_table
+
+    described = experiment.describe_partition(checked)
+    _print(partition_table(described, _width()))
+    typer.echo(partition_summary(described))
+    if out is not None:
+        from fedms.report.figures import partition_figure, save_png
+
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_png(partition_figure(described), out)
+        typer.echo(f"picture  {out}")
+
+
+@app.command(cls=Command)
+def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")]) -> None:
+    """Write the report of finished runs again, and show their results side by side."""
+    from fedms.report.html import write_report
+    from fedms.report.metrics import read_run
+    from fedms.report.tables import result_table
+
+    results = [read_run(folder).result for folder in folders]
+    written = [write_report(folder) for folder in folders]
+    _print(result_table(results))
+    for path in written:
+        typer.echo(f"report  {path}")
+
+
+@app.command(cls=Command)
+def methods() -> None:
+    """List the methods that can be named in a config."""
+    from fedms.federation.methods import METHODS
+
+    width = max((len(name) for name in METHODS), default=0)
+    for name, method in METHODS.items():
+        typer.echo(f"{name:<{width}}  {method.summary}" + (f" ({method.paper})" if method.paper else ""))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _width() -> int:
+    """Characters a line: the terminal's, and enough for any table where the output is a file or a pipe."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=_width(), highlight=False).print(table)
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="fedms")
+
+
+if __name__ == "__main__":
+    main()

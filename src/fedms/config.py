@@ -1,0 +1,349 @@
+"""One experiment, typed. Every key is documented where it is declared.
+
+`load` reads a YAML file, applies `key=value` overrides and checks everything that can be known without
+touching data or model. A wrong key, type, range or combination raises `ConfigError` with one line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedms.errors import ConfigError, FedmsError
+
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as everybody expects."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+class Section(BaseModel):
+    """A group of keys. Unknown keys are refused, types are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class Model(Section):
+    name: str = "minilm"
+    """`minilm` (the embedded encoder), a Hugging Face hub name, or a local folder. Safetensors only."""
+    max_length: int = Field(64, ge=4, le=8192)
+    """Longest text in tokens; what is beyond is cut."""
+    image_size: int | None = Field(None, ge=16, le=2048)
+    """Pixels a side; default: what the model's image processor says."""
+    pooling: Literal["auto", "mean", "cls"] = "auto"
+    """How block outputs become one feature: `auto` is mean for text, class token for images."""
+
+
+class Data(Section):
+    source: str = "assistant"
+    """`assistant` (the embedded corpus), a Hugging Face `datasets` name, a file (CSV, TSV, JSONL, Parquet) or a folder."""
+    text: str | None = None
+    """Column with the text; default: found by name (`text`, `sentence`, ...)."""
+    image: str | None = None
+    """Column with the image; default: found by type."""
+    label: str | None = None
+    """Column with the class; default: found by name (`label`, `category`, `intent`, ...)."""
+    limit: int | None = Field(None, ge=1)
+    """Keep at most so many samples of each split, drawn by the seed; default: all."""
+
+
+class Partition(Section):
+    clients: int = Field(20, ge=1, le=1_000_000)
+    """Number of clients."""
+    rule: Literal["dirichlet", "classes", "column", "equal"] = "dirichlet"
+    """`dirichlet` label skew, `classes` per client, by a `column` (domain, user), or `equal`."""
+    alpha: float | None = Field(0.1, gt=0)
+    """Dirichlet concentration; small is skewed. With `column`: the skew among the clients of one value, null for none."""
+    classes_per_client: int = Field(2, ge=1)
+    """For rule `classes`."""
+    column: str | None = None
+    """For rule `column`: the column whose values are spread over the clients, `clients` / values to each."""
+    validation: float = Field(0.1, gt=0, lt=0.5)
+    """Share of a client's own training data kept for validation."""
+    test: float = Field(0.2, gt=0, lt=0.5)
+    """Share kept for the test where the source has no test split of its own."""
+    min_samples: int = Field(10, ge=3)
+    """Fewest samples a client may hold before splitting; an allocation below it is drawn again."""
+
+
+class Federation(Section):
+    cohort: int = Field(10, ge=1)
+    """Clients asked in a round of the global stage."""
+    cohort_local: int | None = Field(None, ge=1)
+    """Clients asked in a round of the local stage; default: all of them."""
+    rounds_global: int = Field(10, ge=0)
+    """Rounds of the first stage (T1)."""
+    rounds_local: int = Field(3, ge=0)
+    """Rounds of the second stage (T2)."""
+    aggregation: Literal["average", "exact", "freeze-a"] = "average"
+    """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only)."""
+
+
+class Training(Section):
+    epochs: int = Field(1, ge=1)
+    """Passes over a client's own training data in one round."""
+    batch_size: int = Field(32, ge=1)
+    """Samples a step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW, for the LoRA matrices."""
+    head_learning_rate: float = Field(1e-3, gt=0)
+    """AdamW, for the task head."""
+    local_learning_rate: float | None = Field(None, gt=0)
+    """AdamW, for everything the second stage trains in the expert; default: the two rates above."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled decay."""
+
+
+class Tier(Section):
+    share: float = Field(gt=0, le=1)
+    """Share of the clients in this tier."""
+    blocks: int = Field(ge=1)
+    """How many blocks such a client can train (its capacity)."""
+
+
+class Activation(Section):
+    rule: Literal["plateau", "every", "fixed"] = "plateau"
+    """When the number of active blocks grows: on a plateau of the validation score, every so many rounds, or never."""
+    blocks: int | Literal["all"] = 1
+    """Active blocks at the start (k), or `all`."""
+    step: int = Field(1, ge=1)
+    """Blocks added at a time (delta)."""
+    order: Literal["top-down", "bottom-up"] = "top-down"
+    """Which blocks first; from the output down is what saves computation."""
+    every: int = Field(2, ge=1)
+    """Rounds between steps, for rule `every` (R)."""
+    queue: int = Field(4, ge=2)
+    """Validation scores compared, for rule `plateau` (Q): the newer half's mean against the older half's."""
+    epsilon: float = Field(0.002, ge=0)
+    """Gain in validation score below which it counts as a plateau."""
+    min_rounds: int = Field(2, ge=1)
+    """Fewest rounds at one number of blocks, for rule `plateau`."""
+    max_rounds: int = Field(8, ge=1)
+    """Most rounds at one number of blocks, for rule `plateau`."""
+    maximum: int | None = Field(None, ge=1)
+    """Never activate more blocks than this; default: all there are."""
+    capacity: tuple[Tier, ...] = ()
+    """Tiers of clients by the number of blocks they can train; empty: everybody can train all."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Activation:
+        if isinstance(self.blocks, int) and self.blocks < 1:
+            raise ValueError("blocks: must be at least 1, or `all`")
+        if self.capacity and abs(sum(t.share for t in self.capacity) - 1) > 1e-6:
+            raise ValueError("capacity: the shares of the tiers must add up to 1")
+        if self.min_rounds > self.max_rounds:
+            raise ValueError("min_rounds: must not exceed max_rounds")
+        return self
+
+
+class Lora(Section):
+    rank: int = Field(8, ge=1)
+    """Rank r of the low-rank pairs."""
+    alpha: float = Field(16.0, gt=0)
+    """Scale: the update is (alpha / rank) B A."""
+    targets: tuple[str, ...] = ()
+    """Names of the linear layers inside a block that get a pair; default: query and value of the model's family."""
+
+
+class Head(Section):
+    kind: Literal["statistics", "text-init", "text", "linear"] = "statistics"
+    """How the task head starts: the federation's linear discriminant, class-name embeddings (trained or frozen), or zero."""
+
+
+class Statistics(Section):
+    shrinkage: float | None = Field(None, gt=0, le=1)
+    """Share of the identity in the covariance; default: d / (d + n), at least 0.05."""
+    rank: int | None = Field(None, ge=1)
+    """Send the second moment as this many eigenvectors and a rest; default: the whole symmetric matrix."""
+
+
+class Gate(Section):
+    objective: Literal["own-or-everyone", "likelihood"] = "own-or-everyone"
+    """What the gate learns: is x from this client's distribution or everyone's; or the mixture's likelihood (collapses)."""
+    evidence: Literal["statistics", "counts", "none"] = "statistics"
+    """What log r is computed from: feature statistics, label counts alone, or nothing."""
+    features: Literal["global", "backbone"] = "global"
+    """What the gate reads: the pooled feature of the global expert, or of the frozen backbone."""
+    prior: float = Field(0.5, ge=0, le=1)
+    """How often a client meets its own kind of data: 1 is the local expert alone, 0 the global one."""
+    network: bool = True
+    """Whether a learned residual delta(u) may be added to the evidence where validation says it helps."""
+    share: Literal["adapter", "none", "all"] = "adapter"
+    """What of the gate is averaged over the clients."""
+    adapter_rank: int = Field(16, ge=1)
+    """Width of the federated gate adapter."""
+    hidden: int = Field(32, ge=1)
+    """Width of the private gate network."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW, for the gate adapter and network."""
+    epochs: int = Field(5, ge=1)
+    """Passes over own and drawn features in one round."""
+
+
+class Mixture(Section):
+    on: Literal["probabilities", "logits"] = "probabilities"
+    """What of the two experts is mixed."""
+    local_start: Literal["global", "scratch"] = "global"
+    """Where the local expert starts."""
+
+
+class Evaluation(Section):
+    every: int = Field(1, ge=1)
+    """Rounds between validations of the global stage."""
+    everyone: int | None = Field(None, ge=1)
+    """At most so many test samples of all clients, drawn by the seed, for accuracy_global; default: all."""
+
+
+class Cache(Section):
+    enabled: bool = True
+    """Keep the frozen prefix's output of every sample."""
+    memory_mb: int = Field(2048, ge=0)
+    """Budget in memory over all workers; beyond it the disk is used."""
+    disk_mb: int = Field(20480, ge=0)
+    """Budget on disk over all workers; beyond it the prefix is computed again each time."""
+
+
+class Engine(Section):
+    name: Literal["local"] = "local"
+    """`local`: on this machine."""
+    workers: int | None = Field(None, ge=1, le=1024)
+    """Worker processes of one torch thread each; default: one for each core; 1 stays in this process."""
+
+
+class Config(Section):
+    """One experiment."""
+
+    seed: int = Field(0, ge=0)
+    """Everything random is derived from it."""
+    method: str = "fedms"
+    """A name from `fedms methods`."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where tensors live."""
+    model: Model = Model()
+    data: Data = Data()
+    partition: Partition = Partition()
+    federation: Federation = Federation()
+    training: Training = Training()
+    activation: Activation = Activation()
+    lora: Lora = Lora()
+    head: Head = Head()
+    statistics: Statistics = Statistics()
+    gate: Gate = Gate()
+    mixture: Mixture = Mixture()
+    evaluation: Evaluation = Evaluation()
+    cache: Cache = Cache()
+    engine: Engine = Engine()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        for key in ("cohort", "cohort_local"):
+            value = getattr(self.federation, key)
+            if value is not None and value > self.partition.clients:
+                raise ValueError(f"federation.{key}: {value} is more than partition.clients ({self.partition.clients})")
+        if self.partition.rule == "column" and self.partition.column is None:
+            raise ValueError("partition.column: needed when partition.rule is `column`")
+        if self.partition.rule == "dirichlet" and self.partition.alpha is None:
+            raise ValueError("partition.alpha: needed when partition.rule is `dirichlet`")
+        if self.gate.objective == "own-or-everyone" and self.gate.evidence == "none" and not self.gate.network:
+            raise ValueError("gate.network: must be true when gate.evidence is `none`, or the gate knows nothing")
+        return self
+
+    def to_yaml(self) -> str:
+        """The experiment with every default filled in."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read a config file (or mapping), apply `a.b=value` overrides, check, and fill in the defaults.
+
+    Raises:
+        FedmsError: the file cannot be read.
+        ConfigError: not YAML, or a wrong key, type, range or combination.
+    """
+    values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    for override in overrides:
+        values = _override(values, override)
+    try:
+        return Config.model_validate(_lists_to_tuples(values))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: a config is a mapping of keys to values")
+    return values
+
+
+def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: must be KEY=VALUE, for example seed=1 or model.name=minilm")
+    try:
+        parsed = yaml.load(value, _Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: the value is not valid YAML") from None
+    out = dict(values)
+    node = out
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = node.get(parent)
+        if child is not None and not isinstance(child, dict):
+            raise ConfigError(f"--set {text}: {parent} is a value, not a section")
+        node[parent] = dict(child or {})
+        node = node[parent]
+    node[last] = parsed
+    return out
+
+
+def _lists_to_tuples(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _lists_to_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_lists_to_tuples(item) for item in value)
+    return value
+
+
+def _one_line(error: ValidationError) -> str:
+    """The first thing wrong, naming the key and what is allowed."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "function-")))
+    kind, message, given = first["type"], first["msg"], first.get("input")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key; allowed: {', '.join(_siblings(first['loc']))}{more}"
+    if kind == "value_error":
+        text = message.removeprefix("Value error, ")
+        return f"{key}.{text}{more}" if key else f"{text}{more}"
+    return f"{key}: {message[0].lower()}{message[1:]}, not {given!r}{more}"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, int):
+            section = Tier
+        elif part in getattr(section, "model_fields", {}):
+            section = section.model_fields[part].annotation
+    return list(getattr(section, "model_fields", {}))

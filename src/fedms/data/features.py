@@ -1,0 +1,138 @@
+"""The frozen-prefix cache: what comes out of the blocks below the lowest active one, computed once per sample.
+
+Kept unpadded, in memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
+themselves alone, since floating point depends on what else is in the batch: so a client's values are the same on any
+worker and in any order.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from fedms.data.inputs import Inputs, batches
+from fedms.model import flops
+from fedms.model.backbone import Backbone, attention_mask
+
+FILL_BATCH = 64
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some samples of one owner (`client-03/train`), in a fixed order."""
+
+    owner: str
+    rows: np.ndarray
+    """Their rows in the data set, int64 [n]"""
+    labels: Tensor
+    """int64 [n]"""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass
+class _Entry:
+    boundary: int
+    offsets: np.ndarray
+    """[n + 1], in tokens"""
+    values: Tensor | np.memmap
+    """[sum of tokens, d]"""
+    path: Path | None = None
+
+    @property
+    def bytes(self) -> int:
+        return int(self.values.shape[0] * self.values.shape[1]) * FLOAT_BYTES
+
+
+class PrefixCache:
+    """Hidden states at one boundary per owner.
+
+    Attributes:
+        flops: forward operations of prefixes computed so far.
+    """
+
+    def __init__(self, backbone: Backbone, inputs: Inputs, memory: int, disk: int, folder: Path, enabled: bool = True) -> None:
+        self.backbone = backbone
+        self.inputs = inputs
+        self.memory = memory
+        self.disk = disk
+        self.folder = folder
+        self.enabled = enabled
+        self.flops = 0
+        self._entries: dict[str, _Entry] = {}
+
+    def hidden(self, samples: Samples, boundary: int, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Input of block `boundary` for the samples at positions `picks`, [len(picks), tokens, d], and the mask."""
+        entry = self._entry(samples, boundary) if self.enabled else None
+        if entry is None:
+            return self._compute(samples.rows[picks], boundary)
+        parts = [torch.as_tensor(np.asarray(entry.values[entry.offsets[i] : entry.offsets[i + 1]])) for i in picks]
+        lengths = torch.tensor([len(part) for part in parts])
+        padded = pad_sequence(parts, batch_first=True)
+        mask = attention_mask(lengths, padded.shape[1])
+        device = self.backbone.device
+        return padded.to(device), None if mask is None else mask.to(device)
+
+    @torch.no_grad()
+    def _compute(self, rows: np.ndarray, boundary: int) -> tuple[Tensor, Tensor | None]:
+        inputs, mask = self.inputs.batch(rows)
+        device = self.backbone.device
+        mask = None if mask is None else mask.to(device)
+        self.backbone.attach({})
+        hidden = self.backbone.run(self.backbone.embed(inputs.to(device)), mask, 0, boundary)
+        self.flops += flops.forward(self.backbone, len(rows), hidden.shape[1], 0, boundary)
+        return hidden, mask
+
+    def _entry(self, samples: Samples, boundary: int) -> _Entry | None:
+        entry = self._entries.get(samples.owner)
+        if entry is not None and entry.boundary == boundary:
+            return entry
+        self._drop(samples.owner)
+        order = batches(self.inputs.lengths(samples.rows), FILL_BATCH)
+        first, mask = self._compute(samples.rows[order[0]], boundary)
+        lengths = self._lengths(samples, tokens=first.shape[1])
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        made = self._place(samples.owner, boundary, offsets, first.shape[2])
+        if made is None:
+            return None
+        for number, picks in enumerate(order):
+            hidden = first if number == 0 else self._compute(samples.rows[picks], boundary)[0]
+            for line, pick in zip(hidden.cpu(), picks, strict=True):
+                made.values[offsets[pick] : offsets[pick + 1]] = line[: lengths[pick]]
+        self._entries[samples.owner] = made
+        return made
+
+    def _lengths(self, samples: Samples, tokens: int) -> np.ndarray:
+        if self.backbone.kind == "image":
+            return np.full(len(samples), tokens, dtype=np.int64)
+        return self.inputs.lengths(samples.rows)
+
+    def _place(self, owner: str, boundary: int, offsets: np.ndarray, width: int) -> _Entry | None:
+        """Room for the values: memory first, then disk, else None."""
+        shape = (int(offsets[-1]), width)
+        size = shape[0] * shape[1] * FLOAT_BYTES
+        used = {on_disk: sum(e.bytes for e in self._entries.values() if (e.path is not None) == on_disk) for on_disk in (False, True)}
+        if used[False] + size <= self.memory:
+            return _Entry(boundary, offsets, torch.empty(shape))
+        if used[True] + size > self.disk:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{owner.replace('/', '-')}.f32"
+        return _Entry(boundary, offsets, np.memmap(path, dtype=np.float32, mode="w+", shape=shape), path)
+
+    def _drop(self, owner: str) -> None:
+        entry = self._entries.pop(owner, None)
+        if entry is not None and entry.path is not None:
+            entry.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._entries.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""A worker process of the local engine: config first, then tasks on standard input, updates on standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    stdin = os.fdopen(os.dup(0), "rb")
+    stdout = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints must not land among the messages
+
+    import torch
+    import yaml
+
+    from fedms.config import load
+    from fedms.engines.local import USAGE, handle, peak_memory, read_message, write_message
+    from fedms.federation.client import ClientHost
+    from fedms.federation.world import open_world
+
+    folder, number, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(1)
+    first = read_message(stdin)
+    if first is None:
+        return
+    host = ClientHost(open_world(load(yaml.safe_load(first))), folder, number, workers)
+    try:
+        while (message := read_message(stdin)) is not None:
+            write_message(stdout, str(peak_memory()).encode() if message == USAGE else handle(host, message))
+    finally:
+        host.close()
+
+
+if __name__ == "__main__":
+    main()

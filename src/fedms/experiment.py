@@ -1,0 +1,226 @@
+"""One experiment: config -> data, backbone, method, engine; the loop over stages; the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fedms.config import Config
+from fedms.data import sources
+from fedms.data.partition import partition
+from fedms.engines.local import LocalEngine
+from fedms.environment import describe_environment
+from fedms.errors import FedmsError
+from fedms.federation.messages import Kind, Task, Update
+from fedms.federation.method import Stage
+from fedms.federation.methods import find
+from fedms.federation.server import Server
+from fedms.federation.world import World, open_world
+from fedms.progress import Observer, Silent
+from fedms.result import make_result
+from fedms.store import RunFolder
+
+
+def run(config: Config, out: Path, observer: Observer | None = None) -> dict[str, Any]:
+    """Run one experiment into the folder `out`; return what its result.json says.
+
+    Raises:
+        ConfigError: the config does not fit the model (exit code 2).
+        FedmsError: data, model or folder are not as needed. Nothing has been written then.
+    """
+    find(config.method)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FedmsError(f"{out}: already there and not empty; name another folder with --out")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        world = open_world(config)
+        folder = RunFolder.create(out, config.to_yaml(), describe_environment(config))
+        with LocalEngine(world, folder.path) as engine:
+            return Experiment(world, folder, engine, observer or Silent()).run()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def describe_partition(config: Config) -> dict[str, Any]:
+    """Who holds what, without loading a model: classes, clients, counts [client][class], splits [client][3]."""
+    find(config.method)
+    dataset = sources.load(config.data, config.seed)
+    parts = partition(dataset, config.partition, config.seed)
+    return {
+        "classes": list(dataset.class_names),
+        "clients": [client.name for client in parts.clients],
+        "counts": parts.counts(dataset.labels, len(dataset.class_names)).tolist(),
+        "splits": [[len(client.train), len(client.validation), len(client.test)] for client in parts.clients],
+    }
+
+
+@dataclass
+class Round:
+    """What one line of metrics.jsonl is made from."""
+
+    stage: str
+    number: int
+    planned: int
+    active_blocks: int
+    cohort: list[str]
+    failures: list[dict[str, str]] = field(default_factory=list)
+    train_loss: float | None = None
+    validation_score: float | None = None
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+    evaluation_bytes: int = 0
+    train_flops: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    def record(self) -> dict[str, Any]:
+        values = {key: value for key, value in vars(self).items() if key not in ("number", "planned", "began")}
+        return {"stage": values.pop("stage"), "round": self.number, "rounds": self.planned, **values, "seconds": self.seconds}
+
+    @property
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self.began, 4)
+
+
+class Experiment:
+    """The loop over stages and rounds."""
+
+    def __init__(self, world: World, folder: RunFolder, engine: LocalEngine, observer: Observer) -> None:
+        self.world = world
+        self.config = world.config
+        self.folder = folder
+        self.engine = engine
+        self.observer = observer
+        self.method = find(self.config.method)
+        self.server = Server(self.config, self.method, world.backbone, list(world.clients))
+        self.records: list[dict[str, Any]] = []
+        self.began = time.perf_counter()
+
+    def run(self) -> dict[str, Any]:
+        """Statistics, all stages, the test; writes result.json."""
+        server, method = self.server, self.method
+        self.observer.begin(self.config, self._facts())
+        first = method.stages[0] if method.stages else None
+        if self._needs_statistics():
+            self._exchange_statistics(first, "backbone")
+        for stage in method.stages:
+            if stage.expert == "global":
+                text = self.config.head.kind in ("text", "text-init")
+                server.start_head(self.world.classes, self.world.class_embeddings if text else None)
+            server.begin(stage)
+            if "gate" in stage.trains and self._gate_reads_statistics() and self.config.gate.features == "global":
+                self._exchange_statistics(stage, "global")
+            for number in range(1, server.rounds(stage) + 1):
+                self._round(stage, number)
+        server.freeze()
+        result = make_result(self.world, method, self._finish(), self.records, self.engine.peak_memory(), self.server)
+        result["seconds"] = round(time.perf_counter() - self.began, 3)
+        self.folder.write_result(result)
+        return result
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "clients": len(self.world.clients),
+            "classes": self.world.classes,
+            "samples": len(self.world.dataset.labels),
+            "blocks": self.world.backbone.depth,
+            "model": self.config.model.name,
+            "workers": self.engine.workers,
+            "plan": [{"stage": stage.name, "rounds": self.server.rounds(stage)} for stage in self.method.stages],
+        }
+
+    # asking clients
+
+    def _ask(self, line: Round, kind: Kind, clients: Sequence[str], stage: Stage | None, evaluation: bool = False, **more: Any) -> list[Update]:
+        """Have a task done by these clients and book what it cost; updates of those that answered."""
+        tasks = self.server.tasks(kind, clients, stage, line.number, **more)
+        sent, received = self.engine.sent, self.engine.received
+        updates = self.engine.run(tasks)
+        sent, received = self.engine.sent - sent, self.engine.received - received
+        if evaluation:
+            line.evaluation_bytes += sent + received
+        else:
+            line.downlink_bytes += sent
+            line.uplink_bytes += received
+            line.train_flops += sum(int(update.metrics.get("flops", 0)) for update in updates)
+        return self._answered(line, tasks, updates)
+
+    def _answered(self, line: Round, tasks: Sequence[Task], updates: Sequence[Update]) -> list[Update]:
+        failed = [update for update in updates if update.failure is not None]
+        for update in failed:
+            line.failures.append({"client": update.client, "kind": "error", "reason": update.failure or ""})
+            self.observer.note(f"{update.client} failed in {line.stage} round {line.number}: {update.failure}")
+        if len(failed) == len(tasks):
+            raise FedmsError(f"no client could do {tasks[0].kind} in stage {line.stage}, round {line.number}: {failed[0].failure}")
+        return [update for update in updates if update.failure is None]
+
+    def _close(self, line: Round) -> None:
+        record = line.record()
+        self.records.append(record)
+        self.folder.checkpoint(*self.server.checkpoint())
+        self.folder.append_metrics(record)
+        self.observer.round_done(record)
+
+    # statistics
+
+    def _gate_reads_statistics(self) -> bool:
+        gate = self.config.gate
+        return self.method.gate == "learned" and gate.objective == "own-or-everyone"
+
+    def _needs_statistics(self) -> bool:
+        """Whether training or prediction stands on sums of the frozen backbone's features; images' base accuracy does too."""
+        head = self.config.head.kind == "statistics" and self.method.has_global
+        gate = self._gate_reads_statistics() and self.config.gate.features == "backbone"
+        return head or gate or self.method.predicts == "statistics" or self.world.backbone.kind == "image"
+
+    def _exchange_statistics(self, stage: Stage | None, features: str) -> None:
+        """Every client sends its sums once; then the discriminant's temperature is chosen on all validation data."""
+        server = self.server
+        only_for_base = not self.method.shares_anything and self.method.predicts != "statistics"
+        line = Round("statistics", 0, 0, len(server.active(stage)), server.clients)
+        updates = self._ask(line, "statistics", server.clients, stage, only_for_base, features=features)
+        discriminant = server.learn_statistics(updates)
+        answers = self._ask(
+            line, "calibrate", server.clients, stage, only_for_base, arrays=discriminant.to_arrays(), features=features
+        )
+        server.calibrate(discriminant, answers)
+        if features == "backbone" and server.discriminant:
+            self.base_means = server.discriminant.means
+        self._close(line)
+
+    # rounds
+
+    def _round(self, stage: Stage, number: int) -> None:
+        server = self.server
+        line = Round(stage.name, number, server.rounds(stage), len(server.active(stage)), server.cohort(stage, number))
+        updates = self._ask(line, "train", line.cohort, stage, arrays=server.shared)
+        weight = sum(update.weight for update in updates)
+        line.train_loss = sum(update.weight * float(update.metrics["loss"]) for update in updates) / weight
+        server.aggregate(stage, updates)
+        last = number == server.rounds(stage)
+        if stage.expert == "local":
+            line.validation_score = sum(u.metrics["correct"] for u in updates) / sum(u.metrics["validated"] for u in updates)
+        elif last or number % self.config.evaluation.every == 0:
+            scored = self._ask(line, "evaluate", server.clients, stage, True, arrays=server.shared)
+            line.validation_score = sum(update.metrics["correct"] for update in scored) / sum(update.weight for update in scored)
+        if not last and server.observe(stage, line.validation_score):
+            self.observer.note(f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now")
+        self._close(line)
+
+    def _finish(self) -> list[Update]:
+        """Every client's final model, tested on its own and on everyone's data."""
+        server = self.server
+        line = Round("end", 0, 0, len(server.active(self.method.stages[-1] if self.method.stages else None)), server.clients)
+        arrays = dict(server.shared)
+        if self.method.gate == "constant":
+            server.choose_weight(self._ask(line, "weigh", server.clients, None, arrays=arrays))
+        if self.world.backbone.kind == "image":
+            arrays |= {"base.means": self.base_means}
+        updates = self._ask(line, "test", server.clients, None, True, arrays=arrays, prior=server.prior)
+        self._close(line)
+        return updates

@@ -1,0 +1,97 @@
+"""Sparsely Activated LoRA: which blocks are active, and when their number grows (FedMS, arXiv 2312.15926).
+
+k blocks are active, taken in an order; top-down by default, since going back costs what the lowest active block costs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedms import config as cfg
+from fedms import seeds
+from fedms.errors import ConfigError
+
+
+class Activation:
+    """The number of active blocks over the rounds of a stage.
+
+    Attributes:
+        active: k.
+    """
+
+    def __init__(self, config: cfg.Activation, depth: int) -> None:
+        self.config = config
+        self.depth = depth
+        self.limit = min(config.maximum or depth, depth)
+        self.active = depth if config.blocks == "all" else config.blocks
+        self.rounds = 0
+        self.queue: list[float] = []
+
+    def blocks(self) -> list[int]:
+        """The active blocks, ascending."""
+        k = self.active
+        return list(range(self.depth - k, self.depth)) if self.config.order == "top-down" else list(range(k))
+
+    def observe(self, score: float | None) -> bool:
+        """Take note of a finished round and its validation score; True where k has grown."""
+        self.rounds += 1
+        if score is not None:
+            self.queue = [*self.queue, score][-self.config.queue :]
+        if self.active >= self.limit or not self._due():
+            return False
+        self.active = min(self.active + self.config.step, self.limit)
+        self.rounds = 0
+        self.queue = []
+        return True
+
+    def _due(self) -> bool:
+        rule = self.config
+        if rule.rule == "every":
+            return self.rounds >= rule.every
+        if rule.rule == "fixed" or self.rounds < rule.min_rounds:
+            return False
+        return self.rounds >= rule.max_rounds or self._plateau()
+
+    def _plateau(self) -> bool:
+        """The queue is full, and its newer half's mean exceeds the older half's by less than epsilon."""
+        if len(self.queue) < self.config.queue:
+            return False
+        half = len(self.queue) // 2
+        older, newer = self.queue[:half], self.queue[-half:]
+        return sum(newer) / half - sum(older) / half < self.config.epsilon
+
+    def state(self) -> dict[str, Any]:
+        return {"active": self.active, "rounds": self.rounds, "queue": self.queue}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.active, self.rounds, self.queue = state["active"], state["rounds"], list(state["queue"])
+
+
+def check_depth(config: cfg.Activation, depth: int, model: str) -> None:
+    """ConfigError where more blocks are named than the backbone has."""
+    named = {"activation.blocks": config.blocks, "activation.maximum": config.maximum}
+    named |= {f"activation.capacity.{i}.blocks": tier.blocks for i, tier in enumerate(config.capacity)}
+    for key, value in named.items():
+        if isinstance(value, int) and value > depth:
+            raise ConfigError(f"{key}: {value} is more than the {depth} blocks of model {model}")
+
+
+def capacities(config: cfg.Activation, clients: list[str], depth: int, seed: int) -> dict[str, int]:
+    """How many blocks each client can train: tiers dealt out by their shares, in an order drawn by the seed."""
+    if not config.capacity:
+        return dict.fromkeys(clients, depth)
+    order = seeds.numpy_generator(seed, "capacity").permutation(len(clients))
+    edges, total = [], 0.0
+    for tier in config.capacity:
+        total += tier.share
+        edges.append(round(total * len(clients)))
+    dealt = {}
+    for place, index in enumerate(order):
+        tier = next(tier for tier, edge in zip(config.capacity, edges, strict=True) if place < edge or edge == edges[-1])
+        dealt[clients[index]] = min(tier.blocks, depth)
+    return dealt
+
+
+def trainable(active: list[int], capacity: int, order: str) -> list[int]:
+    """The blocks that a client of this capacity trains: the first of the order that it can afford."""
+    return active[-capacity:] if order == "top-down" else active[:capacity]

@@ -1,0 +1,57 @@
+"""Pure functions from updates to new shared arrays.
+
+Keys may differ from client to client (blocks, capacities), so weights are normalised per key, over those that trained it;
+what nobody trained stays as it was. Updates are taken in the order of client names, so the order of answers does not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedms.federation.messages import Update
+
+
+def average(shared: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
+    """Weighted mean per key (FedAvg, arXiv 1602.05629)."""
+    new = dict(shared)
+    for name in sorted({name for update in updates for name in update.arrays}):
+        parts = [(update.weight, update.arrays[name]) for update in _ordered(updates) if name in update.arrays]
+        new[name] = _mean(parts).to(parts[0][1].dtype)
+    return new
+
+
+def exact(shared: Mapping[str, Tensor], updates: Sequence[Update], scale: float) -> dict[str, Tensor]:
+    """As `average`, and what averaging A and B apart loses is kept in a frozen residual:
+
+        scale (sum p_n B_n A_n - Bbar Abar) = scale sum p_n (B_n - Bbar)(A_n - Abar)
+
+    (FedEx-LoRA, arXiv 2410.09432). The residual is [out, in] and adds up over the rounds.
+    """
+    new = average(shared, updates)
+    for name in sorted({name for update in updates for name in update.arrays if name.endswith(".lora_A")}):
+        stem = name.removesuffix(".lora_A")
+        A, B = new[name].double(), new[f"{stem}.lora_B"].double()
+        parts = [
+            (update.weight, (update.arrays[f"{stem}.lora_B"].double() - B) @ (update.arrays[name].double() - A))
+            for update in _ordered(updates)
+            if name in update.arrays
+        ]
+        lost = (scale * _mean(parts)).float()
+        before = shared.get(f"{stem}.residual")
+        new[f"{stem}.residual"] = lost if before is None else before + lost
+    return new
+
+
+def _ordered(updates: Sequence[Update]) -> list[Update]:
+    return sorted(updates, key=lambda update: update.client)
+
+
+def _mean(parts: Sequence[tuple[float, Tensor]]) -> Tensor:
+    total = sum(weight for weight, _ in parts)
+    mean = torch.zeros_like(parts[0][1], dtype=torch.float64)
+    for weight, array in parts:
+        mean += (weight / total) * array.double()
+    return mean

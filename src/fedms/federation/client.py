@@ -1,0 +1,314 @@
+"""The client side: from a task to an update. One host serves any number of clients with one backbone.
+
+A client's data and private state are read and written here and nowhere else; what it answers is in the update.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms import seeds
+from fedms.data.features import PrefixCache, Samples
+from fedms.federation.activation import trainable
+from fedms.federation.compute import Compute
+from fedms.federation.method import Stage
+from fedms.federation.methods import find
+from fedms.federation.messages import Task, Update
+from fedms.federation.personal import PRIORS, Judged, Personal, prefixed, strip
+from fedms.federation.training import Loss, network_helps, train_expert, train_gate
+from fedms.federation.world import World
+from fedms.model import expert as experts
+from fedms.model import gate as gates
+from fedms.model.expert import Arrays, Expert
+from fedms.model.mixture import mix
+from fedms.model.statistics import Discriminant, Statistics
+from fedms.store import ClientFolder, write_arrays
+
+RECEIVED, STATE = "received", "state"
+"""Kinds of files a client keeps: what it was sent once, and what it trained and never sends."""
+
+
+class ClientHost:
+    """Handles tasks for any client of the world."""
+
+    def __init__(self, world: World, folder: Path, number: int = 0, workers: int = 1) -> None:
+        self.world = world
+        self.config = world.config
+        self.folder = folder
+        self.method = find(self.config.method)
+        self.scale = self.config.lora.alpha / self.config.lora.rank
+        cache = self.config.cache
+        memory, disk = (budget * 2**20 // workers for budget in (cache.memory_mb, cache.disk_mb))
+        place = folder / "cache" / str(number)
+        self.compute = Compute(world.backbone, PrefixCache(world.backbone, world.inputs, memory, disk, place, cache.enabled))
+
+    def handle(self, task: Task) -> Update:
+        """Do what the task asks."""
+        before = self.compute.flops
+        if sent := _only(task.arrays, "global/") | _only(task.arrays, "discriminant."):
+            self._folder(task).save(RECEIVED, (self._number(task), task.round), self._load(task, RECEIVED) | sent, {})
+        update: Update = getattr(self, f"_{task.kind}")(task)
+        update.metrics["flops"] = self.compute.flops - before
+        return update
+
+    def close(self) -> None:
+        self.compute.cache.close()
+
+    # what a task stands on
+
+    def _folder(self, task: Task) -> ClientFolder:
+        return ClientFolder(self.folder / "clients" / task.client)
+
+    def _number(self, task: Task) -> int:
+        """The place of the task's stage in the method; what comes after all stages counts on."""
+        names = [stage.name for stage in self.method.stages]
+        return names.index(task.stage) if task.stage in names else len(names)
+
+    def _boundary(self, task: Task) -> int:
+        return min(task.settings["active"])
+
+    def _load(self, task: Task, kind: str) -> Arrays:
+        """What the client kept before this round; what it was sent in this round is included."""
+        at = (self._number(task), task.round + (kind == RECEIVED))
+        return self._folder(task).load(kind, at)[0]
+
+    def _personal(self, task: Task, network_kept: bool = True) -> Personal:
+        return Personal(self._kept(task) | self._load(task, STATE) | task.arrays, self.method, self.config, network_kept)
+
+    def _kept(self, task: Task) -> Arrays:
+        """What the client was sent, with the temperature that the server chose since."""
+        kept = self._load(task, RECEIVED)
+        if "temperature" in task.settings:
+            kept["discriminant.temperature"] = torch.tensor([task.settings["temperature"]])
+        return kept
+
+    def _features(self, task: Task, split: str) -> Tensor:
+        """Features that the federation's statistics are about, [n, d]."""
+        role = task.settings["features"]
+        expert = Personal(self._load(task, RECEIVED), self.method, self.config).global_expert if role == "global" else None
+        return self.compute.frozen_outputs(role, expert, self.world.samples(task.client, split), self._boundary(task)).features
+
+    # kinds of tasks
+
+    def _statistics(self, task: Task) -> Update:
+        """Sums of the client's training features."""
+        samples = self.world.samples(task.client, "train")
+        sums = Statistics.of(self._features(task, "train"), samples.labels, self.world.classes)
+        return Update(task.client, sums.to_arrays(self.config.statistics.rank), len(samples))
+
+    def _calibrate(self, task: Task) -> Update:
+        """Log-likelihood of the client's validation labels under the discriminant, at each temperature."""
+        samples = self.world.samples(task.client, "validation")
+        everyone = Discriminant.from_arrays(self._load(task, RECEIVED))
+        likelihood = everyone.log_likelihood(self._features(task, "validation"), samples.labels)
+        return Update(task.client, {"calibrate.log_likelihood": likelihood}, len(samples))
+
+    def _evaluate(self, task: Task) -> Update:
+        """The shared expert on the client's validation data."""
+        samples = self.world.samples(task.client, "validation")
+        expert = self._start(task, self.method.stage(task.stage))
+        logits = self.compute.outputs(expert, samples, self._boundary(task)).logits
+        assert logits is not None
+        return Update(task.client, weight=len(samples), metrics={"correct": int((logits.argmax(1) == samples.labels).sum())})
+
+    def _train(self, task: Task) -> Update:
+        """A round of local training."""
+        stage = self.method.stage(task.stage)
+        samples = self.world.samples(task.client, "train")
+        expert = self._start(task, stage)
+        names = self._trained(task, stage)
+        gate, also, loss = self._start_gate(task, stage, samples)
+        config = self.config.training
+        own_rate = config.local_learning_rate if stage.budget == "local" else None
+        rates = (own_rate or config.learning_rate, own_rate or config.head_learning_rate)
+        order = seeds.numpy_generator(self.config.seed, "batches", stage.budget, task.round, task.client)
+        mean_loss = train_expert(self.compute, expert, names, samples, self._boundary(task), config, order, rates, loss, also)
+        if loss is not None:
+            gate = {name: array.detach() for name, array in gate.items()}
+        elif gate:
+            gate = self._train_gate(task, stage, samples, gate)
+        shared = {name: expert.arrays[name] for name in names if _group(name) in stage.shares}
+        if "gate" in stage.shares:
+            shared |= {name: gate[name] for name in self.shared_gate_names()}
+        private = {name: array for name, array in expert.arrays.items() if _group(name) not in stage.shares}
+        metrics: dict[str, Any] = {"loss": mean_loss}
+        if stage.expert == "local":
+            own = {name: array for name, array in gate.items() if name not in shared} | prefixed(private, "local/")
+            self._folder(task).save(STATE, (self._number(task), task.round), own, {})
+            metrics |= self._validate(task, {**own, **shared})
+        return Update(task.client, shared, len(samples), metrics)
+
+    def _weigh(self, task: Task) -> Update:
+        """Log-likelihood of the client's validation labels under each constant weight."""
+        samples = self.world.samples(task.client, "validation")
+        judged = self._personal(task).judge(self.compute, samples, self._boundary(task))
+        likelihood = [-float(F.nll_loss(judged.log_probabilities(prior), samples.labels, reduction="sum")) for prior in PRIORS]
+        return Update(task.client, {"weigh.log_likelihood": torch.tensor(likelihood)}, len(samples))
+
+    def _test(self, task: Task) -> Update:
+        """The finished personal model on own and everyone's data; the client keeps it."""
+        personal = self._finish(task)
+        boundary, prior = self._boundary(task), task.settings["prior"]
+        metrics: dict[str, Any] = {"samples": len(self.world.samples(task.client, "train")), **personal.facts()}
+        for split in ("validation", "test"):
+            for whose, samples in (("own", self.world.samples(task.client, split)), ("everyone", self.world.everyone[split])):
+                judged = personal.judge(self.compute, samples, boundary)
+                metrics[f"{split}_{whose}"] = judged.accuracy(samples.labels, prior)
+                if self.method.predicts in ("mixture", "statistics"):
+                    metrics[f"{split}_{whose}_frontier"] = [judged.accuracy(samples.labels, at) for at in PRIORS]
+                metrics[f"{split}_{whose}_global_share"] = _global_share(judged, prior)
+        metrics |= self._base(task)
+        return Update(task.client, weight=metrics["samples"], metrics=metrics)
+
+    # parts of training
+
+    def _start(self, task: Task, stage: Stage) -> Expert:
+        """The expert as this round's training finds it: what the client kept, what is shared, and the start of the rest."""
+        active = task.settings["active"]
+        seed, rank = self.config.seed, self.config.lora.rank
+        shared = {name: array for name, array in task.arrays.items() if name.startswith(("block.", "head."))}
+        if stage.expert == "global":
+            start = experts.fresh_lora(self.world.backbone, active, rank, seed)
+            if self.config.head.kind == "text":
+                start |= experts.text_head(self.world.class_embeddings, frozen=True)
+            return Expert(start | shared, self.scale)
+        kept = strip(self._load(task, STATE), "local/")
+        if not kept:
+            sent = strip(self._load(task, RECEIVED), "global/")
+            kept = experts.fresh_lora(self.world.backbone, active, rank, seed, task.client)
+            if not sent:
+                kept |= self._own_head(task)
+            elif self.config.mixture.local_start == "global":
+                kept |= sent
+            else:
+                kept |= _only(sent, "head.")
+        return Expert(kept | shared, self.scale)
+
+    def _own_head(self, task: Task) -> Arrays:
+        """A head from the client's own data alone, of the configured kind."""
+        kind, size = self.config.head.kind, self.world.backbone.feature_size
+        if kind == "linear":
+            return experts.zero_head(self.world.classes, size)
+        if kind in ("text", "text-init"):
+            return experts.text_head(self.world.class_embeddings, frozen=kind == "text")
+        found = {}
+        for split in ("train", "validation"):
+            samples = self.world.samples(task.client, split)
+            found[split] = self.compute.frozen_outputs("backbone", None, samples, self._boundary(task)).features, samples.labels
+        own = Statistics.of(*found["train"], self.world.classes).discriminant(self.config.statistics.shrinkage)
+        return experts.statistics_head(own.calibrated(own.log_likelihood(*found["validation"])))
+
+    def _trained(self, task: Task, stage: Stage) -> list[str]:
+        names: list[str] = []
+        if "lora" in stage.trains:
+            blocks = trainable(task.settings["active"], self.world.capacities[task.client], self.config.activation.order)
+            matrices = "B" if self.config.federation.aggregation == "freeze-a" and "lora" in stage.shares else "AB"
+            names += experts.lora_names(self.world.backbone, blocks, matrices)
+        if "head" in stage.trains:
+            names += experts.head_names(self.config.head.kind)
+        return names
+
+    def shared_gate_names(self) -> tuple[str, ...]:
+        return {"adapter": gates.ADAPTER, "none": (), "all": (*gates.ADAPTER, *gates.NETWORK)}[self.config.gate.share]
+
+    def _start_gate(self, task: Task, stage: Stage, samples: Samples) -> tuple[Arrays, list[tuple[Tensor, float]], Loss | None]:
+        """The gate's arrays; for the objective `likelihood` also what to train jointly, and the mixture's loss."""
+        if "gate" not in stage.trains:
+            return {}, [], None
+        config = self.config.gate
+        gate = gates.fresh_gate(self.world.backbone.feature_size, config.adapter_rank, config.hidden, self.config.seed, task.client)
+        gate |= _only(self._load(task, STATE), "gate.") | _only(task.arrays, "gate.")
+        if config.objective != "likelihood":
+            return gate, [], None
+        gate = {name: array.clone().requires_grad_(True) for name, array in gate.items()}
+        personal = self._personal(task)
+        x = personal.gate_features(self.compute, samples, self._boundary(task))
+        world = self.compute.frozen_outputs("global", personal.global_expert, samples, self._boundary(task)).logits
+        assert world is not None
+
+        def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
+            weight = torch.sigmoid(gates.delta(gate, x[picks]))
+            return F.nll_loss(mix(world[picks], logits, weight, self.config.mixture.on), samples.labels[picks])
+
+        return gate, [(array, config.learning_rate) for array in gate.values()], loss
+
+    def _train_gate(self, task: Task, stage: Stage, samples: Samples, gate: Arrays) -> Arrays:
+        if not self.config.gate.network:
+            return gate
+        personal, x, known = self._own_evidence(task, samples)
+        generator = seeds.torch_generator(self.config.seed, "gate", stage.name, task.round, task.client)
+        return train_gate(gate, x, known, personal.discriminant, personal.evidence, self.config.gate, generator)
+
+    def _own_evidence(self, task: Task, samples: Samples) -> tuple[Personal, Tensor, Tensor]:
+        """The client's model with its own sums, its gate features, and their evidence with each sample left out of the sums."""
+        personal = self._with_own_sums(task, self._personal(task))
+        x = personal.gate_features(self.compute, samples, self._boundary(task))
+        evidence = personal.evidence
+        return personal, x, evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x))
+
+    def _with_own_sums(self, task: Task, personal: Personal) -> Personal:
+        samples = self.world.samples(task.client, "train")
+        role = "backbone" if self.method.predicts == "statistics" else self.config.gate.features
+        expert = personal.global_expert if role == "global" else None
+        x = self.compute.frozen_outputs(role, expert, samples, self._boundary(task)).features
+        own = Statistics.of(x, samples.labels, self.world.classes)
+        arrays = personal.arrays | {"own.counts": own.counts, "own.sums": own.sums}
+        return Personal(arrays, self.method, self.config, personal.network_kept)
+
+    def _validate(self, task: Task, trained: Arrays) -> dict[str, Any]:
+        """The personal model as it now stands on the client's validation data."""
+        samples = self.world.samples(task.client, "validation")
+        personal = Personal(self._kept(task) | trained, self.method, self.config)
+        if "discriminant.means" in personal.arrays:
+            personal = self._with_own_sums(task, personal)
+        judged = personal.judge(self.compute, samples, self._boundary(task))
+        return {"validated": len(samples), "correct": round(judged.accuracy(samples.labels, self.config.gate.prior) * len(samples))}
+
+    # the end
+
+    def _finish(self, task: Task) -> Personal:
+        """The client's final model, written to its folder."""
+        personal = self._personal(task)
+        if self.method.gate == "learned" or self.method.predicts == "statistics":
+            personal = self._with_own_sums(task, personal)
+        if self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone":
+            personal.network_kept = self._keep_network(task, personal)
+        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "active": task.settings["active"]}
+        write_arrays(self._folder(task).path / "model.safetensors", personal.arrays, facts)
+        return personal
+
+    def _keep_network(self, task: Task, personal: Personal) -> bool:
+        """Whether validation says that delta helps; without evidence there is nothing else."""
+        evidence = personal.evidence
+        if evidence is None or "gate.network.out.bias" not in personal.arrays or not self.config.gate.network:
+            return evidence is None
+        samples = self.world.samples(task.client, "validation")
+        x = personal.gate_features(self.compute, samples, self._boundary(task))
+        generator = seeds.torch_generator(self.config.seed, "gate-validation", task.client)
+        return network_helps(personal.arrays, x, evidence.log_ratio(x), personal.discriminant, evidence, generator)
+
+    def _base(self, task: Task) -> dict[str, int]:
+        """How many of the client's test samples the frozen model gets right: nearest class name, or nearest class mean."""
+        samples = self.world.samples(task.client, "test")
+        x = self.compute.frozen_outputs("backbone", None, samples, self._boundary(task)).features
+        references = self.world.class_embeddings if self.world.backbone.kind == "text" else task.arrays["base.means"]
+        nearest = (F.normalize(x, dim=1) @ F.normalize(references, dim=1).T).argmax(1)
+        return {"base_correct": int((nearest == samples.labels).sum()), "base_total": len(samples)}
+
+
+def _global_share(judged: Judged, prior: float) -> float | None:
+    return 1 - float(judged.local_weight(prior).mean()) if judged.predicts == "mixture" else None
+
+
+def _group(name: str) -> str:
+    return "lora" if name.startswith("block.") else "head"
+
+
+def _only(arrays: Arrays, prefix: str) -> Arrays:
+    return {name: array for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,86 @@
+"""Running experts over samples, from the frozen prefix up, and counting what it costs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedms.data.features import PrefixCache, Samples
+from fedms.data.inputs import batches
+from fedms.model import flops
+from fedms.model.backbone import Backbone
+from fedms.model.expert import Expert
+from fedms.model.statistics import normalise
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an expert says of some samples, in their order."""
+
+    features: Tensor
+    """Normalised pooled features, [n, d]"""
+    logits: Tensor | None
+    """[n, C]; None without a head"""
+
+
+class Compute:
+    """The backbone of this process with its cache.
+
+    Attributes:
+        boundary: the lowest active block; below it all is frozen and cached.
+    """
+
+    def __init__(self, backbone: Backbone, cache: PrefixCache) -> None:
+        self.backbone = backbone
+        self.cache = cache
+        self._spent = 0
+        self._kept: dict[tuple[str, str], tuple[str, Outputs]] = {}
+
+    @property
+    def flops(self) -> int:
+        """Operations so far: prefixes, forward and backward passes."""
+        return self._spent + self.cache.flops
+
+    def feature(self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray, trained: list[int] | None = None) -> Tensor:
+        """Pooled features of the samples at `picks`, [len(picks), d]; `trained` are the blocks a loss will go back to."""
+        hidden, mask = self.cache.hidden(samples, boundary, picks)
+        pairs = expert.pairs() if expert else {}
+        self.backbone.attach(pairs)
+        count, tokens = hidden.shape[:2]
+        self._spent += flops.forward(self.backbone, count, tokens, boundary)
+        if pairs:
+            rank = next(iter(pairs.values())).A.shape[0]
+            self._spent += flops.pairs(self.backbone, count, tokens, rank, {block for block, _ in pairs})
+            self._spent += flops.backward(self.backbone, count, tokens, rank, trained or [])
+        return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
+
+    @torch.no_grad()
+    def outputs(self, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
+        """Features and logits of all samples; without an expert, the frozen backbone's features."""
+        features = torch.empty(len(samples), self.backbone.feature_size)
+        for picks in batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH):
+            features[picks] = self.feature(expert, samples, boundary, picks).cpu()
+        return Outputs(normalise(features), expert.logits(features) if expert else None)
+
+    def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
+        """As `outputs`, kept until another expert comes in the same role: for what is frozen over many rounds."""
+        digest = _digest(expert)
+        held = self._kept.get((role, samples.owner))
+        if held is None or held[0] != digest:
+            held = digest, self.outputs(expert, samples, boundary)
+            self._kept[role, samples.owner] = held
+        return held[1]
+
+
+def _digest(expert: Expert | None) -> str:
+    sha = hashlib.sha256()
+    for name, array in sorted(expert.arrays.items() if expert else []):
+        sha.update(name.encode())
+        sha.update(array.detach().cpu().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,69 @@
+"""What travels: a Task from the server to a client, an Update back. Values only, as safetensors bytes.
+
+An `Update` of a client that failed carries no arrays and says why.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_arrays
+from safetensors.torch import save as save_arrays
+from torch import Tensor
+
+from fedms.errors import FedmsError
+
+Kind = Literal["statistics", "calibrate", "train", "evaluate", "weigh", "test"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing the server asks of one client."""
+
+    kind: Kind
+    client: str
+    stage: str
+    round: int
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Plain values: active blocks, temperature, ..."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """One client's answer."""
+
+    client: str
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    weight: float = 0.0
+    """Number of samples it speaks for."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    failure: str | None = None
+    """Why there is no answer, in one line."""
+
+
+def encode(message: Task | Update) -> bytes:
+    """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
+    plain = {key: value for key, value in vars(message).items() if key != "arrays"}
+    arrays = {name: array.detach().cpu().contiguous() for name, array in message.arrays.items()}
+    return save_arrays(arrays, metadata={"fedms": json.dumps(plain)})
+
+
+def decode_task(data: bytes) -> Task:
+    return Task(**_decode(data))
+
+
+def decode_update(data: bytes) -> Update:
+    return Update(**_decode(data))
+
+
+def _decode(data: bytes) -> dict[str, Any]:
+    try:
+        arrays = load_arrays(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return {"arrays": arrays, **json.loads(header["__metadata__"]["fedms"])}
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise FedmsError(f"a message cannot be read: {error}") from None

@@ -1,0 +1,134 @@
+"""What one client predicts with: its experts, its gate, and what it knows of everyone's statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.config import Config
+from fedms.data.features import Samples
+from fedms.federation.compute import Compute
+from fedms.federation.method import Method
+from fedms.model import gate as gates
+from fedms.model.expert import Arrays, Expert
+from fedms.model.mixture import mix
+from fedms.model.statistics import Discriminant, Evidence, Statistics, mixed_prior
+
+PRIORS = tuple(step / 10 for step in range(11))
+"""Where the frontier is measured."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a client's parts say of some samples; predictions at any prior follow without another pass."""
+
+    predicts: str
+    mix_on: str
+    global_logits: Tensor | None = None
+    """[n, C]; for `statistics`, the discriminant's scores without any label prior"""
+    local_logits: Tensor | None = None
+    """[n, C]"""
+    evidence: Tensor | None = None
+    """log r + delta, [n]; None where the weight is a constant"""
+    label_priors: tuple[Tensor, Tensor] | None = None
+    """The client's label counts and everyone's label prior, [C] each; for `statistics`"""
+
+    def local_weight(self, prior: float) -> Tensor:
+        """g_L, [n]"""
+        assert self.local_logits is not None
+        if self.evidence is None:
+            return torch.full((len(self.local_logits),), prior)
+        return gates.local_weight(self.evidence, prior)
+
+    def log_probabilities(self, prior: float) -> Tensor:
+        """[n, C]"""
+        if self.predicts == "mixture":
+            assert self.global_logits is not None and self.local_logits is not None
+            return mix(self.global_logits, self.local_logits, self.local_weight(prior), self.mix_on)
+        logits = self.local_logits if self.predicts == "local" else self.global_logits
+        assert logits is not None
+        if self.label_priors is not None:
+            logits = logits + mixed_prior(*self.label_priors, prior).log()
+        return F.log_softmax(logits, dim=1)
+
+    def accuracy(self, labels: Tensor, prior: float) -> float:
+        return float((self.log_probabilities(prior).argmax(1) == labels).float().mean())
+
+
+class Personal:
+    """One client's parts, as arrays that can be saved and loaded.
+
+    Names: `global/...` and `local/...` for the experts, `gate....`, `discriminant....`, `own.counts`, `own.sums`.
+    """
+
+    def __init__(self, arrays: Mapping[str, Tensor], method: Method, config: Config, network_kept: bool = True) -> None:
+        self.arrays = dict(arrays)
+        self.method = method
+        self.config = config
+        self.network_kept = network_kept
+        scale = config.lora.alpha / config.lora.rank
+        self.experts = {
+            name: Expert(parts, scale) for name in ("global", "local") if (parts := strip(arrays, f"{name}/")) and "head.weight" in parts
+        }
+
+    @property
+    def global_expert(self) -> Expert | None:
+        return self.experts.get("global")
+
+    @property
+    def local_expert(self) -> Expert | None:
+        """The client's own; before it has trained one, the global."""
+        return self.experts.get("local", self.global_expert)
+
+    @property
+    def discriminant(self) -> Discriminant:
+        return Discriminant.from_arrays(self.arrays)
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """How to weigh a sample by statistics; None where the gate has no such evidence."""
+        gate = self.config.gate
+        if self.method.gate != "learned" or gate.objective == "likelihood" or gate.evidence == "none":
+            return None
+        own = Statistics(self.arrays["own.counts"], self.arrays["own.sums"], torch.empty(0))
+        return Evidence(self.discriminant, own, means=gate.evidence == "statistics")
+
+    def gate_features(self, compute: Compute, samples: Samples, boundary: int) -> Tensor:
+        """What the gate reads, [n, d]."""
+        expert = self.global_expert if self.config.gate.features == "global" else None
+        return compute.frozen_outputs(self.config.gate.features, expert, samples, boundary).features
+
+    def judge(self, compute: Compute, samples: Samples, boundary: int) -> Judged:
+        """Run whatever predicts over the samples."""
+        predicts, mix_on = self.method.predicts, self.config.mixture.on
+        if predicts == "statistics":
+            x = compute.frozen_outputs("backbone", None, samples, boundary).features
+            everyone = self.discriminant
+            return Judged(predicts, mix_on, everyone.scores(x), label_priors=(self.arrays["own.counts"].float(), everyone.prior))
+        world = compute.frozen_outputs("global", self.global_expert, samples, boundary).logits if self.global_expert else None
+        own = compute.outputs(self.local_expert, samples, boundary).logits if predicts != "global" else None
+        if predicts != "mixture" or self.method.gate == "constant":
+            return Judged(predicts, mix_on, world, own)
+        x = self.gate_features(compute, samples, boundary)
+        evidence = self.evidence
+        log_ratio = evidence.log_ratio(x) if evidence else torch.zeros(len(x))
+        if self.network_kept:
+            log_ratio = log_ratio + gates.delta(self.arrays, x).detach()
+        return Judged(predicts, mix_on, world, own, log_ratio)
+
+    def facts(self) -> dict[str, Any]:
+        return {"network_kept": self.network_kept}
+
+
+def strip(arrays: Mapping[str, Tensor], prefix: str) -> Arrays:
+    """The arrays under a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def prefixed(arrays: Mapping[str, Tensor], prefix: str) -> Arrays:
+    return {f"{prefix}{name}": array for name, array in arrays.items()}

@@ -1,0 +1,77 @@
+"""What every process of an experiment opens from its config: data, partition, backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedms import seeds
+from fedms.config import Config
+from fedms.data import sources
+from fedms.data.features import Samples
+from fedms.data.inputs import Inputs, class_name_embeddings, inputs_for
+from fedms.data.partition import ClientSplit, Partition, partition
+from fedms.data.sources import Dataset
+from fedms.federation.activation import capacities, check_depth
+from fedms.model import backbone as backbones
+from fedms.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class World:
+    """The same on every process that opens the same config."""
+
+    config: Config
+    dataset: Dataset
+    partition: Partition
+    backbone: Backbone
+    inputs: Inputs
+
+    @property
+    def classes(self) -> int:
+        return len(self.dataset.class_names)
+
+    @cached_property
+    def clients(self) -> dict[str, ClientSplit]:
+        return {client.name: client for client in self.partition.clients}
+
+    @cached_property
+    def capacities(self) -> dict[str, int]:
+        return capacities(self.config.activation, list(self.clients), self.backbone.depth, self.config.seed)
+
+    @cached_property
+    def class_embeddings(self) -> Tensor:
+        """Frozen features of the class names, [C, d]."""
+        return class_name_embeddings(self.dataset.class_names, self.backbone, self.config.model)
+
+    def samples(self, client: str, split: str) -> Samples:
+        """One client's train, validation or test samples."""
+        return self._samples(f"{client}/{split}", getattr(self.clients[client], split))
+
+    @cached_property
+    def everyone(self) -> dict[str, Samples]:
+        """All clients' validation and test samples together, at most `evaluation.everyone` of each."""
+        limit = self.config.evaluation.everyone
+        found = {}
+        for split in ("validation", "test"):
+            rows = np.sort(np.concatenate([getattr(client, split) for client in self.partition.clients]))
+            if limit is not None and limit < len(rows):
+                rows = np.sort(seeds.numpy_generator(self.config.seed, "everyone", split).choice(rows, limit, replace=False))
+            found[split] = self._samples(f"everyone/{split}", rows)
+        return found
+
+    def _samples(self, owner: str, rows: np.ndarray) -> Samples:
+        return Samples(owner, rows, torch.from_numpy(self.dataset.labels[rows]))
+
+
+def open_world(config: Config) -> World:
+    """Load data and model, divide the data. Errors are the user's to mend (FedmsError)."""
+    dataset = sources.load(config.data, config.seed)
+    parts = partition(dataset, config.partition, config.seed)
+    backbone = backbones.load(config.model, config.lora)
+    check_depth(config.activation, backbone.depth, config.model.name)
+    return World(config, dataset, parts, backbone.to_device(config.device), inputs_for(dataset, backbone, config.model))

@@ -1,0 +1,56 @@
+"""The gate: how much this client's local expert counts for a sample.
+
+    g_L(x) = sigmoid(logit(prior) + log r(x) + delta(u(x))),   g_G = 1 - g_L
+
+delta reads the frozen feature u through the gate adapter, adapter(u) = u + U act(D u) with U = 0 at the start, and a small
+private network whose last layer starts at zero. Only the adapter travels (FedMS, arXiv 2312.15926).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms import seeds
+
+ADAPTER = ("gate.adapter.down", "gate.adapter.up")
+NETWORK = ("gate.network.hidden.weight", "gate.network.hidden.bias", "gate.network.out.weight", "gate.network.out.bias")
+
+
+def fresh_gate(size: int, adapter_rank: int, hidden: int, seed: int, client: str) -> dict[str, Tensor]:
+    """A gate for features of this size. The adapter is the same for every client, the network each client's own."""
+
+    def uniform(rows: int, columns: int, *purpose: str) -> Tensor:
+        bound = 1 / math.sqrt(columns)
+        return torch.empty(rows, columns).uniform_(-bound, bound, generator=seeds.torch_generator(seed, "gate", *purpose))
+
+    return {
+        "gate.adapter.down": uniform(adapter_rank, size, "adapter"),
+        "gate.adapter.up": torch.zeros(size, adapter_rank),
+        "gate.network.hidden.weight": uniform(hidden, size, "network", client),
+        "gate.network.hidden.bias": torch.zeros(hidden),
+        "gate.network.out.weight": torch.zeros(1, hidden),
+        "gate.network.out.bias": torch.zeros(1),
+    }
+
+
+def adapt(arrays: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """adapter(u) = u + U act(D u), [n, d] -> [n, d]; the identity while U is zero."""
+    return x + F.linear(F.gelu(F.linear(x, arrays["gate.adapter.down"])), arrays["gate.adapter.up"])
+
+
+def delta(arrays: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """What the learned gate adds to the evidence, [n, d] -> [n]; zero at the start."""
+    hidden = F.gelu(F.linear(adapt(arrays, x), arrays["gate.network.hidden.weight"], arrays["gate.network.hidden.bias"]))
+    return F.linear(hidden, arrays["gate.network.out.weight"], arrays["gate.network.out.bias"])[:, 0]
+
+
+def local_weight(evidence: Tensor, prior: float) -> Tensor:
+    """g_L [n] from log r + delta [n] and the prior; prior 1 is the local expert alone, 0 the global one."""
+    if prior in (0.0, 1.0):
+        return torch.full_like(evidence, prior)
+    return torch.sigmoid(evidence + math.log(prior / (1 - prior)))

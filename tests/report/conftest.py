@@ -1,0 +1,123 @@
+"""A run folder as `fedms run` leaves it, made up but plausible: 12 clients, statistics, a global and a local stage."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedms.report.html import write_report
+
+HOSTILE = "<b>x</b> $\\frac$ [red]&\"'"
+CLASSES = [f"intent {n}" for n in range(17)] + ["price in $ or $$", "<i>音楽</i>", "a class with a name that is far too long to be shown"]
+ENVIRONMENT = {"versions": {"fedms": "0.1.0", "torch": "2.13.0"}, "seed": 0, "cores": 2, "git_commit": None}
+MakeRun = Callable[..., Path]
+
+
+def make_result(clients: int = 12, seed: int = 0) -> dict[str, Any]:
+    """A result.json with every key."""
+    draw = random.Random(seed)
+    names = [HOSTILE, *(f"client-{n:02}" for n in range(1, clients))]
+    counts = [[draw.choice([0, 0, 0, 0, 2, 9, 30]) for _ in CLASSES] for _ in names]
+    per_client = []
+    for name, row in zip(names, counts, strict=True):
+        own = draw.uniform(0.7, 1.0)
+        share = draw.uniform(0.05, 0.5)
+        per_client.append(
+            {
+                "name": name,
+                "samples": sum(row),
+                "accuracy_local": own,
+                "accuracy_global": own - draw.uniform(0.05, 0.3),
+                "gate_global_share": share,
+            }
+        )
+    return {
+        "method": "fedms",
+        "seed": seed,
+        "clients": clients,
+        "rounds": 13,
+        "accuracy_local": 0.88294,
+        "accuracy_local_worst": 0.70512,
+        "accuracy_global": 0.78464,
+        "frontier": [
+            {"prior": p / 10, "accuracy_local": 0.72 + 0.215 * (p / 10) ** 0.4, "accuracy_global": 0.82 - 0.40 * (p / 10) ** 3.5}
+            for p in range(11)
+        ],
+        "accuracy_base": 0.61,
+        "gate_global_share": 0.2468,
+        "trainable_parameters": 49152,
+        "trainable_fraction": 0.00216,
+        "uplink_bytes": 12_345_678,
+        "downlink_bytes": 23_456_789,
+        "evaluation_bytes": 3_400_000,
+        "train_flops": 4.56e12,
+        "seconds": 128.4,
+        "peak_memory_bytes": 812_000_000,
+        "prior": 0.5,
+        "per_client": per_client,
+        "partition": {"classes": CLASSES, "clients": names, "counts": counts},
+    }
+
+
+def make_rounds(clients: int = 12) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    draw = random.Random(1)
+    plan = [("statistics", 0), ("global", 10), ("local", 3), ("end", 0)]
+    out = []
+    for stage, rounds in plan:
+        for at in range(1, rounds + 1) if rounds else [0]:  # an exchange that is no round has number 0
+            still = not rounds
+            out.append(
+                {
+                    "stage": stage,
+                    "round": at,
+                    "rounds": rounds,
+                    "active_blocks": 0 if still else 1 + at // 4 if stage == "global" else 3,
+                    "cohort": [f"client-{n:02}" for n in range(1, min(5, clients))],
+                    "failures": [{"client": HOSTILE, "kind": "error", "reason": "<i>lost</i>"}] if (stage, at) == ("global", 5) else [],
+                    "train_loss": None if still else 1.2 / at + draw.uniform(0, 0.1),
+                    "validation_score": None if still else (0.9 if stage == "local" else 0.6) + 0.02 * at + draw.uniform(-0.02, 0.02),
+                    "uplink_bytes": 900_000,
+                    "downlink_bytes": 0 if still else 1_700_000,
+                    "evaluation_bytes": 240_000,
+                    "train_flops": 3.2e11,
+                    "seconds": draw.uniform(3, 9),
+                }
+            )
+    return out
+
+
+def write_run(folder: Path, clients: int = 12, **changes: Any) -> Path:
+    """Write a run folder; `changes` replace keys of its result."""
+    folder.mkdir()
+    config = {"seed": 0, "method": "fedms", "model": {"name": "minilm"}, "data": {"source": "assistant"}, "note": HOSTILE}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in make_rounds(clients)))
+    (folder / "result.json").write_text(json.dumps({**make_result(clients), **changes}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """A run folder by this name, with these clients and changes to its result."""
+    return lambda name="run", **changes: write_run(tmp_path / name, **changes)
+
+
+@pytest.fixture
+def run_folder(make_run: MakeRun) -> Path:
+    return make_run()
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with its report, for tests that only look."""
+    folder = write_run(tmp_path_factory.mktemp("reported") / "run")
+    write_report(folder)
+    return folder
