@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from fedms.errors import ConfigError, FedmsError
 
 
-
 class _Loader(yaml.SafeLoader):
     """YAML in which `1e-3` is a number, as everybody expects."""
 

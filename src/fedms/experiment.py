@@ -26,8 +26,11 @@ from fedms.result import make_result
 from fedms.store import RunFolder
 
 
-def run(config: Config, out: Path, observer: Observer | None = None) -> dict[str, Any]:
+def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path | None = None) -> dict[str, Any]:
     """Run one experiment into the folder `out`; return what its result.json says.
+
+    `reuse` is the folder of a finished run that differs in nothing but its method: a first stage that both methods
+    declare alike is taken from there, with what it cost, and not trained again.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -42,7 +45,8 @@ def run(config: Config, out: Path, observer: Observer | None = None) -> dict[str
         world = open_world(config)
         folder = RunFolder.create(out, config.to_yaml(), describe_environment(config))
         with LocalEngine(world, folder.path) as engine:
-            return Experiment(world, folder, engine, observer or Silent()).run()
+            experiment = Experiment(world, folder, engine, observer or Silent())
+            return experiment.run(reusable(config, reuse) if reuse else None)
     finally:
         torch.set_num_threads(threads)
 
@@ -58,6 +62,17 @@ def describe_partition(config: Config) -> dict[str, Any]:
         "counts": parts.counts(dataset.labels, len(dataset.class_names)).tolist(),
         "splits": [[len(client.train), len(client.validation), len(client.test)] for client in parts.clients],
     }
+
+
+def reusable(config: Config, path: Path) -> RunFolder:
+    """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
+    folder = RunFolder(path)
+    other = folder.config()
+    stages, others = find(config.method).stages, find(other.method).stages
+    same = other.model_copy(update={"method": config.method}) == config
+    if not same or len(others) != 1 or stages[:1] != others or config.gate.features != "global":
+        raise FedmsError(f"{path}: not a run of this experiment's first stage alone, so it cannot be reused")
+    return folder
 
 
 @dataclass
@@ -99,16 +114,17 @@ class Experiment:
         self.method = find(self.config.method)
         self.server = Server(self.config, self.method, world.backbone, list(world.clients))
         self.records: list[dict[str, Any]] = []
-        self.began = time.perf_counter()
 
-    def run(self) -> dict[str, Any]:
+    def run(self, reuse: RunFolder | None = None) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
         server, method = self.server, self.method
         self.observer.begin(self.config, self._facts())
         first = method.stages[0] if method.stages else None
-        if self._needs_statistics():
+        if reuse:
+            self._take(reuse)
+        elif self._needs_statistics():
             self._exchange_statistics(first, "backbone")
-        for stage in method.stages:
+        for stage in method.stages[1 if reuse else 0 :]:
             if stage.expert == "global":
                 text = self.config.head.kind in ("text", "text-init")
                 server.start_head(self.world.classes, self.world.class_embeddings if text else None)
@@ -117,11 +133,22 @@ class Experiment:
                 self._exchange_statistics(stage, "global")
             for number in range(1, server.rounds(stage) + 1):
                 self._round(stage, number)
+            self.folder.keep_stage(stage.name, *server.checkpoint())
         server.freeze()
         result = make_result(self.world, method, self._finish(), self.records, self.engine.peak_memory(), self.server)
-        result["seconds"] = round(time.perf_counter() - self.began, 3)
         self.folder.write_result(result)
         return result
+
+    def _take(self, reuse: RunFolder) -> None:
+        """The first stage from another run, as if it had been trained here."""
+        self.server.restore(*reuse.stage(self.method.stages[0].name))
+        self.server.delivered.clear()  # these clients have received nothing yet
+        self._note_base()
+        for record in reuse.metrics():
+            if record["stage"] in ("statistics", self.method.stages[0].name):
+                self.records.append(record)
+                self.folder.append_metrics(record)
+                self.observer.round_done(record)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -136,7 +163,9 @@ class Experiment:
 
     # asking clients
 
-    def _ask(self, line: Round, kind: Kind, clients: Sequence[str], stage: Stage | None, evaluation: bool = False, **more: Any) -> list[Update]:
+    def _ask(
+        self, line: Round, kind: Kind, clients: Sequence[str], stage: Stage | None, evaluation: bool = False, **more: Any
+    ) -> list[Update]:
         """Have a task done by these clients and book what it cost; updates of those that answered."""
         tasks = self.server.tasks(kind, clients, stage, line.number, **more)
         sent, received = self.engine.sent, self.engine.received
@@ -185,13 +214,16 @@ class Experiment:
         line = Round("statistics", 0, 0, len(server.active(stage)), server.clients)
         updates = self._ask(line, "statistics", server.clients, stage, only_for_base, features=features)
         discriminant = server.learn_statistics(updates)
-        answers = self._ask(
-            line, "calibrate", server.clients, stage, only_for_base, arrays=discriminant.to_arrays(), features=features
-        )
+        answers = self._ask(line, "calibrate", server.clients, stage, only_for_base, arrays=discriminant.to_arrays(), features=features)
         server.calibrate(discriminant, answers)
-        if features == "backbone" and server.discriminant:
-            self.base_means = server.discriminant.means
+        if features == "backbone":
+            self._note_base()
         self._close(line)
+
+    def _note_base(self) -> None:
+        """Keep the federated class means of frozen features: for images, what the untrained model is judged by."""
+        if self.server.discriminant:
+            self.base_means = self.server.discriminant.means
 
     # rounds
 

@@ -18,7 +18,10 @@ from fedms.model.gate import ADAPTER, NETWORK, fresh_gate
 def make_result(
     world: World, method: Method, updates: Sequence[Update], records: Sequence[dict[str, Any]], peak_memory: int, server: Server
 ) -> dict[str, Any]:
-    """Everything but `seconds`. Accuracies are on test data; `validation` holds the same on validation data, for choosing."""
+    """The result. `seconds` are those of all rounds, statistics and the test.
+
+    Accuracies are on test data; `validation` holds the same on validation data, for choosing.
+    """
     found = sorted(updates, key=lambda update: update.client)
     metrics = [update.metrics for update in found]
     trainable = trainable_parameters(world, method, server)
@@ -37,6 +40,7 @@ def make_result(
         "trainable_parameters": trainable,
         "trainable_fraction": trainable / world.backbone.parameter_count,
         **{key: sum(record[key] for record in records) for key in ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops")},
+        "seconds": round(sum(record["seconds"] for record in records), 3),
         "peak_memory_bytes": peak_memory,
         "validation": _accuracies(metrics, "validation"),
         "per_client": [

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_arrays
 from torch import Tensor
 
+from fedms.config import Config, load
 from fedms.errors import FedmsError
 
 
@@ -134,6 +135,30 @@ class RunFolder:
 
     def checkpoint(self, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         write_arrays(self.path / "server" / "state.safetensors", arrays, meta)
+
+    def keep_stage(self, stage: str, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """The server's state at the end of a stage."""
+        write_arrays(self._stage_path(stage), arrays, meta)
+
+    def stage(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return read_arrays(self._stage_path(stage))
+
+    def _stage_path(self, stage: str) -> Path:
+        return self.path / "server" / f"after-{stage}.safetensors"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.path / "metrics.jsonl"
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except OSError as error:
+            raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise FedmsError(f"{path}: damaged: not JSON lines") from None
+
+    def config(self) -> Config:
+        """The experiment's config, every default filled in."""
+        return load(self.path / "config.yaml")
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_json(self.path / "result.json", result)

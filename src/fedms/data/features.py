@@ -97,7 +97,7 @@ class PrefixCache:
             return entry
         self._drop(samples.owner)
         order = batches(self.inputs.lengths(samples.rows), FILL_BATCH)
-        first, mask = self._compute(samples.rows[order[0]], boundary)
+        first, _ = self._compute(samples.rows[order[0]], boundary)
         lengths = self._lengths(samples, tokens=first.shape[1])
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         made = self._place(samples.owner, boundary, offsets, first.shape[2])

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from fedms.config import Config
 from fedms.errors import FedmsError
@@ -123,7 +123,7 @@ def peak_memory() -> int:
     return used if sys.platform == "darwin" else used * 1024
 
 
-def read_message(stream: BinaryIO) -> bytes | None:
+def read_message(stream: IO[bytes]) -> bytes | None:
     """One length-prefixed message; None at the end."""
     prefix = stream.read(8)
     if len(prefix) < 8:
@@ -133,7 +133,7 @@ def read_message(stream: BinaryIO) -> bytes | None:
     return data if len(data) == size else None
 
 
-def write_message(stream: BinaryIO, data: bytes) -> None:
+def write_message(stream: IO[bytes], data: bytes) -> None:
     stream.write(len(data).to_bytes(8, "little") + data)
     stream.flush()
 
@@ -153,7 +153,7 @@ class _Worker:
         try:
             write_message(self._in, message)
             answer = read_message(self._out)
-        except (BrokenPipeError, OSError):
+        except (OSError, ValueError):  # a dead worker, or a pipe closed under an interrupted run
             answer = None
         if answer is None:
             raise FedmsError(f"a worker process ended with code {self._process.wait(10)}; its last words are above")

@@ -17,9 +17,9 @@ from fedms import seeds
 from fedms.data.features import PrefixCache, Samples
 from fedms.federation.activation import trainable
 from fedms.federation.compute import Compute
+from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
-from fedms.federation.messages import Task, Update
 from fedms.federation.personal import PRIORS, Judged, Personal, prefixed, strip
 from fedms.federation.training import Loss, network_helps, train_expert, train_gate
 from fedms.federation.world import World
@@ -71,7 +71,8 @@ class ClientHost:
         return names.index(task.stage) if task.stage in names else len(names)
 
     def _boundary(self, task: Task) -> int:
-        return min(task.settings["active"])
+        active: list[int] = task.settings["active"]
+        return min(active)
 
     def _load(self, task: Task, kind: str) -> Arrays:
         """What the client kept before this round; what it was sent in this round is included."""

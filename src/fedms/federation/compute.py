@@ -47,7 +47,9 @@ class Compute:
         """Operations so far: prefixes, forward and backward passes."""
         return self._spent + self.cache.flops
 
-    def feature(self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray, trained: list[int] | None = None) -> Tensor:
+    def feature(
+        self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray, trained: list[int] | None = None
+    ) -> Tensor:
         """Pooled features of the samples at `picks`, [len(picks), d]; `trained` are the blocks a loss will go back to."""
         hidden, mask = self.cache.hidden(samples, boundary, picks)
         pairs = expert.pairs() if expert else {}

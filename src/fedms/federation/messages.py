@@ -49,7 +49,8 @@ def encode(message: Task | Update) -> bytes:
     """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
     plain = {key: value for key, value in vars(message).items() if key != "arrays"}
     arrays = {name: array.detach().cpu().contiguous() for name, array in message.arrays.items()}
-    return save_arrays(arrays, metadata={"fedms": json.dumps(plain)})
+    data: bytes = save_arrays(arrays, metadata={"fedms": json.dumps(plain)})
+    return data
 
 
 def decode_task(data: bytes) -> Task:

@@ -14,7 +14,7 @@ from fedms.federation import aggregation
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Method, Stage
-from fedms.federation.personal import PRIORS, prefixed
+from fedms.federation.personal import PRIORS, prefixed, strip
 from fedms.model import expert as experts
 from fedms.model import gate as gates
 from fedms.model.backbone import Backbone
@@ -49,7 +49,9 @@ class Server:
         """Who is asked, drawn anew each round; methods with the same budget ask the same clients."""
         federation = self.config.federation
         size = federation.cohort if stage.budget == "global" else federation.cohort_local or len(self.clients)
-        chosen = seeds.numpy_generator(self.config.seed, "cohort", stage.budget, round_number).choice(len(self.clients), size, replace=False)
+        chosen = seeds.numpy_generator(self.config.seed, "cohort", stage.budget, round_number).choice(
+            len(self.clients), size, replace=False
+        )
         return [self.clients[index] for index in sorted(chosen)]
 
     def rounds(self, stage: Stage) -> int:
@@ -146,6 +148,13 @@ class Server:
         if self.discriminant:
             arrays |= self.discriminant.to_arrays()
         return arrays, {"activation": self.activation.state(), "delivered": sorted(self.delivered), "prior": self.prior}
+
+    def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.shared, self.frozen = strip(arrays, "shared/"), strip(arrays, "frozen/")
+        self.discriminant = Discriminant.from_arrays(arrays) if "discriminant.means" in arrays else None
+        self.activation.restore(meta["activation"])
+        self.delivered, self.prior = set(meta["delivered"]), meta["prior"]
 
 
 def _sum(updates: Sequence[Update], name: str) -> Tensor:

@@ -79,7 +79,7 @@ def train_gate(
         x = torch.cat([own, drawn])
         known = torch.cat([own_evidence, evidence.log_ratio(drawn) if evidence else torch.zeros(len(drawn))])
         target = torch.cat([torch.ones(len(own)), torch.zeros(len(drawn))])
-        for picks in torch.randperm(len(x), generator=generator).split(64):
+        for picks in torch.split(torch.randperm(len(x), generator=generator), 64):
             value = F.binary_cross_entropy_with_logits(known[picks] + gates.delta(leaves, x[picks]), target[picks])
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]

@@ -80,7 +80,8 @@ class Backbone(nn.Module):
         self.model = model
         self.family = family
         self.pooling = pooling if pooling != "auto" else ("mean" if family.kind == "text" else "cls")
-        self.blocks: Any = model.get_submodule(family.blocks)
+        blocks: Any = model.get_submodule(family.blocks)
+        self.blocks: nn.ModuleList = blocks
         self.depth = len(self.blocks)
         self.width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.parameter_count = sum(p.numel() for p in model.parameters())

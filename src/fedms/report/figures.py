@@ -157,7 +157,7 @@ def traffic(run: Run) -> Picture | None:
                 total = scaled(sums[key][-1], "B")
                 axes.plot([at + 0.5 for at in range(len(values))], values, color=colour, linestyle=line, label=f"{label}, {total} in all")
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, loc="upper left", handlelength=2.4)
+        axes.legend(loc="upper left", handlelength=2.4, facecolor=SURFACE, edgecolor="none", framealpha=0.9)
     return Picture(
         "traffic",
         "Traffic",
@@ -304,7 +304,7 @@ def partition_figure(described: Mapping[str, Any]) -> Figure:
         axes.grid(False)
         for side in ("top", "right"):
             axes.spines[side].set_visible(True)
-        _names(axes.set_xticks, classes, 48, rotation=90)
+        _names(axes.set_xticks, classes, 64, rotation=90)
         _names(axes.set_yticks, names, 48)
         axes.set(xlabel=f"classes ({len(classes):,})", ylabel=f"clients ({len(names):,})")
         bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, label="samples (count)")
@@ -330,7 +330,7 @@ def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(WIDTH, 3.0))
     axes = figure.subplots()
     last = stages[-1].last
-    axes.set(xlim=(0.5, last + 0.5), xlabel="round (all stages)", ylabel=ylabel)
+    axes.set(xlim=(0.5, last + 0.5), xlabel="step (a round, or an exchange of statistics)", ylabel=ylabel)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.grid(axis="x", visible=False)
