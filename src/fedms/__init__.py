@@ -1,1 +1,92 @@
-"""fedms: federated fine-tuning of foundation models with a global and a local expert per client, mixed by a gate."""
+"""fedms: federated fine-tuning of foundation models with a global and a local expert per client, mixed by a gate.
+
+The commands' Python face: `run` an experiment, `load` one of its clients and let it predict.
+
+    config = fedms.load_config("examples/assistant.yaml", ["seed=1"])
+    result = fedms.run(config, "runs/first")
+    client = fedms.load("runs/first", "client-00")
+    client.predict(["turn on the kitchen lights"])[0].label
+
+Whatever is heavy is imported when it is first used, so `import fedms` is instant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedms.errors import ConfigError, FedmsError
+
+if TYPE_CHECKING:
+    from fedms.config import Config
+    from fedms.config import load as load_config
+    from fedms.predict import Client, Prediction
+    from fedms.progress import Observer
+
+__all__ = ["Client", "Config", "ConfigError", "FedmsError", "Prediction", "load", "load_config", "run"]
+
+_LATER = {
+    "Client": ("fedms.predict", "Client"),
+    "Config": ("fedms.config", "Config"),
+    "Prediction": ("fedms.predict", "Prediction"),
+    "load_config": ("fedms.config", "load"),
+}
+
+
+def run(
+    config: Config | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    observer: Observer | None = None,
+    reuse: str | Path | None = None,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Run one experiment into a new folder; return what its result.json says.
+
+    Args:
+        config: the experiment: a `Config`, a YAML file, or a mapping of its keys.
+        out: the run folder, which must not hold anything yet.
+        observer: hears of the progress; default: nobody.
+        reuse: a finished run of the same experiment's first stage alone, which is then not trained again.
+        report: write report.html and its figures, too.
+
+    Raises:
+        ConfigError: a wrong key, type, range or combination. Nothing has been written then.
+        FedmsError: data, model or folder are not as needed.
+    """
+    from fedms.config import Config, load
+
+    checked = config if isinstance(config, Config) else load(config)
+
+    from fedms import experiment
+
+    result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse))
+    if report:
+        from fedms.report.html import write_report
+
+        write_report(Path(out))
+    return result
+
+
+def load(run: str | Path, client: str) -> Client:
+    """Open one client of a finished run, ready to predict; the data set is not needed.
+
+    Raises:
+        FedmsError: no finished run is there, it has no such client, or its model cannot be loaded.
+    """
+    from fedms import predict
+
+    return predict.load(run, client)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LATER[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -97,6 +97,8 @@ class Training(Section):
     """AdamW, for the task head."""
     local_learning_rate: float | None = Field(None, gt=0)
     """AdamW, for everything the second stage trains in the expert; default: the two rates above."""
+    balanced: bool = True
+    """Train the global expert on logits plus the client's log label prior (against everyone's), so that label skew does not pull it."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled decay."""
 

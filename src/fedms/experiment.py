@@ -249,10 +249,12 @@ class Experiment:
         server = self.server
         line = Round("end", 0, 0, len(server.active(self.method.stages[-1] if self.method.stages else None)), server.clients)
         arrays = dict(server.shared)
-        if self.method.gate == "constant":
-            server.choose_weight(self._ask(line, "weigh", server.clients, None, arrays=arrays))
+        if self.method.gate == "constant" or self._gate_reads_statistics():
+            server.weigh(self._ask(line, "weigh", server.clients, None, arrays=arrays))
         if self.world.backbone.kind == "image":
             arrays |= {"base.means": self.base_means}
-        updates = self._ask(line, "test", server.clients, None, True, arrays=arrays, prior=server.prior)
+        updates = self._ask(
+            line, "test", server.clients, None, True, arrays=arrays, prior=server.prior, evidence_scale=server.evidence_scale
+        )
         self._close(line)
         return updates

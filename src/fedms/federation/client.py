@@ -5,6 +5,7 @@ A client's data and private state are read and written here and nowhere else; wh
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from fedms.federation.compute import Compute
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
-from fedms.federation.personal import PRIORS, Judged, Personal, prefixed, strip
-from fedms.federation.training import Loss, network_helps, train_expert, train_gate
+from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, prefixed, strip
+from fedms.federation.training import Loss, balanced_cross_entropy, network_helps, train_expert, train_gate
 from fedms.federation.world import World
 from fedms.model import expert as experts
 from fedms.model import gate as gates
@@ -125,12 +126,14 @@ class ClientHost:
         expert = self._start(task, stage)
         names = self._trained(task, stage)
         gate, also, loss = self._start_gate(task, stage, samples)
+        if stage.expert == "global" and self.config.training.balanced:
+            loss = balanced_cross_entropy(samples.labels, self._label_prior(task, samples))
         config = self.config.training
         own_rate = config.local_learning_rate if stage.budget == "local" else None
         rates = (own_rate or config.learning_rate, own_rate or config.head_learning_rate)
         order = seeds.numpy_generator(self.config.seed, "batches", stage.budget, task.round, task.client)
         mean_loss = train_expert(self.compute, expert, names, samples, self._boundary(task), config, order, rates, loss, also)
-        if loss is not None:
+        if also:
             gate = {name: array.detach() for name, array in gate.items()}
         elif gate:
             gate = self._train_gate(task, stage, samples, gate)
@@ -146,15 +149,22 @@ class ClientHost:
         return Update(task.client, shared, len(samples), metrics)
 
     def _weigh(self, task: Task) -> Update:
-        """Log-likelihood of the client's validation labels under each constant weight."""
+        """Log-likelihood of the client's validation labels under each constant weight, or each scale of the evidence."""
         samples = self.world.samples(task.client, "validation")
-        judged = self._personal(task).judge(self.compute, samples, self._boundary(task))
-        likelihood = [-float(F.nll_loss(judged.log_probabilities(prior), samples.labels, reduction="sum")) for prior in PRIORS]
+        judged = self._finished(task).judge(self.compute, samples, self._boundary(task))
+        prior = self.config.gate.prior
+        if self.method.gate == "constant":
+            candidates = [judged.log_probabilities(weight) for weight in PRIORS]
+        else:
+            candidates = [replace(judged, scale=scale).log_probabilities(prior) for scale in SCALES]
+        likelihood = [-float(F.nll_loss(candidate, samples.labels, reduction="sum")) for candidate in candidates]
         return Update(task.client, {"weigh.log_likelihood": torch.tensor(likelihood)}, len(samples))
 
     def _test(self, task: Task) -> Update:
         """The finished personal model on own and everyone's data; the client keeps it."""
-        personal = self._finish(task)
+        personal = self._finished(task)
+        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "active": task.settings["active"]}
+        write_arrays(self._folder(task).path / "model.safetensors", personal.arrays, facts)
         boundary, prior = self._boundary(task), task.settings["prior"]
         metrics: dict[str, Any] = {"samples": len(self.world.samples(task.client, "train")), **personal.facts()}
         for split in ("validation", "test"):
@@ -218,6 +228,13 @@ class ClientHost:
     def shared_gate_names(self) -> tuple[str, ...]:
         return {"adapter": gates.ADAPTER, "none": (), "all": (*gates.ADAPTER, *gates.NETWORK)}[self.config.gate.share]
 
+    def _label_prior(self, task: Task, samples: Samples) -> Tensor:
+        """log p_k(c) - log q(c), smoothed: how much likelier each class is here than everywhere, [C]."""
+        counts = torch.bincount(samples.labels, minlength=self.world.classes).float()
+        uniform = torch.full_like(counts, 1 / len(counts))
+        everyone = self._load(task, RECEIVED).get("discriminant.prior", uniform)
+        return ((counts + everyone) / (counts.sum() + 1)).log() - everyone.log()
+
     def _start_gate(self, task: Task, stage: Stage, samples: Samples) -> tuple[Arrays, list[tuple[Tensor, float]], Loss | None]:
         """The gate's arrays; for the objective `likelihood` also what to train jointly, and the mixture's loss."""
         if "gate" not in stage.trains:
@@ -260,7 +277,7 @@ class ClientHost:
         x = self.compute.frozen_outputs(role, expert, samples, self._boundary(task)).features
         own = Statistics.of(x, samples.labels, self.world.classes)
         arrays = personal.arrays | {"own.counts": own.counts, "own.sums": own.sums}
-        return Personal(arrays, self.method, self.config, personal.network_kept)
+        return Personal(arrays, self.method, self.config, personal.network_kept, personal.evidence_scale)
 
     def _validate(self, task: Task, trained: Arrays) -> dict[str, Any]:
         """The personal model as it now stands on the client's validation data."""
@@ -273,15 +290,14 @@ class ClientHost:
 
     # the end
 
-    def _finish(self, task: Task) -> Personal:
-        """The client's final model, written to its folder."""
+    def _finished(self, task: Task) -> Personal:
+        """The client's final model."""
         personal = self._personal(task)
+        personal.evidence_scale = task.settings.get("evidence_scale", 1.0)
         if self.method.gate == "learned" or self.method.predicts == "statistics":
             personal = self._with_own_sums(task, personal)
         if self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone":
             personal.network_kept = self._keep_network(task, personal)
-        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "active": task.settings["active"]}
-        write_arrays(self._folder(task).path / "model.safetensors", personal.arrays, facts)
         return personal
 
     def _keep_network(self, task: Task, personal: Personal) -> bool:

@@ -21,6 +21,8 @@ from fedms.model.statistics import Discriminant, Evidence, Statistics, mixed_pri
 
 PRIORS = tuple(step / 10 for step in range(11))
 """Where the frontier is measured."""
+SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
+"""Grid from which validation likelihood picks the scale of the gate's evidence."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Judged:
     """[n, C]"""
     evidence: Tensor | None = None
     """log r + delta, [n]; None where the weight is a constant"""
+    scale: float = 1.0
+    """How far the evidence is trusted"""
     label_priors: tuple[Tensor, Tensor] | None = None
     """The client's label counts and everyone's label prior, [C] each; for `statistics`"""
 
@@ -43,7 +47,7 @@ class Judged:
         assert self.local_logits is not None
         if self.evidence is None:
             return torch.full((len(self.local_logits),), prior)
-        return gates.local_weight(self.evidence, prior)
+        return gates.local_weight(self.scale * self.evidence, prior)
 
     def log_probabilities(self, prior: float) -> Tensor:
         """[n, C]"""
@@ -66,11 +70,14 @@ class Personal:
     Names: `global/...` and `local/...` for the experts, `gate....`, `discriminant....`, `own.counts`, `own.sums`.
     """
 
-    def __init__(self, arrays: Mapping[str, Tensor], method: Method, config: Config, network_kept: bool = True) -> None:
+    def __init__(
+        self, arrays: Mapping[str, Tensor], method: Method, config: Config, network_kept: bool = True, evidence_scale: float = 1.0
+    ) -> None:
         self.arrays = dict(arrays)
         self.method = method
         self.config = config
         self.network_kept = network_kept
+        self.evidence_scale = evidence_scale
         scale = config.lora.alpha / config.lora.rank
         self.experts = {
             name: Expert(parts, scale) for name in ("global", "local") if (parts := strip(arrays, f"{name}/")) and "head.weight" in parts
@@ -119,10 +126,11 @@ class Personal:
         log_ratio = evidence.log_ratio(x) if evidence else torch.zeros(len(x))
         if self.network_kept:
             log_ratio = log_ratio + gates.delta(self.arrays, x).detach()
-        return Judged(predicts, mix_on, world, own, log_ratio)
+        return Judged(predicts, mix_on, world, own, log_ratio, self.evidence_scale)
 
     def facts(self) -> dict[str, Any]:
-        return {"network_kept": self.network_kept}
+        """What of the model is not an array."""
+        return {"network_kept": self.network_kept, "evidence_scale": self.evidence_scale}
 
 
 def strip(arrays: Mapping[str, Tensor], prefix: str) -> Arrays:

@@ -14,7 +14,7 @@ from fedms.federation import aggregation
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Method, Stage
-from fedms.federation.personal import PRIORS, prefixed, strip
+from fedms.federation.personal import PRIORS, SCALES, prefixed, strip
 from fedms.model import expert as experts
 from fedms.model import gate as gates
 from fedms.model.backbone import Backbone
@@ -29,6 +29,7 @@ class Server:
         shared: what the present stage averages.
         frozen: the global expert as the first stage left it; empty before.
         prior: how often a client meets its own kind of data, as the mixture will assume.
+        evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
     """
 
     def __init__(self, config: Config, method: Method, backbone: Backbone, clients: Sequence[str]) -> None:
@@ -42,6 +43,7 @@ class Server:
         self.discriminant: Discriminant | None = None
         self.delivered: set[str] = set()
         self.prior = config.gate.prior
+        self.evidence_scale = 1.0
 
     # who and what
 
@@ -138,23 +140,32 @@ class Server:
     def calibrate(self, discriminant: Discriminant, updates: Sequence[Update]) -> None:
         self.discriminant = discriminant.calibrated(_sum(updates, "calibrate.log_likelihood"))
 
-    def choose_weight(self, updates: Sequence[Update]) -> None:
-        """The constant weight with the best likelihood on all clients' validation data."""
-        self.prior = PRIORS[int(_sum(updates, "weigh.log_likelihood").argmax())]
+    def weigh(self, updates: Sequence[Update]) -> None:
+        """The constant weight, or the scale of the evidence, with the best likelihood on all clients' validation data."""
+        best = int(_sum(updates, "weigh.log_likelihood").argmax())
+        if self.method.gate == "constant":
+            self.prior = PRIORS[best]
+        else:
+            self.evidence_scale = SCALES[best]
 
     def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
         """All that is needed to go on."""
         arrays = prefixed(self.shared, "shared/") | prefixed(self.frozen, "frozen/")
         if self.discriminant:
             arrays |= self.discriminant.to_arrays()
-        return arrays, {"activation": self.activation.state(), "delivered": sorted(self.delivered), "prior": self.prior}
+        return arrays, {
+            "activation": self.activation.state(),
+            "delivered": sorted(self.delivered),
+            "prior": self.prior,
+            "evidence_scale": self.evidence_scale,
+        }
 
     def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.shared, self.frozen = strip(arrays, "shared/"), strip(arrays, "frozen/")
         self.discriminant = Discriminant.from_arrays(arrays) if "discriminant.means" in arrays else None
         self.activation.restore(meta["activation"])
-        self.delivered, self.prior = set(meta["delivered"]), meta["prior"]
+        self.delivered, self.prior, self.evidence_scale = set(meta["delivered"]), meta["prior"], meta["evidence_scale"]
 
 
 def _sum(updates: Sequence[Update], name: str) -> Tensor:

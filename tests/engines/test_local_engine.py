@@ -1,0 +1,192 @@
+"""The local engine: in this process or in workers, tasks and updates are the same bytes, and what breaks is one line."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedms.engines import local
+from fedms.engines.local import LocalEngine, handle, read_message, worker_count, write_message
+from fedms.errors import FedmsError
+from fedms.experiment import run
+from fedms.federation.client import ClientHost
+from fedms.federation.messages import Task, encode
+from fedms.federation.methods import METHODS
+from fedms.federation.server import Server
+from fedms.federation.world import open_world
+from fedms.store import RunFolder
+
+NOISE = """
+import os, sys
+sys.addaudithook(lambda event, _: os.write(1, b"noise") if event == "open" and "fedms.federation.client" in sys.modules else None)
+"""
+"""A sitecustomize that writes to standard output, by file number, whenever a file is opened once fedms is there."""
+
+
+@pytest.fixture(autouse=True)
+def quiet_debug(monkeypatch):
+    monkeypatch.delenv("FEDMS_DEBUG", raising=False)
+
+
+@pytest.fixture
+def engine(settings, tmp_path):
+    """An engine of so many workers in its own folder; closed at the end."""
+    opened = []
+
+    def make(workers: int) -> LocalEngine:
+        opened.append(LocalEngine(open_world(settings(f"engine.workers={workers}")), tmp_path / str(workers)))
+        return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
+
+
+def training(engine: LocalEngine, world) -> tuple[list[Task], list[Task]]:
+    """Two rounds' tasks of the first stage."""
+    server = Server(world.config, METHODS["fedms"], world.backbone, list(world.clients))
+    server.start_head(world.classes, None)
+    server.begin(server.method.stages[0])
+    return tuple(server.tasks("train", server.clients, server.method.stages[0], number, arrays=server.shared) for number in (1, 2))
+
+
+# messages between processes
+
+
+def test_messages_follow_each_other_on_a_stream():
+    stream = io.BytesIO()
+    for message in (b"one", b"", b"x" * 70_000):
+        write_message(stream, message)
+    stream.seek(0)
+    assert [read_message(stream) for _ in range(4)] == [b"one", b"", b"x" * 70_000, None]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 8, 12])
+def test_a_stream_that_ends_inside_a_message_gives_none(keep):
+    stream = io.BytesIO()
+    write_message(stream, b"hello")
+    assert read_message(io.BytesIO(stream.getvalue()[:keep])) is None
+
+
+def test_workers_are_as_configured_and_never_more_than_clients(settings, monkeypatch):
+    assert [worker_count(settings(f"engine.workers={n}")) for n in (1, 2, 9)] == [1, 2, 3]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert worker_count(settings()) == 2
+    assert worker_count(settings("device=cuda")) == 1
+
+
+# worker processes
+
+
+def test_workers_answer_the_same_bytes_whatever_is_printed_there(engine, settings, tmp_path, monkeypatch):
+    world = open_world(settings())
+    here = engine(1)
+    rounds = training(here, world)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(NOISE)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        there = engine(2)
+    arrived = []
+    for tasks in rounds:
+        mine, theirs = here.run(tasks), there.run(tasks[::-1], arrived.append)[::-1]
+        assert [update.client for update in theirs] == [task.client for task in tasks]
+        assert [encode(update) for update in mine] == [encode(update) for update in theirs]
+        assert all(update.failure is None for update in mine)
+    assert len(arrived) == 6
+    assert (here.sent, here.received) == (there.sent, there.received)
+    assert here.sent == sum(len(encode(task)) for tasks in rounds for task in tasks)
+    assert there.peak_memory() > here.peak_memory() * 1.5, "the workers' memory counts, too"
+    (failed,) = there.run([Task("dance", "client-0", "global", 1)])
+    assert "_dance" in failed.failure and "\n" not in failed.failure
+    noise = io.StringIO((Path("/proc") / str(there._workers[0]._process.pid) / "environ").read_text())
+    assert str(tmp_path / "site") in noise.read(), "the noise was not there at all"
+
+
+def test_a_killed_worker_is_one_line_and_closing_leaves_no_process(engine, settings):
+    world = open_world(settings())
+    there = engine(2)
+    processes = [worker._process for worker in there._workers]
+    processes[1].kill()
+    tasks, _ = training(there, world)
+    with pytest.raises(FedmsError, match="a worker process ended with code -9") as caught:
+        there.run(tasks)
+    assert "\n" not in str(caught.value)
+    there.close()
+    assert all(process.returncode is not None for process in processes)
+    assert not any(Path(f"/proc/{process.pid}").exists() for process in processes)
+    with pytest.raises(FedmsError):
+        there.run(tasks)
+
+
+# clients that fail
+
+
+@pytest.fixture
+def breaking(monkeypatch):
+    """Have some clients raise in a kind of task."""
+
+    def put(kind: str, *clients: str, error: BaseException | None = None) -> None:
+        good = getattr(ClientHost, f"_{kind}")
+
+        def broken(self, task):
+            if task.client in clients:
+                raise error or RuntimeError("the disk\nis full of sand")
+            return good(self, task)
+
+        monkeypatch.setattr(ClientHost, f"_{kind}", broken)
+
+    return put
+
+
+def test_the_round_goes_on_without_a_client_that_fails(settings, tmp_path, breaking):
+    breaking("train", "client-1")
+    result = run(settings("engine.workers=1"), tmp_path / "run")
+    lines = {(line["stage"], line["round"]): line for line in RunFolder(tmp_path / "run").metrics()}
+    reason = {"client": "client-1", "kind": "error", "reason": "RuntimeError: the disk"}
+    assert lines["global", 1]["failures"] == lines["local", 1]["failures"] == [reason]
+    assert lines["end", 0]["failures"] == []
+    assert len(result["per_client"]) == 3, "it can still use what the others made"
+
+
+def test_a_failed_client_has_no_part_in_the_average(settings, tmp_path, breaking, monkeypatch):
+    breaking("train", "client-1")
+    averaged = []
+    good = local.decode_update
+    monkeypatch.setattr(local, "decode_update", lambda data: averaged.append(good(data)) or averaged[-1])
+    run(settings("engine.workers=1", "method=fedavg-sal", "federation.rounds_global=1"), tmp_path / "run")
+    trained = {update.client: update for update in averaged if "block.2.query.lora_A" in update.arrays}
+    assert trained.keys() == {"client-0", "client-2"}
+    state, _ = RunFolder(tmp_path / "run").stage("global")
+    weights = torch.tensor([update.weight for update in trained.values()])
+    wanted = sum(weight * update.arrays["head.bias"] for weight, update in zip(weights / weights.sum(), trained.values(), strict=True))
+    torch.testing.assert_close(state["shared/head.bias"], wanted)
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("train", "global, round 1"), ("statistics", "statistics, round 0"), ("test", "end, round 0")])
+def test_when_all_fail_the_run_ends_in_one_line(settings, tmp_path, breaking, kind, stage):
+    breaking(kind, "client-0", "client-1", "client-2")
+    with pytest.raises(FedmsError) as caught:
+        run(settings("engine.workers=1", "federation.rounds_global=1", "head.kind=statistics"), tmp_path / "run")
+    assert str(caught.value) == f"no client could do {kind} in stage {stage}: RuntimeError: the disk"
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+@pytest.mark.parametrize("kind", ["statistics", "calibrate", "evaluate", "test"])
+def test_a_client_that_fails_in_anything_else_does_not_end_the_run(settings, tmp_path, breaking, kind):
+    breaking(kind, "client-1")
+    result = run(settings("engine.workers=1", "head.kind=statistics"), tmp_path / "run")
+    failed = [line["failures"] for line in RunFolder(tmp_path / "run").metrics() if line["failures"]]
+    assert failed and all(each["client"] == "client-1" for failures in failed for each in failures)
+    assert len(result["per_client"]) == (2 if kind == "test" else 3)
+
+
+def test_memory_that_runs_out_is_a_failure_of_the_client_and_an_interrupt_is_not(settings, tmp_path, breaking):
+    host = ClientHost(open_world(settings()), tmp_path)
+    breaking("train", "client-0", error=MemoryError())
+    assert b"MemoryError: MemoryError" in handle(host, encode(Task("train", "client-0", "global", 1)))
+    breaking("train", "client-0", error=KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        handle(host, encode(Task("train", "client-0", "global", 1)))

@@ -1,0 +1,118 @@
+"""Loading: what a user can get wrong about a model is one line; only complete safetensors are read."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from fedms import config as cfg
+from fedms.errors import FedmsError
+from fedms.model import backbone as module
+from fedms.model.backbone import FAMILIES, load, locate
+
+
+def refused(name) -> str:
+    with pytest.raises(FedmsError) as caught:
+        load(cfg.Model(name=str(name)), cfg.Lora())
+    message = str(caught.value)
+    assert message.isprintable(), f"more than one line: {message!r}"
+    assert message.startswith(f"model {name}: ")
+    assert caught.value.exit_code == 1
+    return message
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """A copy of the tiny BERT, to be damaged."""
+    return shutil.copytree(checkpoint("bert"), tmp_path / "bert")
+
+
+def test_an_unknown_family_is_named_with_the_known_ones(tmp_path):
+    transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=8).save_pretrained(tmp_path)
+    message = refused(tmp_path)
+    assert "'gpt2'" in message
+    assert all(family in message for family in FAMILIES)
+
+
+def test_a_missing_folder(tmp_path):
+    assert "no such folder" in refused(tmp_path / "nothing")
+
+
+def test_a_folder_without_a_model(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    refused(tmp_path)
+
+
+UNCAUGHT = pytest.mark.xfail(strict=True, reason="huggingface_hub's StrictDataclassFieldValidationError escapes from load")
+DAMAGED = ["", "{", "[]", "{}", '{"model_type": 3}', pytest.param('{"model_type": "bert", "hidden_size": "wide"}', marks=UNCAUGHT)]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_model_config(folder, content):
+    (folder / "config.json").write_text(content)
+    refused(folder)
+
+
+def test_pickled_weights_alone_are_not_read(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    assert "safetensors" in refused(folder)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.5, 0.99])
+def test_truncated_weights(folder, kept):
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: kept if isinstance(kept, int) else int(kept * len(content))])
+    assert "safetensors" in refused(folder)
+
+
+def test_a_missing_weight_is_named(folder):
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    del weights["encoder.layer.1.attention.self.value.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    assert "encoder.layer.1.attention.self.value.weight" in refused(folder)
+
+
+def test_weights_of_another_shape(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    refused(folder)
+
+
+def test_a_checkpoint_with_a_head_and_no_pooler_loads(folder, checkpoint):
+    model = transformers.BertForMaskedLM(transformers.BertConfig.from_pretrained(folder))
+    model.bert.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    shutil.rmtree(folder)
+    model.save_pretrained(folder)
+    ids = torch.arange(4, 12)[None]
+    whole = load(cfg.Model(name=str(checkpoint("bert"))), cfg.Lora())
+    headed = load(cfg.Model(name=str(folder)), cfg.Lora())
+    assert torch.equal(headed.feature(ids, None), whole.feature(ids, None))
+    assert headed.parameter_count == whole.parameter_count
+
+
+def test_half_precision_weights_are_run_in_full(folder):
+    weights = {name: weight.half() for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    backbone = load(cfg.Model(name=str(folder)), cfg.Lora())
+    assert {p.dtype for p in backbone.parameters()} == {torch.float32}
+
+
+@pytest.mark.xfail(strict=True, reason="`~` is taken for a local folder, but never expanded")
+def test_the_home_folder_may_be_written_as_a_tilde(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert load(cfg.Model(name="~/bert"), cfg.Lora()).depth == 3
+
+
+def test_the_embedded_encoder_is_checked_against_its_checksum(monkeypatch):
+    assert locate("minilm").endswith("model")
+    monkeypatch.setattr(module, "MINILM_SHA256", "0" * 64)
+    message = refused("minilm")
+    assert "SHA-256" in message
+    assert "0" * 64 in message

@@ -1,0 +1,194 @@
+"""Files are whole or not there, and nothing that is loaded can run code."""
+
+import ast
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import fedms
+from fedms.config import load
+from fedms.errors import FedmsError
+from fedms.store import ClientFolder, RunFolder, read_arrays, read_json, write_arrays, write_bytes, write_json
+
+
+class PowerCut(BaseException):
+    """Not an Exception, as a KeyboardInterrupt is not."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def arrays(value: float) -> dict[str, torch.Tensor]:
+    return {"a": torch.full((3,), value)}
+
+
+def test_a_write_that_is_interrupted_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "state"
+    write_bytes(path, b"old")
+
+    def cut(_: int) -> None:
+        raise PowerCut
+
+    monkeypatch.setattr(os, "fsync", cut)
+    with pytest.raises(PowerCut):
+        write_bytes(path, b"new, and longer")
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == ["state"]
+
+
+def test_a_write_that_succeeds_replaces_the_file_and_leaves_no_other(tmp_path):
+    for data in (b"old", b"new"):
+        write_bytes(tmp_path / "deep" / "state", data)
+    assert (tmp_path / "deep" / "state").read_bytes() == b"new"
+    assert names(tmp_path / "deep") == ["state"]
+
+
+def test_arrays_and_values_come_back(tmp_path):
+    held = {"a": torch.randn(2, 3), "empty": torch.empty(0), "view": torch.arange(6).reshape(2, 3).T}
+    write_arrays(tmp_path / "x", held, {"active": [1], "prior": 0.1})
+    again, meta = read_arrays(tmp_path / "x")
+    assert meta == {"active": [1], "prior": 0.1}
+    assert again.keys() == held.keys() and all(torch.equal(again[name], held[name]) for name in held)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 20, -1])
+def test_a_truncated_file_is_damaged_in_one_line(tmp_path, keep):
+    path = tmp_path / "state.safetensors"
+    write_arrays(path, arrays(1), {})
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(FedmsError, match=r"state\.safetensors: damaged") as caught:
+        read_arrays(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_or_not_ours_is_one_line(tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(FedmsError, match="there is no such file"):
+        read_arrays(tmp_path / "nowhere")
+    save_file(arrays(1), tmp_path / "foreign")
+    with pytest.raises(FedmsError, match="damaged"):
+        read_arrays(tmp_path / "foreign")
+
+
+def test_json_has_no_nan_and_damage_is_one_line(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": [1, None]})
+    assert read_json(path) == {"a": [1, None]}
+    with pytest.raises(ValueError):
+        write_json(path, float("nan"))
+    path.write_text("{")
+    with pytest.raises(FedmsError, match="not valid JSON"):
+        read_json(path)
+    with pytest.raises(FedmsError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+# what a client keeps
+
+
+@pytest.fixture
+def client(tmp_path) -> ClientFolder:
+    return ClientFolder(tmp_path / "client-0")
+
+
+def value(client: ClientFolder, before: tuple[int, int], kind: str = "state") -> float | None:
+    found = client.load(kind, before)[0]
+    return float(found["a"][0]) if found else None
+
+
+def test_a_client_reads_what_stood_before_the_round(client):
+    for at, number in {(0, 9): 1.0, (0, 10): 2.0}.items():
+        client.save("state", at, arrays(number), {})
+    assert [value(client, at) for at in ((0, 9), (0, 10), (0, 11), (1, 0))] == [None, 1.0, 2.0, 2.0]
+
+
+def test_a_round_done_again_reads_the_same_and_writes_over(client):
+    client.save("state", (0, 1), arrays(1), {})
+    client.save("state", (0, 2), arrays(2), {})
+    assert value(client, (0, 2)) == 1
+    client.save("state", (0, 2), arrays(3), {})
+    assert (value(client, (0, 2)), value(client, (0, 3))) == (1, 3)
+
+
+def test_a_client_keeps_the_newest_version_and_the_one_before(client):
+    for at in ((0, 1), (0, 2), (0, 10), (1, 1)):
+        client.save("state", at, arrays(1), {})
+    assert names(client.path) == ["state-0-10.safetensors", "state-1-1.safetensors"]
+
+
+def test_kinds_are_apart_and_foreign_files_are_left_alone(client):
+    client.save("state", (0, 1), arrays(1), {})
+    client.save("received", (0, 1), arrays(2), {})
+    (client.path / "state-final.safetensors").write_bytes(b"")
+    client.save("state", (0, 2), arrays(3), {})
+    client.save("state", (0, 3), arrays(3), {})
+    assert value(client, (9, 9), "received") == 2
+    assert (client.path / "state-final.safetensors").exists()
+
+
+# the run folder
+
+
+def test_a_run_folder_is_not_made_over_anything(tmp_path):
+    used, file = tmp_path / "used", tmp_path / "file"
+    used.mkdir()
+    (used / "thesis.txt").write_text("mine")
+    file.write_text("mine")
+    for path in (used, file):
+        with pytest.raises(FedmsError, match="already there and not empty; name another folder with --out"):
+            RunFolder.create(path, "", {})
+    assert names(used) == ["thesis.txt"] and file.read_text() == "mine"
+    with pytest.raises(FedmsError, match="cannot be made"):
+        RunFolder.create(file / "below", "", {})
+
+
+def test_a_run_folder_keeps_config_and_lines(tmp_path):
+    config = load({"seed": 7, "gate": {"prior": 0.3}})
+    folder = RunFolder.create(tmp_path / "a" / "run", config.to_yaml(), {"seed": 7})
+    assert names(folder.path) == ["config.yaml", "environment.json"]
+    assert folder.config() == config
+    for number in range(2):
+        folder.append_metrics({"round": number})
+    assert folder.metrics() == [{"round": 0}, {"round": 1}]
+    (folder.path / "metrics.jsonl").write_text('{"round": 0}\n{"rou')
+    with pytest.raises(FedmsError, match=r"metrics\.jsonl: damaged"):
+        folder.metrics()
+
+
+def test_an_empty_folder_will_do(tmp_path):
+    assert names(RunFolder.create(tmp_path, "", {}).path) == ["config.yaml", "environment.json"]
+
+
+# nothing that is loaded can run code
+
+UNSAFE = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+
+
+def unsafe(tree: ast.AST) -> list[str]:
+    """Imports and calls that could run what a file says."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [module for module in modules if module.split(".")[0] in UNSAFE]
+        elif isinstance(node, ast.Call):
+            found += [ast.unparse(node) for word in node.keywords if word.arg in ("allow_pickle", "trust_remote_code")]
+            found += [ast.unparse(node)] if ast.unparse(node.func) in ("torch.load", "eval", "exec", "yaml.unsafe_load") else []
+    return found
+
+
+def test_no_source_file_loads_what_could_run_code():
+    files = sorted(Path(fedms.__file__).parent.rglob("*.py"))
+    assert len(files) > 20
+    assert {path.name: found for path in files if (found := unsafe(ast.parse(path.read_text("utf-8"))))} == {}
+
+
+@pytest.mark.parametrize(
+    "line", ["import pickle", "from pickle import loads", "torch.load(p)", "np.load(p, allow_pickle=True)", "f(trust_remote_code=True)"]
+)
+def test_the_search_for_unsafe_loading_finds_it(line):
+    assert unsafe(ast.parse(line))
