@@ -50,6 +50,8 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="Whose model.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable.")]
 
 
@@ -159,6 +161,51 @@ def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help=
 
 
 @app.command(cls=Command)
+def predict(
+    folder: RunFolder,
+    client: ClientName,
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="TEXT|FILE", help="Texts, .txt files of one text a line, or image files.")
+    ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option("--prior", metavar="P", help="How often the client meets its own kind of data, 0 to 1; default: the run's."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with every class.")] = False,
+) -> None:
+    """Predict with one client's model; without TEXT or FILE, each line of standard input is one."""
+    import fedms
+
+    model = fedms.load(folder, client)
+    samples = _samples(inputs, model.kind)
+    predictions = model.predict(samples, prior)
+    width = max((len(each.label) for each in predictions), default=0)
+    for sample, each in zip(samples, predictions, strict=True):
+        if as_json:
+            import json
+            from dataclasses import asdict
+
+            typer.echo(json.dumps({"input": str(sample), **asdict(each)}, ensure_ascii=False))
+            continue
+        weights = "" if each.local_weight is None else f"  local {each.local_weight:.3f}  global {each.global_weight:.3f}"
+        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {_one_line(sample)}")
+
+
+@app.command(cls=Command)
+def export(
+    folder: RunFolder,
+    client: ClientName,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
+) -> None:
+    """Write one client's experts as PEFT adapters, with their heads and the gate."""
+    import fedms
+    from fedms import export as exporting
+
+    for path in exporting.export(fedms.load(folder, client), to):
+        typer.echo(path)
+
+
+@app.command(cls=Command)
 def methods() -> None:
     """List the methods that can be named in a config."""
     from fedms.federation.methods import METHODS
@@ -168,8 +215,43 @@ def methods() -> None:
         typer.echo(f"{name:<{width}}  {method.summary}" + (f" ({method.paper})" if method.paper else ""))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
+    """What to predict for: the arguments, or the lines of standard input."""
+    if not arguments:
+        given = _lines(sys.stdin.buffer.read(), "standard input")
+        return list(map(Path, given)) if kind == "image" else list(given)
+    if kind == "image":
+        return [Path(each) for each in arguments]
+    return [text for each in arguments for text in _texts(each)]
+
+
+def _texts(argument: str) -> list[str]:
+    """The lines of a .txt file, or the argument itself."""
+    from fedms.errors import FedmsError
+
+    path = Path(argument)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # too long for a file's name: certainly a text
+        is_file = False
+    named = path.suffix.lower() == ".txt" and not argument.split()[1:]
+    if is_file != named:
+        raise FedmsError(f"{path}: is a file, but texts are read from .txt files alone" if is_file else f"{path}: no such file")
+    return _lines(path.read_bytes(), argument) if is_file else [argument]
+
+
+def _lines(data: bytes, where: str) -> list[str]:
+    """The lines that are not blank."""
+    from fedms.errors import FedmsError
+
+    try:
+        return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise FedmsError(f"{where}: not a text in UTF-8 (byte {error.start})") from None
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _width() -> int:

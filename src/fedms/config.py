@@ -7,18 +7,35 @@ touching data or model. A wrong key, type, range or combination raises `ConfigEr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from fedms.errors import ConfigError, FedmsError
 
+LONGEST_SHOWN = 80
+"""Characters of a key or value at most in a message."""
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as everybody expects."""
+    """YAML in which `1e-3` is a number, as everybody expects, no key comes twice, and nothing holds itself."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.deep_construct = True  # refuses what holds itself, which would be built otherwise
+        return super().construct_document(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {_plain(key.value)} comes twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -27,23 +44,24 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(
 class Section(BaseModel):
     """A group of keys. Unknown keys are refused, types are not guessed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Model(Section):
     name: str = "minilm"
-    """`minilm` (the embedded encoder), a Hugging Face hub name, or a local folder. Safetensors only."""
+    """`minilm` (the embedded encoder), a Hugging Face hub name, or a local folder (`~` is your home). Safetensors only."""
     max_length: int = Field(64, ge=4, le=8192)
-    """Longest text in tokens; what is beyond is cut."""
+    """Longest text in tokens; what is beyond is cut. A model that has fewer positions is given no more than it has."""
     image_size: int | None = Field(None, ge=16, le=2048)
-    """Pixels a side; default: what the model's image processor says."""
+    """Pixels a side, a multiple of the model's patches; default: what the model's image processor says."""
     pooling: Literal["auto", "mean", "cls"] = "auto"
     """How block outputs become one feature: `auto` is mean for text, class token for images."""
 
 
 class Data(Section):
     source: str = "assistant"
-    """`assistant` (the embedded corpus), a Hugging Face `datasets` name, a file (CSV, TSV, JSONL, Parquet) or a folder."""
+    """`assistant` (the embedded corpus), a Hugging Face `datasets` name (`name:subset` where it has several), a file (CSV, TSV,
+    JSONL, Parquet) or a folder."""
     text: str | None = None
     """Column with the text; default: found by name (`text`, `sentence`, ...)."""
     image: str | None = None
@@ -70,7 +88,7 @@ class Partition(Section):
     test: float = Field(0.2, gt=0, lt=0.5)
     """Share kept for the test where the source has no test split of its own."""
     min_samples: int = Field(10, ge=3)
-    """Fewest samples a client may hold before splitting; an allocation below it is drawn again."""
+    """Fewest samples beside its test samples that a client may hold, to train and validate; an allocation below it is drawn again."""
 
 
 class Federation(Section):
@@ -93,12 +111,10 @@ class Training(Section):
     """Samples a step."""
     learning_rate: float = Field(1e-3, gt=0)
     """AdamW, for the LoRA matrices."""
-    head_learning_rate: float = Field(1e-3, gt=0)
-    """AdamW, for the task head."""
-    local_learning_rate: float | None = Field(None, gt=0)
-    """AdamW, for everything the second stage trains in the expert; default: the two rates above."""
-    balanced: bool = True
-    """Train the global expert on logits plus the client's log label prior (against everyone's), so that label skew does not pull it."""
+    head_learning_rate: float = Field(1e-4, gt=0)
+    """AdamW, for the task head of the global expert; one that starts from zero wants 2e-3."""
+    local_learning_rate: float = Field(1e-3, gt=0)
+    """AdamW, for LoRA and head of a client's own expert."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled decay."""
 
@@ -134,10 +150,15 @@ class Activation(Section):
     capacity: tuple[Tier, ...] = ()
     """Tiers of clients by the number of blocks they can train; empty: everybody can train all."""
 
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _check_blocks(cls, value: object) -> object:
+        if value != "all" and not (type(value) is int and value >= 1):
+            raise PydanticCustomError("blocks", "should be a whole number of at least 1, or `all`")
+        return value
+
     @model_validator(mode="after")
     def _check(self) -> Activation:
-        if isinstance(self.blocks, int) and self.blocks < 1:
-            raise ValueError("blocks: must be at least 1, or `all`")
         if self.capacity and abs(sum(t.share for t in self.capacity) - 1) > 1e-6:
             raise ValueError("capacity: the shares of the tiers must add up to 1")
         if self.min_rounds > self.max_rounds:
@@ -281,15 +302,12 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    values = _parse(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -297,21 +315,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _parse(text: str, whose: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{whose}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    except RecursionError:
+        raise ConfigError(f"{whose}: not valid YAML: nested too deeply") from None
+    except ValueError as error:  # what is written like a date or a number, but is none
+        raise ConfigError(f"{whose}: not valid YAML: {error}") from None
+
+
 def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
+    option = f"--set {_plain(text)}"
     if not equals or not key:
-        raise ConfigError(f"--set {text}: must be KEY=VALUE, for example seed=1 or model.name=minilm")
-    try:
-        parsed = yaml.load(value, _Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: the value is not valid YAML") from None
+        raise ConfigError(f"{option}: must be KEY=VALUE, for example seed=1 or model.name=minilm")
+    parsed = _parse(value, option)
     out = dict(values)
     node = out
     *parents, last = key.split(".")
     for parent in parents:
         child = node.get(parent)
         if child is not None and not isinstance(child, dict):
-            raise ConfigError(f"--set {text}: {parent} is a value, not a section")
+            raise ConfigError(f"{option}: {_plain(parent)} is a value, not a section")
         node[parent] = dict(child or {})
         node = node[parent]
     node[last] = parsed
@@ -329,7 +358,7 @@ def _lists_to_tuples(value: Any) -> Any:
 def _one_line(error: ValidationError) -> str:
     """The first thing wrong, naming the key and what is allowed."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("literal[", "function-")))
+    key = ".".join(_plain(str(part)) for part in first["loc"])
     kind, message, given = first["type"], first["msg"], first.get("input")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if kind == "extra_forbidden":
@@ -337,7 +366,13 @@ def _one_line(error: ValidationError) -> str:
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
         return f"{key}.{text}{more}" if key else f"{text}{more}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {given!r}{more}"
+    return f"{key}: {message[0].lower()}{message[1:]}, not {_plain(repr(given))}{more}"
+
+
+def _plain(text: str) -> str:
+    """On one line, and not too long to be in one."""
+    line = text if text.isprintable() else repr(text)
+    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from fedms.data.features import PrefixCache, Samples
 from fedms.data.inputs import inputs_for
@@ -87,7 +88,7 @@ class Client:
         if not inputs:
             return []
         judged = self.judge(inputs)
-        found = judged.log_probabilities(prior).exp()
+        found = judged.log_probabilities(prior)
         weights: list[float | None] = [None] * len(inputs)
         if judged.predicts == "mixture":
             weights = judged.local_weight(prior).tolist()
@@ -120,11 +121,13 @@ class Client:
             if not isinstance(each, known):
                 raise FedmsError(f"input {number}: the model reads {self.kind}s, not {type(each).__name__}")
 
-    def _prediction(self, probabilities: torch.Tensor, weight: float | None) -> Prediction:
-        ordered = {self.classes[index]: float(probabilities[index]) for index in probabilities.argsort(descending=True, stable=True)}
-        # argmax as the experiment takes it: of equals the first
-        label = self.classes[int(probabilities.argmax())]
-        return Prediction(label, ordered[label], ordered, weight, None if weight is None else 1 - weight)
+    def _prediction(self, log_probabilities: Tensor, weight: float | None) -> Prediction:
+        # ordered before exp, which can make equal what is not; of equals the first counts, as in the experiment
+        order = log_probabilities.argsort(descending=True, stable=True).tolist()
+        values = log_probabilities.exp().tolist()
+        probabilities = {self.classes[index]: values[index] for index in order}
+        label = self.classes[order[0]]
+        return Prediction(label, probabilities[label], probabilities, weight, None if weight is None else 1 - weight)
 
 
 class Pictures(Sequence[Any]):
@@ -177,10 +180,11 @@ def load(run: str | Path, client: str) -> Client:
     path = folder.client(client).path / "model.safetensors"
     arrays, meta = read_arrays(path)
     try:
-        kept, prior, boundary = bool(meta["network_kept"]), float(meta["prior"]), min(meta["active"])
+        kept, scale = bool(meta["network_kept"]), float(meta.get("evidence_scale", 1.0))
+        prior, boundary = float(meta["prior"]), int(min(meta["active"]))
     except (KeyError, TypeError, ValueError):
         raise FedmsError(f"{path}: damaged: not a client's model") from None
     # a run made on an accelerator can be used without one
     device = config.device if torch.cuda.is_available() else "cpu"
     backbone = backbones.load(config.model, config.lora).to_device(device)
-    return Client(client, classes, Personal(arrays, find(config.method), config, kept), backbone, prior, boundary)
+    return Client(client, classes, Personal(arrays, find(config.method), config, kept, scale), backbone, prior, boundary)

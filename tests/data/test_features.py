@@ -1,11 +1,14 @@
 """The prefix cache: the same values wherever they rest, whoever else is there, and nothing left behind."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from fedms import config as cfg
-from fedms.data.features import FILL_BATCH, FLOAT_BYTES, PrefixCache, Samples
+from fedms.data.features import FILL_BATCH, FLOAT_BYTES, PrefixCache, Samples, _allocate
 from fedms.data.inputs import TextInputs
 from fedms.model import flops
 from fedms.model.backbone import load
@@ -150,11 +153,54 @@ def test_the_prefix_is_computed_once_and_counted(make, backbone, inputs, memory)
     assert cache.flops == flops.forward(backbone, FILL_BATCH, longest, 0, 2)
 
 
-@pytest.mark.xfail(strict=True, reason="each call first computes a whole filling batch, only to find that there is no room for it")
 def test_beyond_the_budget_only_what_is_asked_for_is_computed(make, backbone, inputs):
     cache, owned = make(0, 0), samples()
     hidden, _ = cache.hidden(owned, 2, PICKS)
     assert cache.flops == flops.forward(backbone, len(PICKS), hidden.shape[1], 0, 2)
+
+
+def test_that_an_owner_has_no_room_is_decided_once_and_said_in_one_line(make, caplog):
+    cache = make(0, 0)
+    first = cache.hidden(samples(), 2, PICKS)
+    cache.memory = AMPLE
+    same_where_real(cache.hidden(samples(), 2, PICKS), first, tolerance=0)
+    spent = cache.flops
+    cache.hidden(samples(), 1, PICKS)
+    assert cache.flops > spent
+    cache.memory = 0
+    cache.hidden(samples("client-2/test", 30), 2, np.arange(3))
+    assert [record.getMessage().startswith("prefix cache: no room for client-1/train") for record in caplog.records] == [True]
+    assert caplog.records[0].getMessage().isprintable()
+    cache.close()
+    cache.memory = AMPLE
+    cache.hidden(samples(), 2, PICKS)
+    spent = cache.flops
+    cache.hidden(samples(), 2, PICKS)
+    assert cache.flops == spent, "a closed cache starts anew"
+
+
+def test_a_full_disk_is_no_room(make, backbone, inputs, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    cache = make(memory=0)
+    same_where_real(cache.hidden(samples(), 2, PICKS), direct(backbone, inputs, samples().rows[PICKS], 2), tolerance=0)
+    assert files(cache) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
+def test_the_file_has_its_bytes_on_the_disk_before_anything_is_written(tmp_path):
+    _allocate(tmp_path / "some.f32", 2**20)
+    assert (tmp_path / "some.f32").stat().st_blocks * 512 >= 2**20
+
+
+@pytest.mark.parametrize("memory", [0, AMPLE])
+def test_no_samples_are_one_clear_error(make, memory):
+    nothing = np.arange(0)
+    for owned in (samples(count=0), samples()):
+        with pytest.raises(ValueError, match="client-1/train: no samples"):
+            make(memory, memory).hidden(owned, 2, nothing)
 
 
 @pytest.mark.parametrize("memory", [0, AMPLE])
@@ -211,9 +257,10 @@ def test_images_are_cached_by_their_patches(checkpoint, tmp_path):
             return pixels[rows], None
 
     owned = Samples("client-1/train", np.arange(70), torch.zeros(70, dtype=torch.long))
-    for memory in (0, AMPLE):
-        cache = PrefixCache(backbone, Pixels(), memory, AMPLE, tmp_path / "cache")
+    for memory, disk, computed in ((0, AMPLE, 70), (AMPLE, AMPLE, 70), (0, 0, 2)):
+        cache = PrefixCache(backbone, Pixels(), memory, disk, tmp_path / "cache")
         hidden, mask = cache.hidden(owned, 1, np.array([69, 3]))
         assert mask is None
         assert hidden.shape == (2, 17, 32)
+        assert cache.flops == flops.forward(backbone, computed, 17, 0, 1)
         same_where_real((hidden, mask), direct(backbone, Pixels(), np.array([69, 3]), 1))

@@ -144,7 +144,12 @@ def asked(server: Server, host: ClientHost, number: int) -> tuple[list[Task], li
 @pytest.mark.parametrize(("order", "active"), [("top-down", [{2}, {1, 2}, {0, 1, 2}]), ("bottom-up", [{0}, {0, 1}, {0, 1, 2}])])
 def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order, active):
     world = opened(
-        "method=fedavg-sal", "head.kind=linear", "activation.rule=every", "activation.every=1", f"activation.order={order}", "cache.enabled=false"
+        "method=fedavg-sal",
+        "head.kind=linear",
+        "activation.rule=every",
+        "activation.every=1",
+        f"activation.order={order}",
+        "cache.enabled=false",
     )
     server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients))
     server.start_head(world.classes, None)

@@ -150,7 +150,9 @@ def test_a_residual_goes_out_as_a_higher_rank(backbone, checkpoint, tmp_path, ge
 def test_adapters_that_peft_wrote_are_read(backbone, checkpoint, tmp_path, generator, more):
     """Of another scale and rank, layers named its own way."""
     peft = pytest.importorskip("peft")
-    given = peft.LoraConfig(r=3, lora_alpha=5, target_modules=["query", "value"], layers_to_transform=[0, 1], layers_pattern="layer", **more)
+    given = peft.LoraConfig(
+        r=3, lora_alpha=5, target_modules=["query", "value"], layers_to_transform=[0, 1], layers_pattern="layer", **more
+    )
     model = peft.get_peft_model(transformers.AutoModel.from_pretrained(checkpoint("bert")), given).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -194,8 +196,14 @@ def edit_tensors(folder, **values):
         (lambda f: (f / WEIGHTS).unlink(), "cannot be read"),
         (lambda f: (f / WEIGHTS).write_bytes(b"\x00" * 9), "damaged"),
         (lambda f: edit_tensors(f, put=lambda t: t[:, :3].contiguous()), "misshapen"),
-        (lambda f: save_file({"base_model.model.encoder.layer.0.attention.self.key.lora_A.weight": torch.zeros(4, 32)}, f / WEIGHTS), "targets"),
-        (lambda f: save_file({"base_model.model.encoder.layer.0.attention.self.query.lora_A.weight": torch.zeros(4, 32)}, f / WEIGHTS), "incomplete"),
+        (
+            lambda f: save_file({"base_model.model.encoder.layer.0.attention.self.key.lora_A.weight": torch.zeros(4, 32)}, f / WEIGHTS),
+            "targets",
+        ),
+        (
+            lambda f: save_file({"base_model.model.encoder.layer.0.attention.self.query.lora_A.weight": torch.zeros(4, 32)}, f / WEIGHTS),
+            "incomplete",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_one_line(backbone, tmp_path, generator, damage, message):

@@ -2,11 +2,14 @@
 
 Kept unpadded, in memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
 themselves alone, since floating point depends on what else is in the batch: so a client's values are the same on any
-worker and in any order.
+worker and in any order. Only what found no room is computed batch by batch; which samples these are depends on who shares the
+budget, so a warning says that the last bits then depend on the number of workers.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,8 @@ from fedms.model.backbone import Backbone, attention_mask
 
 FILL_BATCH = 64
 FLOAT_BYTES = 4
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,13 @@ class PrefixCache:
         self.enabled = enabled
         self.flops = 0
         self._entries: dict[str, _Entry] = {}
+        self._without_room: set[str] = set()
+        self._image_tokens: int | None = None
 
     def hidden(self, samples: Samples, boundary: int, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Input of block `boundary` for the samples at positions `picks`, [len(picks), tokens, d], and the mask."""
+        """Input of block `boundary` for the samples at positions `picks` (one at least), [len(picks), tokens, d], and the mask."""
+        if len(picks) == 0:
+            raise ValueError(f"{samples.owner}: no samples were asked for")
         entry = self._entry(samples, boundary) if self.enabled else None
         if entry is None:
             return self._compute(samples.rows[picks], boundary)
@@ -92,32 +101,38 @@ class PrefixCache:
         return hidden, mask
 
     def _entry(self, samples: Samples, boundary: int) -> _Entry | None:
+        if samples.owner in self._without_room:
+            return None
         entry = self._entries.get(samples.owner)
         if entry is not None and entry.boundary == boundary:
             return entry
         self._drop(samples.owner)
-        order = batches(self.inputs.lengths(samples.rows), FILL_BATCH)
-        first, _ = self._compute(samples.rows[order[0]], boundary)
-        lengths = self._lengths(samples, tokens=first.shape[1])
+        lengths = self._lengths(samples.rows)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        made = self._place(samples.owner, boundary, offsets, first.shape[2])
+        made = self._place(samples.owner, boundary, offsets)
         if made is None:
+            self._refuse(samples.owner)
             return None
-        for number, picks in enumerate(order):
-            hidden = first if number == 0 else self._compute(samples.rows[picks], boundary)[0]
+        for picks in batches(lengths, FILL_BATCH):
+            hidden, _ = self._compute(samples.rows[picks], boundary)
             for line, pick in zip(hidden.cpu(), picks, strict=True):
                 made.values[offsets[pick] : offsets[pick + 1]] = line[: lengths[pick]]
         self._entries[samples.owner] = made
         return made
 
-    def _lengths(self, samples: Samples, tokens: int) -> np.ndarray:
-        if self.backbone.kind == "image":
-            return np.full(len(samples), tokens, dtype=np.int64)
-        return self.inputs.lengths(samples.rows)
+    @torch.no_grad()
+    def _lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens to keep of each sample; known before any block runs."""
+        if self.backbone.kind == "text":
+            return self.inputs.lengths(rows)
+        if self._image_tokens is None:  # the same for all images
+            pixels, _ = self.inputs.batch(rows[:1])
+            self._image_tokens = self.backbone.embed(pixels.to(self.backbone.device)).shape[1]
+        return np.full(len(rows), self._image_tokens, dtype=np.int64)
 
-    def _place(self, owner: str, boundary: int, offsets: np.ndarray, width: int) -> _Entry | None:
+    def _place(self, owner: str, boundary: int, offsets: np.ndarray) -> _Entry | None:
         """Room for the values: memory first, then disk, else None."""
-        shape = (int(offsets[-1]), width)
+        shape = (int(offsets[-1]), self.backbone.width)
         size = shape[0] * shape[1] * FLOAT_BYTES
         used = {on_disk: sum(e.bytes for e in self._entries.values() if (e.path is not None) == on_disk) for on_disk in (False, True)}
         if used[False] + size <= self.memory:
@@ -126,7 +141,24 @@ class PrefixCache:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{owner.replace('/', '-')}.f32"
-        return _Entry(boundary, offsets, np.memmap(path, dtype=np.float32, mode="w+", shape=shape), path)
+        try:
+            _allocate(path, size)
+            return _Entry(boundary, offsets, np.memmap(path, dtype=np.float32, mode="r+", shape=shape), path)
+        except OSError:  # less is free than the budget allows
+            path.unlink(missing_ok=True)
+            return None
+
+    def _refuse(self, owner: str) -> None:
+        """For good: whatever the boundary, an owner needs the same room, and the others hold theirs."""
+        if not self._without_room:
+            log.warning(
+                "prefix cache: no room for %s within this process's %d MB of memory and %d MB of disk: "
+                "computed again for every batch, so the last bits of results may depend on engine.workers",
+                owner,
+                self.memory >> 20,
+                self.disk >> 20,
+            )
+        self._without_room.add(owner)
 
     def _drop(self, owner: str) -> None:
         entry = self._entries.pop(owner, None)
@@ -135,4 +167,14 @@ class PrefixCache:
 
     def close(self) -> None:
         self._entries.clear()
+        self._without_room.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _allocate(path: Path, size: int) -> None:
+    """A file whose bytes are there: to write where a sparse one finds the disk full would end the process (SIGBUS)."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fedms import config as cfg
 from fedms.data.sources import Dataset
-from fedms.errors import FedmsError
-from fedms.model.backbone import Backbone, attention_mask, locate
+from fedms.errors import ConfigError, FedmsError
+from fedms.model.backbone import Backbone, attention_mask, first_line, locate
 
 
 class Inputs(Protocol):
@@ -79,18 +79,31 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: cfg.Model) -> Input
 
     Raises:
         FedmsError: text for an image model or the reverse, or no tokenizer or image processor beside the model.
+        ConfigError: an image size that the model cannot cut into patches.
     """
     if dataset.kind != backbone.kind:
         raise FedmsError(f"model {config.name} reads {backbone.kind}, but the data are {dataset.kind}")
     if dataset.kind == "text":
-        return TextInputs(dataset.inputs, _tokenizer(config), config.max_length)
+        return _text_inputs(dataset.inputs, backbone, config)
+    _check_image_size(backbone, config)
     from transformers import AutoImageProcessor
 
     try:
         processor = AutoImageProcessor.from_pretrained(locate(config.name), backend="pil")
     except (OSError, ValueError) as error:
-        raise FedmsError(f"model {config.name}: no image processor: {str(error).splitlines()[0]}") from None
+        raise FedmsError(f"model {config.name}: no image processor: {first_line(error)}") from None
     return ImageInputs(dataset.inputs, processor, config.image_size)
+
+
+def _text_inputs(texts: Sequence[str], backbone: Backbone, config: cfg.Model) -> TextInputs:
+    return TextInputs(texts, _tokenizer(config), min(config.max_length, backbone.positions or config.max_length))
+
+
+def _check_image_size(backbone: Backbone, config: cfg.Model) -> None:
+    model: Any = backbone.model
+    patch = model.config.patch_size
+    if config.image_size is not None and np.any(config.image_size % np.asarray(patch)):
+        raise ConfigError(f"model.image_size: must be a multiple of {patch}, the patches of {config.name}, not {config.image_size}")
 
 
 def _tokenizer(config: cfg.Model) -> Any:
@@ -98,15 +111,18 @@ def _tokenizer(config: cfg.Model) -> Any:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        return AutoTokenizer.from_pretrained(locate(config.name), use_fast=True)
-    except (OSError, ValueError) as error:
-        raise FedmsError(f"model {config.name}: no tokenizer: {str(error).splitlines()[0]}") from None
+        tokenizer = AutoTokenizer.from_pretrained(locate(config.name), use_fast=True)
+    except Exception as error:  # whatever transformers or tokenizers say of a damaged file, the user gets one line
+        raise FedmsError(f"model {config.name}: no tokenizer: {first_line(error)}") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes one without words where no vocabulary is found
+        raise FedmsError(f"model {config.name}: no tokenizer: there is no vocabulary beside the model")
+    return tokenizer
 
 
 @torch.no_grad()
 def class_name_embeddings(class_names: Sequence[str], backbone: Backbone, config: cfg.Model) -> Tensor:
     """The frozen features of the class names as words, [C, d]."""
-    texts = TextInputs([name.replace("_", " ").replace("-", " ") for name in class_names], _tokenizer(config), config.max_length)
+    texts = _text_inputs([name.replace("_", " ").replace("-", " ") for name in class_names], backbone, config)
     backbone.attach({})
     features = []
     for row in range(len(class_names)):  # one by one: a handful, and independent of each other's padding

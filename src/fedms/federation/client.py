@@ -22,7 +22,7 @@ from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, prefixed, strip
-from fedms.federation.training import Loss, balanced_cross_entropy, network_helps, train_expert, train_gate
+from fedms.federation.training import Loss, network_helps, train_expert, train_gate
 from fedms.federation.world import World
 from fedms.model import expert as experts
 from fedms.model import gate as gates
@@ -126,11 +126,11 @@ class ClientHost:
         expert = self._start(task, stage)
         names = self._trained(task, stage)
         gate, also, loss = self._start_gate(task, stage, samples)
-        if stage.expert == "global" and self.config.training.balanced:
-            loss = balanced_cross_entropy(samples.labels, self._label_prior(task, samples))
         config = self.config.training
-        own_rate = config.local_learning_rate if stage.budget == "local" else None
-        rates = (own_rate or config.learning_rate, own_rate or config.head_learning_rate)
+        if stage.expert == "local":
+            rates = (config.local_learning_rate, config.local_learning_rate)
+        else:
+            rates = (config.learning_rate, config.head_learning_rate)
         order = seeds.numpy_generator(self.config.seed, "batches", stage.budget, task.round, task.client)
         mean_loss = train_expert(self.compute, expert, names, samples, self._boundary(task), config, order, rates, loss, also)
         if also:
@@ -152,7 +152,7 @@ class ClientHost:
         """Log-likelihood of the client's validation labels under each constant weight, or each scale of the evidence."""
         samples = self.world.samples(task.client, "validation")
         judged = self._finished(task).judge(self.compute, samples, self._boundary(task))
-        prior = self.config.gate.prior
+        prior = self.config.gate.prior if 0 < self.config.gate.prior < 1 else 0.5  # at 0 and 1 the evidence says nothing
         if self.method.gate == "constant":
             candidates = [judged.log_probabilities(weight) for weight in PRIORS]
         else:
@@ -227,13 +227,6 @@ class ClientHost:
 
     def shared_gate_names(self) -> tuple[str, ...]:
         return {"adapter": gates.ADAPTER, "none": (), "all": (*gates.ADAPTER, *gates.NETWORK)}[self.config.gate.share]
-
-    def _label_prior(self, task: Task, samples: Samples) -> Tensor:
-        """log p_k(c) - log q(c), smoothed: how much likelier each class is here than everywhere, [C]."""
-        counts = torch.bincount(samples.labels, minlength=self.world.classes).float()
-        uniform = torch.full_like(counts, 1 / len(counts))
-        everyone = self._load(task, RECEIVED).get("discriminant.prior", uniform)
-        return ((counts + everyone) / (counts.sum() + 1)).log() - everyone.log()
 
     def _start_gate(self, task: Task, stage: Stage, samples: Samples) -> tuple[Arrays, list[tuple[Tensor, float]], Loss | None]:
         """The gate's arrays; for the objective `likelihood` also what to train jointly, and the mixture's loss."""

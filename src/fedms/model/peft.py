@@ -142,7 +142,7 @@ def _factors(pair: Pair) -> tuple[Tensor, Tensor]:
         return pair.A, pair.B
     exact = pair.residual.double() + pair.scale * (pair.B.double() @ pair.A.double())
     U, S, V = torch.linalg.svd(exact / pair.scale, full_matrices=False)
-    rank = max(1, int((S > NEGLIGIBLE * S[0]).sum()))
+    rank = max(1, int(S.gt(NEGLIGIBLE * S[0]).sum()))
     root = S[:rank].sqrt()
     return (root[:, None] * V[:rank]).float(), (U[:, :rank] * root).float()
 

@@ -1,0 +1,119 @@
+"""What clients send and what it costs: sparse activation saves both, and what is private stays."""
+
+import pytest
+import torch
+
+from fedms.federation.activation import capacities
+from fedms.model.expert import block_of
+from fedms.store import read_arrays
+
+pytestmark = pytest.mark.integration
+
+EVERYBODY = "federation.cohort=4"
+TIERS = "activation.capacity=[{share: 0.25, blocks: 1}, {share: 0.25, blocks: 2}, {share: 0.5, blocks: 3}]"
+ADAPTER = {"gate.adapter.down", "gate.adapter.up"}
+SUMS = {"statistics.counts", "statistics.sums", "statistics.second", "calibrate.log_likelihood", "weigh.log_likelihood"}
+
+
+def test_few_blocks_are_cheap_to_send_and_to_train(finished):
+    rounds = finished("method=fedavg-sal", EVERYBODY, "federation.rounds_global=3").rounds("global")
+    assert [line["active_blocks"] for line in rounds] == [1, 2, 3]
+    for key in ("uplink_bytes", "downlink_bytes", "train_flops"):
+        first, second, third = (line[key] for line in rounds)
+        assert 0 < first < second < third
+    whole = finished("method=fedavg", EVERYBODY, "federation.rounds_global=3").rounds("global")
+    assert [line["active_blocks"] for line in whole] == [3, 3, 3]
+    assert rounds[0]["uplink_bytes"] < 0.6 * whole[0]["uplink_bytes"]
+    assert rounds[0]["train_flops"] < 0.6 * whole[0]["train_flops"]
+    assert rounds[2]["uplink_bytes"] == whole[2]["uplink_bytes"]
+
+
+def test_a_plateau_rule_grows_in_a_run_and_says_so(finished):
+    rule = (
+        "activation.rule=plateau",
+        "activation.queue=2",
+        "activation.epsilon=1",
+        "activation.min_rounds=2",
+        "federation.rounds_global=5",
+    )
+    assert [line["active_blocks"] for line in finished("method=fedavg-sal", *rule).rounds("global")] == [1, 1, 2, 2, 3]
+
+
+def test_a_client_never_sends_a_block_below_its_capacity(perform, tiny, traffic):
+    overrides = (EVERYBODY, TIERS, "federation.rounds_global=4")
+    perform(*overrides)
+    config = tiny(*overrides)
+    allowed = capacities(config.activation, [f"client-{number}" for number in range(4)], 3, config.seed)
+    assert sorted(allowed.values()) == [1, 2, 3, 3]
+    deepest: dict[str, int] = {}
+    for update in traffic.updates("train", "global"):
+        lowest = min(block for name in update.arrays if (block := block_of(name)) is not None)
+        deepest[update.client] = max(deepest.get(update.client, 0), 3 - lowest)
+    assert deepest == allowed
+
+
+def test_the_local_expert_and_the_gate_network_never_leave_the_client(perform, traffic):
+    run = perform(TIERS)
+    assert {name for update in traffic.updates("train", "local") for name in update.arrays} == ADAPTER
+    blocks = {name for update in traffic.updates("train", "global") for name in update.arrays}
+    assert all(name.startswith(("block.", "head.")) for name in blocks)
+    others = {name for update in traffic.updates() for name in update.arrays} - blocks - ADAPTER
+    assert others <= SUMS
+    sent = {array.numpy().tobytes() for update in traffic.updates() for array in update.arrays.values()}
+    private = 0
+    for path in (run.folder / "clients").rglob("*.safetensors"):
+        for name, array in read_arrays(path)[0].items():
+            if name.startswith(("local/block.", "local/head.weight", "local/head.bias", "gate.network.")) and array.unique().numel() > 1:
+                assert array.numpy().tobytes() not in sent, f"{name} was sent under another name"
+                private += 1
+    assert private > 50
+
+
+def test_no_task_carries_what_another_client_keeps(perform, traffic):
+    perform()
+    for task, _ in traffic.exchanges:
+        assert not [name for name in task.arrays if name.startswith(("local/", "gate.network.", "own."))]
+
+
+@pytest.mark.parametrize(
+    ("share", "names"),
+    [
+        ("none", set()),
+        ("adapter", ADAPTER),
+        ("all", ADAPTER | {f"gate.network.{name}" for name in ("hidden.weight", "hidden.bias", "out.weight", "out.bias")}),
+    ],
+)
+def test_of_the_gate_travels_what_is_to_be_shared(perform, traffic, share, names):
+    run = perform(f"gate.share={share}")
+    updates = traffic.updates("train", "local")
+    assert len(updates) == 8 and all(set(update.arrays) == names for update in updates)
+    down = {name for task, _ in traffic.exchanges if (task.kind, task.stage, task.round) == ("train", "local", 2) for name in task.arrays}
+    assert down == names
+    kept = read_arrays(run.folder / "clients" / "client-0" / "model.safetensors")[0]
+    assert kept.keys() >= ADAPTER and "gate.network.out.weight" in kept
+
+
+def test_the_adapter_that_all_end_with_is_the_mean_of_what_they_sent(perform, traffic):
+    run = perform()
+    last = [update for task, update in traffic.exchanges if (task.kind, task.stage, task.round) == ("train", "local", 2)]
+    weights = torch.tensor([update.weight for update in last])
+    wanted = sum(weight * update.arrays["gate.adapter.up"] for weight, update in zip(weights / weights.sum(), last, strict=True))
+    assert wanted.any()
+    for number in range(4):
+        kept = read_arrays(run.folder / "clients" / f"client-{number}" / "model.safetensors")[0]
+        torch.testing.assert_close(kept["gate.adapter.up"], wanted)
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg-finetune", "mixture-constant"])
+def test_a_stage_that_shares_nothing_sends_nothing(perform, traffic, method):
+    perform(f"method={method}")
+    assert all(not update.arrays for update in traffic.updates("train", "local") + traffic.updates("train", "alone"))
+
+
+def test_freeze_a_sends_no_a_and_exact_sends_the_residual_down(perform, traffic):
+    perform("method=fedavg-sal", "federation.aggregation=freeze-a", EVERYBODY)
+    assert not [name for update in traffic.updates("train") for name in update.arrays if name.endswith(".lora_A")]
+    traffic.messages.clear()
+    perform("method=fedavg-sal", "federation.aggregation=exact", EVERYBODY)
+    assert not [name for update in traffic.updates() for name in update.arrays if name.endswith(".residual")]
+    assert [name for task, _ in traffic.exchanges for name in task.arrays if name.endswith(".residual")]
