@@ -134,6 +134,8 @@ def main() -> None:
     parser.add_argument("example", nargs="?", choices=["assistant", "banking77", "pacs"])
     parser.add_argument("--alpha", type=float)
     parser.add_argument("--data")
+    parser.add_argument("--limit", type=int, help="at most so many samples of each split, drawn by the seed")
+    parser.add_argument("--everyone", type=int, help="test samples for accuracy_global")
     parser.add_argument("--model")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
@@ -141,6 +143,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.example:
         named = {"partition.alpha": given.alpha, "data.source": given.data, "model.name": given.model}
+        named |= {"data.limit": given.limit, "evaluation.everyone": given.everyone}
         overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
         setting = given.example + (f"-alpha{given.alpha}" if given.alpha is not None else "")
         run_all(setting, given.example, overrides, given.methods.split(","), [int(seed) for seed in given.seeds.split(",")])

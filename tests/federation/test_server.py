@@ -127,7 +127,7 @@ def test_a_restored_server_is_the_same(server):
 def test_the_constant_weight_is_the_likeliest_on_all_validation_data(server):
     made = server("mixture-constant")
     peak = [torch.zeros(11).index_fill_(0, torch.tensor([at]), height) for at, height in ((2, 1.0), (7, 3.0), (2, 1.5))]
-    made.choose_weight([Update(f"client-{i}", {"weigh.log_likelihood": array}, 1) for i, array in enumerate(peak)])
+    made.weigh([Update(f"client-{i}", {"weigh.log_likelihood": array}, 1) for i, array in enumerate(peak)])
     assert made.prior == 0.7
 
 
@@ -143,14 +143,8 @@ def asked(server: Server, host: ClientHost, number: int) -> tuple[list[Task], li
 
 @pytest.mark.parametrize(("order", "active"), [("top-down", [{2}, {1, 2}, {0, 1, 2}]), ("bottom-up", [{0}, {0, 1}, {0, 1, 2}])])
 def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order, active):
-    world = opened(
-        "method=fedavg-sal",
-        "head.kind=linear",
-        "activation.rule=every",
-        "activation.every=1",
-        f"activation.order={order}",
-        "cache.enabled=false",
-    )
+    rule = ("activation.rule=every", "activation.every=1", f"activation.order={order}")
+    world = opened("method=fedavg-sal", "head.kind=linear", *rule)
     server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients))
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])

@@ -38,7 +38,7 @@ UNTRAINED_ALONE = pytest.mark.xfail(strict=True, reason="method local: a client 
         ("statistics.rank=4",),
         ("activation.order=bottom-up",),
         ("activation.blocks=all", "activation.rule=fixed"),
-        ("training.balanced=false", "training.weight_decay=0.1", "training.epochs=2"),
+        ("training.weight_decay=0.1", "training.epochs=2"),
         ("lora.targets=[query, key, value, intermediate.dense]",),
         ("partition.rule=column", "partition.column=home"),
         ("partition.rule=equal",),

@@ -14,20 +14,24 @@ SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "i
 WITHIN = 0.05
 
 
-@pytest.fixture(params=["bert", "vit"])
-def case(request):
+def made(family: str, targets: tuple[str, ...] = ()):
     """A backbone and its first hidden states: 32 tokens of text, or 36 + 1 of an image."""
     torch.manual_seed(0)
-    if request.param == "bert":
+    if family == "bert":
         model = transformers.BertModel(transformers.BertConfig(**SIZES, vocab_size=50))
         inputs = torch.randint(0, 50, (BATCH, 32))
     else:
         model = transformers.ViTModel(transformers.ViTConfig(**SIZES, image_size=48, patch_size=8))
         inputs = torch.randn(BATCH, 3, 48, 48)
     model.pooler = None
-    backbone = Backbone(model, FAMILIES[request.param])
+    backbone = Backbone(model, FAMILIES[family], targets)
     with torch.no_grad():
         return backbone, backbone.embed(inputs)
+
+
+@pytest.fixture(params=["bert", "vit"])
+def case(request):
+    return made(request.param)
 
 
 def counted(run) -> int:
@@ -44,20 +48,33 @@ def test_forward(case, start, stop):
     assert flops.forward(backbone, BATCH, hidden.shape[1], start, stop) == pytest.approx(measured, rel=WITHIN)
 
 
-@pytest.mark.parametrize("trained", [[0], [1], [2], [0, 1, 2], [1, 2], [0, 2]])
-def test_forward_with_pairs_and_backward(case, trained):
-    backbone, hidden = case
-    tokens, lowest = hidden.shape[1], min(trained)
+def passes(backbone, hidden, trained) -> tuple[int, int]:
+    """Measured operations of a pass from the lowest trained block to the feature, and of the way back."""
     arrays = fresh_lora(backbone, trained, RANK, 0)
     expert = Expert(arrays, 1.0)
     expert.train(list(arrays))
     backbone.attach(expert.pairs())
     kept = []
-    forward = counted(lambda: kept.append(backbone.pool(backbone.run(hidden, None, lowest), None)))
-    backward = counted(lambda: kept[0].sum().backward())
+    forward = counted(lambda: kept.append(backbone.pool(backbone.run(hidden, None, min(trained)), None)))
+    return forward, counted(lambda: kept[0].sum().backward())
+
+
+@pytest.mark.parametrize("trained", [[0], [1], [2], [0, 1, 2], [1, 2], [0, 2]])
+def test_forward_with_pairs_and_backward(case, trained):
+    backbone, hidden = case
+    tokens, lowest = hidden.shape[1], min(trained)
+    forward, backward = passes(backbone, hidden, trained)
     expected = flops.forward(backbone, BATCH, tokens, lowest) + flops.pairs(backbone, BATCH, tokens, RANK, trained)
     assert expected == pytest.approx(forward, rel=WITHIN)
     assert flops.backward(backbone, BATCH, tokens, RANK, trained) == pytest.approx(backward, rel=WITHIN)
+
+
+@pytest.mark.parametrize("trained", [[2], [0, 2]])
+@pytest.mark.parametrize("targets", [("key",), ("query", "key", "value"), ("attention.output.dense",), ("intermediate.dense",)])
+def test_with_other_targets_the_way_back_is_not_counted_too_low(targets, trained):
+    backbone, hidden = made("bert", targets)
+    _, backward = passes(backbone, hidden, trained)
+    assert backward <= flops.backward(backbone, BATCH, hidden.shape[1], RANK, trained)
 
 
 def test_pairs_alone(case):

@@ -101,9 +101,9 @@ def _text_inputs(texts: Sequence[str], backbone: Backbone, config: cfg.Model) ->
 
 def _check_image_size(backbone: Backbone, config: cfg.Model) -> None:
     model: Any = backbone.model
-    patch = model.config.patch_size
-    if config.image_size is not None and np.any(config.image_size % np.asarray(patch)):
-        raise ConfigError(f"model.image_size: must be a multiple of {patch}, the patches of {config.name}, not {config.image_size}")
+    size, patch = config.image_size, model.config.patch_size  # a number, or [height, width]
+    if size is not None and np.any(size % np.asarray(patch)):
+        raise ConfigError(f"model.image_size: for model {config.name} it must be a multiple of its patches ({patch}), not {size}")
 
 
 def _tokenizer(config: cfg.Model) -> Any:

@@ -117,7 +117,8 @@ class Personal:
             x = compute.frozen_outputs("backbone", None, samples, boundary).features
             everyone = self.discriminant
             return Judged(predicts, mix_on, everyone.scores(x), label_priors=(self.arrays["own.counts"].float(), everyone.prior))
-        world = compute.frozen_outputs("global", self.global_expert, samples, boundary).logits if self.global_expert else None
+        expert = self.global_expert if predicts != "local" else None
+        world = compute.frozen_outputs("global", expert, samples, boundary).logits if expert else None
         own = compute.outputs(self.local_expert, samples, boundary).logits if predicts != "global" else None
         if predicts != "mixture" or self.method.gate == "constant":
             return Judged(predicts, mix_on, world, own)

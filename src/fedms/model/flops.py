@@ -29,7 +29,8 @@ def pairs(backbone: Backbone, samples: int, tokens: int, rank: int, blocks: Coll
 def backward(backbone: Backbone, samples: int, tokens: int, rank: int, trained: Collection[int]) -> int:
     """What a loss at the top costs on its way down to the lowest of the `trained` blocks; nothing where none trains.
 
-    Exact for pairs on query and value, a little too much for pairs elsewhere.
+    Exact for pairs on query and value. For pairs elsewhere too much, never too little: the lowest block counts as if all of
+    it were passed through.
     """
     if not trained:
         return 0

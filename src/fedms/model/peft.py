@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from fedms import config as cfg
@@ -127,7 +127,8 @@ def write_peft(folder: Path, arrays: Mapping[str, Tensor], backbone: Backbone, l
 
 def save_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
     """A safetensors file as other libraries expect it."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(save(plain, metadata={"format": "pt"}))  # save_file would keep it from everyone but the owner
 
 
 def _paths(backbone: Backbone) -> dict[tuple[int, str], str]:
