@@ -257,4 +257,6 @@ class Experiment:
             line, "test", server.clients, None, True, arrays=arrays, prior=server.prior, evidence_scale=server.evidence_scale
         )
         self._close(line)
+        if line.failures:
+            raise FedmsError(f"{line.failures[0]['client']} could not be tested, so there is no result: {line.failures[0]['reason']}")
         return updates

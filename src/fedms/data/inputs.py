@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,6 +107,7 @@ def _check_image_size(backbone: Backbone, config: cfg.Model) -> None:
         raise ConfigError(f"model.image_size: for model {config.name} it must be a multiple of its patches ({patch}), not {size}")
 
 
+@lru_cache(maxsize=4)
 def _tokenizer(config: cfg.Model) -> Any:
     from transformers import AutoTokenizer
 

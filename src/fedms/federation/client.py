@@ -81,7 +81,16 @@ class ClientHost:
         return self._folder(task).load(kind, at)[0]
 
     def _personal(self, task: Task, network_kept: bool = True) -> Personal:
-        return Personal(self._kept(task) | self._load(task, STATE) | task.arrays, self.method, self.config, network_kept)
+        arrays = self._kept(task) | self._load(task, STATE) | _only(task.arrays, "gate.")
+        if self.method.gate == "learned":
+            arrays = self._fresh_gate(task) | arrays
+        if self.method.predicts == "local" and "head.weight" not in strip(arrays, "local/") | strip(arrays, "global/"):
+            arrays |= prefixed(self._start(task, self.method.stages[0]).arrays, "local/")  # never asked: as it would have begun
+        return Personal(arrays, self.method, self.config, network_kept)
+
+    def _fresh_gate(self, task: Task) -> Arrays:
+        gate = self.config.gate
+        return gates.fresh_gate(self.world.backbone.feature_size, gate.adapter_rank, gate.hidden, self.config.seed, task.client)
 
     def _kept(self, task: Task) -> Arrays:
         """What the client was sent, with the temperature that the server chose since."""
@@ -188,7 +197,7 @@ class ClientHost:
             start = experts.fresh_lora(self.world.backbone, active, rank, seed)
             if self.config.head.kind == "text":
                 start |= experts.text_head(self.world.class_embeddings, frozen=True)
-            return Expert(start | shared, self.scale)
+            return self._expert(start | shared)
         kept = strip(self._load(task, STATE), "local/")
         if not kept:
             sent = strip(self._load(task, RECEIVED), "global/")
@@ -199,7 +208,10 @@ class ClientHost:
                 kept |= sent
             else:
                 kept |= _only(sent, "head.")
-        return Expert(kept | shared, self.scale)
+        return self._expert(kept | shared)
+
+    def _expert(self, arrays: Arrays) -> Expert:
+        return Expert(arrays, self.scale).to(self.world.backbone.device)
 
     def _own_head(self, task: Task) -> Arrays:
         """A head from the client's own data alone, of the configured kind."""
@@ -233,8 +245,7 @@ class ClientHost:
         if "gate" not in stage.trains:
             return {}, [], None
         config = self.config.gate
-        gate = gates.fresh_gate(self.world.backbone.feature_size, config.adapter_rank, config.hidden, self.config.seed, task.client)
-        gate |= _only(self._load(task, STATE), "gate.") | _only(task.arrays, "gate.")
+        gate = self._fresh_gate(task) | _only(self._load(task, STATE), "gate.") | _only(task.arrays, "gate.")
         if config.objective != "likelihood":
             return gate, [], None
         gate = {name: array.clone().requires_grad_(True) for name, array in gate.items()}
@@ -245,7 +256,7 @@ class ClientHost:
 
         def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
             weight = torch.sigmoid(gates.delta(gate, x[picks]))
-            return F.nll_loss(mix(world[picks], logits, weight, self.config.mixture.on), samples.labels[picks])
+            return F.nll_loss(mix(world[picks], logits.cpu(), weight, self.config.mixture.on), samples.labels[picks])
 
         return gate, [(array, config.learning_rate) for array in gate.values()], loss
 
@@ -296,7 +307,7 @@ class ClientHost:
     def _keep_network(self, task: Task, personal: Personal) -> bool:
         """Whether validation says that delta helps; without evidence there is nothing else."""
         evidence = personal.evidence
-        if evidence is None or "gate.network.out.bias" not in personal.arrays or not self.config.gate.network:
+        if evidence is None or not self.config.gate.network:
             return evidence is None
         samples = self.world.samples(task.client, "validation")
         x = personal.gate_features(self.compute, samples, self._boundary(task))

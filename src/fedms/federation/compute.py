@@ -64,11 +64,13 @@ class Compute:
 
     @torch.no_grad()
     def outputs(self, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """Features and logits of all samples; without an expert, the frozen backbone's features."""
+        """Features and logits of all samples, on the CPU; without an expert, the frozen backbone's features."""
+        expert = expert.to(self.backbone.device) if expert else None
         features = torch.empty(len(samples), self.backbone.feature_size)
         for picks in batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH):
             features[picks] = self.feature(expert, samples, boundary, picks).cpu()
-        return Outputs(normalise(features), expert.logits(features) if expert else None)
+        logits = expert.logits(features.to(self.backbone.device)).cpu() if expert else None
+        return Outputs(normalise(features), logits)
 
     def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
         """As `outputs`, kept until another expert comes in the same role: for what is frozen over many rounds."""

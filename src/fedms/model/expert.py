@@ -55,6 +55,10 @@ class Expert:
             self.arrays[name] = self.arrays[name].clone().requires_grad_(True)
         return [self.arrays[name] for name in names]
 
+    def to(self, device: torch.device) -> Expert:
+        """The same on another device."""
+        return Expert({name: array.to(device) for name, array in self.arrays.items()}, self.scale)
+
     def detached(self) -> Arrays:
         return {name: array.detach() for name, array in self.arrays.items()}
 
