@@ -22,6 +22,7 @@ from fedms.progress import observer
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 METHODS = ("statistics", "fedavg-sal", "fedms", "mixture-constant", "fedavg", "fedavg-finetune", "sal-fixed", "local")
 FIRST_STAGE = {"fedavg-finetune": "fedavg", "fedms": "fedavg-sal", "mixture-constant": "fedavg-sal"}
 VARIANTS = {"sal-fixed": ("fedavg-sal", ["activation.rule=fixed"])}
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--render", action="store_true", help="only write the tables and pictures of what is there")
+    parser.add_argument("--render", action="store_true", help="write the tables and pictures of what is there into the docs")
     given = parser.parse_args()
     if given.example:
         named = {"partition.alpha": given.alpha, "data.source": given.data, "model.name": given.model}
@@ -149,15 +150,24 @@ def main() -> None:
         run_all(setting, given.example, overrides, given.methods.split(","), [int(seed) for seed in given.seeds.split(",")])
     made = {}
     for folder in sorted(path for path in RUNS.iterdir() if path.is_dir()):
-        found = collect(folder.name)
-        if not found:
+        if not (found := collect(folder.name)):
             continue
         made[folder.name] = {row: summary(results) for row, results in found.items()}
-        draw(folder.name, found, ROOT / "docs" / "pictures" / f"frontier-{folder.name}.png")
         text = table(made[folder.name])
-        (ROOT / "docs" / "pictures" / f"table-{folder.name}.md").write_text(text + "\n")
         print(f"\n{folder.name}\n{text}")
+        if given.render:
+            draw(folder.name, found, ROOT / "docs" / "pictures" / f"frontier-{folder.name}.png")
+            for page in PAGES:
+                splice(page, f"table {folder.name}", text)
     print(json.dumps(made))
+
+
+def splice(page: Path, name: str, text: str) -> None:
+    """Put the text between the page's marks of that name, if it has them."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before, mark, rest = page.read_text(encoding="utf-8").partition(begin)
+    if mark:
+        page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

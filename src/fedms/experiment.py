@@ -42,11 +42,11 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
+        first = reusable(config, reuse) if reuse else None
         world = open_world(config)
         folder = RunFolder.create(out, config.to_yaml(), describe_environment(config))
         with LocalEngine(world, folder.path) as engine:
-            experiment = Experiment(world, folder, engine, observer or Silent())
-            return experiment.run(reusable(config, reuse) if reuse else None)
+            return Experiment(world, folder, engine, observer or Silent()).run(first)
     finally:
         torch.set_num_threads(threads)
 

@@ -87,11 +87,12 @@ def test_workers_answer_the_same_bytes_whatever_is_printed_there(engine, setting
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NOISE)
     with monkeypatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(tmp_path / "site"))
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
         there = engine(2)
     arrived = []
-    for tasks in rounds:
-        mine, theirs = here.run(tasks), there.run(tasks[::-1], arrived.append)[::-1]
+    for turn, tasks in enumerate(rounds):
+        mine, theirs = here.run(tasks), there.run(tasks[turn:] + tasks[:turn], arrived.append)
+        theirs = theirs[len(tasks) - turn :] + theirs[: len(tasks) - turn]
         assert [update.client for update in theirs] == [task.client for task in tasks]
         assert [encode(update) for update in mine] == [encode(update) for update in theirs]
         assert all(update.failure is None for update in mine)
@@ -173,13 +174,24 @@ def test_when_all_fail_the_run_ends_in_one_line(settings, tmp_path, breaking, ki
     assert not (tmp_path / "run" / "cache").exists()
 
 
-@pytest.mark.parametrize("kind", ["statistics", "calibrate", "evaluate", "test"])
+WEIGHED = pytest.mark.xfail(strict=True, raises=FedmsError, reason="a failure in `weigh` ends the run and is called one in the test")
+
+
+@pytest.mark.parametrize("kind", ["statistics", "calibrate", "evaluate", pytest.param("weigh", marks=WEIGHED)])
 def test_a_client_that_fails_in_anything_else_does_not_end_the_run(settings, tmp_path, breaking, kind):
     breaking(kind, "client-1")
     result = run(settings("engine.workers=1", "head.kind=statistics"), tmp_path / "run")
     failed = [line["failures"] for line in RunFolder(tmp_path / "run").metrics() if line["failures"]]
     assert failed and all(each["client"] == "client-1" for failures in failed for each in failures)
-    assert len(result["per_client"]) == (2 if kind == "test" else 3)
+    assert len(result["per_client"]) == 3
+
+
+def test_a_client_that_cannot_be_tested_is_named_and_there_is_no_result(settings, tmp_path, breaking):
+    breaking("test", "client-1")
+    with pytest.raises(FedmsError, match="client-1 could not be tested, so there is no result: RuntimeError: the disk") as caught:
+        run(settings("engine.workers=1"), tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "result.json").exists() and not (tmp_path / "run" / "cache").exists()
 
 
 def test_memory_that_runs_out_is_a_failure_of_the_client_and_an_interrupt_is_not(settings, tmp_path, breaking):

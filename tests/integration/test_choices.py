@@ -13,10 +13,6 @@ pytestmark = pytest.mark.integration
 COLOURS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
 
-UNTRAINED_GATE = pytest.mark.xfail(strict=True, reason="a client never asked in the local stage has no gate network: KeyError in its test")
-UNTRAINED_ALONE = pytest.mark.xfail(strict=True, reason="method local: a client never asked has no expert: AssertionError in its test")
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -65,9 +61,9 @@ def test_a_choice_runs(finished, overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param(("gate.evidence=none",), marks=UNTRAINED_GATE, id="gate without evidence"),
-        pytest.param(("gate.objective=likelihood",), marks=UNTRAINED_GATE, id="likelihood"),
-        pytest.param(("method=local", "federation.cohort=1"), marks=UNTRAINED_ALONE, id="local"),
+        ("gate.evidence=none",),
+        ("gate.objective=likelihood",),
+        ("method=local", "federation.cohort=1"),
         (),
         ("method=fedavg-finetune",),
     ],

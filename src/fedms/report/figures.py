@@ -281,7 +281,7 @@ def partition(run: Run) -> Picture | None:
     return Picture(
         "partition",
         "Partition",
-        "How many samples of each class each client holds (all splits together).",
+        "How many samples of each class each client holds for training and validation.",
         partition_figure(described),
         wide=True,
     )
