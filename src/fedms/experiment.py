@@ -257,6 +257,8 @@ class Experiment:
             line, "test", server.clients, None, True, arrays=arrays, prior=server.prior, evidence_scale=server.evidence_scale
         )
         self._close(line)
-        if line.failures:
-            raise FedmsError(f"{line.failures[0]['client']} could not be tested, so there is no result: {line.failures[0]['reason']}")
+        answered = {update.client for update in updates}
+        for failure in line.failures:
+            if failure["client"] not in answered:
+                raise FedmsError(f"{failure['client']} could not be tested, so there is no result: {failure['reason']}")
         return updates

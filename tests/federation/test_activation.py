@@ -92,7 +92,6 @@ def test_blocks_are_taken_in_the_order(order, blocks):
     assert seen == blocks
 
 
-@pytest.mark.xfail(strict=True, reason="a start above activation.maximum is neither refused nor cut")
 @pytest.mark.parametrize("blocks", [4, "all"])
 def test_the_maximum_holds_from_the_start(blocks):
     assert Activation(Rule(blocks=blocks, maximum=2), 6).active == 2

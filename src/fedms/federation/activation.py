@@ -23,7 +23,7 @@ class Activation:
         self.config = config
         self.depth = depth
         self.limit = min(config.maximum or depth, depth)
-        self.active = depth if config.blocks == "all" else config.blocks
+        self.active = self.limit if config.blocks == "all" else min(config.blocks, self.limit)
         self.rounds = 0
         self.queue: list[float] = []
 

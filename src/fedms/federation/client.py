@@ -96,7 +96,7 @@ class ClientHost:
         """What the client was sent, with the temperature that the server chose since."""
         kept = self._load(task, RECEIVED)
         if "temperature" in task.settings:
-            kept["discriminant.temperature"] = torch.tensor([task.settings["temperature"]])
+            kept["discriminant.temperature"] = torch.tensor([task.settings["temperature"]], dtype=torch.float64)
         return kept
 
     def _features(self, task: Task, split: str) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_arrays
@@ -45,6 +45,9 @@ class Update:
     """Why there is no answer, in one line."""
 
 
+Message = TypeVar("Message", Task, Update)
+
+
 def encode(message: Task | Update) -> bytes:
     """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
     plain = {key: value for key, value in vars(message).items() if key != "arrays"}
@@ -54,17 +57,17 @@ def encode(message: Task | Update) -> bytes:
 
 
 def decode_task(data: bytes) -> Task:
-    return Task(**_decode(data))
+    return _decode(data, Task)
 
 
 def decode_update(data: bytes) -> Update:
-    return Update(**_decode(data))
+    return _decode(data, Update)
 
 
-def _decode(data: bytes) -> dict[str, Any]:
+def _decode(data: bytes, form: type[Message]) -> Message:
     try:
         arrays = load_arrays(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return {"arrays": arrays, **json.loads(header["__metadata__"]["fedms"])}
-    except (SafetensorError, ValueError, KeyError) as error:
+        return form(arrays=arrays, **json.loads(header["__metadata__"]["fedms"]))
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise FedmsError(f"a message cannot be read: {error}") from None

@@ -136,7 +136,7 @@ class Discriminant:
             "discriminant.means": self.means,
             "discriminant.precision": self.precision[rows, columns],
             "discriminant.prior": self.prior,
-            "discriminant.temperature": torch.tensor([self.temperature]),
+            "discriminant.temperature": torch.tensor([self.temperature], dtype=torch.float64),
         }
 
     @classmethod
