@@ -1,6 +1,6 @@
 """The gate: how much this client's local expert counts for a sample.
 
-    g_L(x) = sigmoid(logit(prior) + log r(x) + delta(u(x))),   g_G = 1 - g_L
+    g_L(x) = sigmoid(logit(prior) + s (log r(x) + delta(u(x)))),   g_G = 1 - g_L
 
 delta reads the frozen feature u through the gate adapter, adapter(u) = u + U act(D u) with U = 0 at the start, and a small
 private network whose last layer starts at zero. Only the adapter travels (FedMS, arXiv 2312.15926).
@@ -50,7 +50,7 @@ def delta(arrays: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 
 def local_weight(evidence: Tensor, prior: float) -> Tensor:
-    """g_L [n] from log r + delta [n] and the prior; prior 1 is the local expert alone, 0 the global one."""
+    """g_L [n] from s (log r + delta) [n] and the prior; prior 1 is the local expert alone, 0 the global one."""
     if prior in (0.0, 1.0):
         return torch.full_like(evidence, prior)
     return torch.sigmoid(evidence + math.log(prior / (1 - prior)))
