@@ -144,7 +144,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.example:
         named = {"partition.alpha": given.alpha, "data.source": given.data, "model.name": given.model}
-        named |= {"data.limit": given.limit, "evaluation.everyone": given.everyone}
+        named |= {"data.limit": given.limit, "evaluation.everyone": given.everyone, "evaluation.validation": False}
         overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
         setting = given.example + (f"-alpha{given.alpha}" if given.alpha is not None else "")
         run_all(setting, given.example, overrides, given.methods.split(","), [int(seed) for seed in given.seeds.split(",")])

@@ -222,6 +222,8 @@ class Evaluation(Section):
     """Rounds between validations of the global stage."""
     everyone: int | None = Field(None, ge=1)
     """At most so many test samples of all clients, drawn by the seed, for accuracy_global; default: all."""
+    validation: bool = True
+    """Whether the finished models are also judged on everyone's validation data, for choosing settings without test data."""
 
 
 class Cache(Section):

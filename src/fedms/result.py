@@ -43,7 +43,7 @@ def make_result(
         **{key: sum(record[key] for record in records) for key in ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops")},
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "peak_memory_bytes": peak_memory,
-        "validation": _accuracies(metrics, "validation"),
+        "validation": _accuracies(metrics, "validation") if world.config.evaluation.validation else None,
         "per_client": [
             {
                 "name": update.client,
