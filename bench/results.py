@@ -1,7 +1,6 @@
 """The results table: seven methods and a fixed small k, on the same partitions and the same budget, over seeds.
 
-    python bench/results.py banking77 --alpha 0.1 --data ../shared/data/banking77
-    python bench/results.py pacs --data ../shared/data/pacs --model ../shared/data/vit-tiny-patch16-224
+    python bench/results.py banking77 --name banking77-alpha0.5 --set partition.alpha=0.5 --set data.source=../shared/data/banking77
     python bench/results.py --render          # docs/results.md and its pictures, from the runs that are there
 
 Runs lie in runs/results/SETTING/METHOD-SEED; what is finished is not run again. A first stage that two methods declare
@@ -31,7 +30,8 @@ COLUMNS = {
     "accuracy_local": ("own data", 1),
     "accuracy_local_worst": ("worst tenth", 1),
     "accuracy_global": ("everyone's", 1),
-    "gate_global_share": ("g_G", 1),
+    "gate_global_share": ("g_G on own", 1),
+    "gate_global_share_everyone": ("g_G on everyone's", 1),
     "uplink_bytes": ("up, MB", 1e-6),
     "downlink_bytes": ("down, MB", 1e-6),
     "train_flops": ("TFLOP", 1e-12),
@@ -70,7 +70,7 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds."""
     made: dict[str, Any] = {"seeds": [result["seed"] for result in results]}
     for key in COLUMNS:
-        values = [result[key] for result in results if result[key] is not None]
+        values = [result[key] for result in results if result.get(key) is not None]
         if values:
             made[key] = {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
     return made
@@ -133,21 +133,15 @@ def draw(setting: str, found: dict[str, list[dict[str, Any]]], path: Path) -> No
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("example", nargs="?", choices=["assistant", "banking77", "pacs"])
-    parser.add_argument("--alpha", type=float)
-    parser.add_argument("--data")
-    parser.add_argument("--limit", type=int, help="at most so many samples of each split, drawn by the seed")
-    parser.add_argument("--everyone", type=int, help="test samples for accuracy_global")
-    parser.add_argument("--model")
+    parser.add_argument("--name", help="of the setting; default: the example's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in fedms run; repeatable")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--render", action="store_true", help="write the tables and pictures of what is there into the docs")
     given = parser.parse_args()
     if given.example:
-        named = {"partition.alpha": given.alpha, "data.source": given.data, "model.name": given.model}
-        named |= {"data.limit": given.limit, "evaluation.everyone": given.everyone, "evaluation.validation": False}
-        overrides = [f"{key}={value}" for key, value in named.items() if value is not None]
-        setting = given.example + (f"-alpha{given.alpha}" if given.alpha is not None else "")
-        run_all(setting, given.example, overrides, given.methods.split(","), [int(seed) for seed in given.seeds.split(",")])
+        seeds = [int(seed) for seed in given.seeds.split(",")]
+        run_all(given.name or given.example, given.example, given.set, given.methods.split(","), seeds)
     made = {}
     for folder in sorted(path for path in RUNS.iterdir() if path.is_dir()):
         if not (found := collect(folder.name)):

@@ -178,6 +178,8 @@ class Lora(Section):
 class Head(Section):
     kind: Literal["statistics", "text-init", "text", "linear"] = "statistics"
     """How the task head starts: the federation's linear discriminant, class-name embeddings (trained or frozen), or zero."""
+    label_prior: float = Field(0.9, ge=0, le=1)
+    """How far a local expert that starts from the global one trusts the client's own label shares in its bias; 0 is not at all."""
 
 
 class Statistics(Section):

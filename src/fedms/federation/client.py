@@ -28,7 +28,7 @@ from fedms.model import expert as experts
 from fedms.model import gate as gates
 from fedms.model.expert import Arrays, Expert
 from fedms.model.mixture import mix
-from fedms.model.statistics import Discriminant, Statistics
+from fedms.model.statistics import Discriminant, Statistics, mixed_prior
 from fedms.store import ClientFolder, write_arrays
 
 RECEIVED, STATE = "received", "state"
@@ -52,7 +52,7 @@ class ClientHost:
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""
         before = self.compute.flops
-        if sent := _only(task.arrays, "global/") | _only(task.arrays, "discriminant."):
+        if sent := {name: array for name, array in task.arrays.items() if name.startswith(("global/", "discriminant.", "everyone."))}:
             self._folder(task).save(RECEIVED, (self._number(task), task.round), self._load(task, RECEIVED) | sent, {})
         update: Update = getattr(self, f"_{task.kind}")(task)
         update.metrics["flops"] = self.compute.flops - before
@@ -206,14 +206,21 @@ class ClientHost:
             kept = experts.fresh_lora(self.world.backbone, active, rank, seed, task.client)
             if not sent:
                 kept |= self._own_head(task)
-            elif self.config.mixture.local_start == "global":
-                kept |= sent
             else:
-                kept |= _only(sent, "head.")
+                kept |= sent if self.config.mixture.local_start == "global" else _only(sent, "head.")
+                kept["head.bias"] = kept["head.bias"] + self._label_prior(task) / kept["head.log_scale"].exp()
         return self._expert(kept | shared)
 
     def _expert(self, arrays: Arrays) -> Expert:
         return Expert(arrays, self.scale).to(self.world.backbone.device)
+
+    def _label_prior(self, task: Task) -> Tensor:
+        """log p_k(c) - log q(c): how much likelier each class is here than with everyone, as far as that is trusted, [C]."""
+        counts = torch.bincount(self.world.samples(task.client, "train").labels, minlength=self.world.classes).float()
+        uniform = torch.full_like(counts, 1 / len(counts))
+        everyone = self._load(task, RECEIVED).get("everyone.prior", uniform)
+        trust = min(self.config.head.label_prior, 0.999)  # a class the client has not seen stays possible
+        return mixed_prior(counts, everyone, trust).log() - everyone.log()
 
     def _own_head(self, task: Task) -> Arrays:
         """A head from the client's own data alone, of the configured kind."""

@@ -79,6 +79,8 @@ class Server:
             sent = dict(arrays or {})
             if self.frozen and client not in self.delivered:
                 sent |= prefixed(self.frozen, "global/")
+                if self.discriminant:
+                    sent["everyone.prior"] = self.discriminant.prior
                 self.delivered.add(client)
             made.append(Task(kind, client, name, number, sent, plain))
         return made
