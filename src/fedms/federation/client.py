@@ -55,7 +55,7 @@ class ClientHost:
         if sent := {name: array for name, array in task.arrays.items() if name.startswith(("global/", "discriminant.", "everyone."))}:
             self._folder(task).save(RECEIVED, (self._number(task), task.round), self._load(task, RECEIVED) | sent, {})
         update: Update = getattr(self, f"_{task.kind}")(task)
-        update.metrics["flops"] = self.compute.flops - before
+        update.metrics.setdefault("flops", self.compute.flops - before)
         return update
 
     def close(self) -> None:
@@ -130,6 +130,7 @@ class ClientHost:
 
     def _train(self, task: Task) -> Update:
         """A round of local training."""
+        before = self.compute.flops
         stage = self.method.stage(task.stage)
         samples = self.world.samples(task.client, "train")
         expert = self._start(task, stage)
@@ -150,7 +151,7 @@ class ClientHost:
         if "gate" in stage.shares:
             shared |= {name: gate[name] for name in self.shared_gate_names()}
         private = {name: array for name, array in expert.arrays.items() if _group(name) not in stage.shares}
-        metrics: dict[str, Any] = {"loss": mean_loss}
+        metrics: dict[str, Any] = {"loss": mean_loss, "flops": self.compute.flops - before}  # what follows is evaluation
         if stage.expert == "local":
             own = {name: array for name, array in gate.items() if name not in shared} | prefixed(private, "local/")
             self._folder(task).save(STATE, (self._number(task), task.round), own, {})
@@ -283,6 +284,11 @@ class ClientHost:
         evidence = personal.evidence
         return personal, x, evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x))
 
+    def _reads_statistics(self) -> bool:
+        """Whether predictions stand on the client's own sums."""
+        gate = self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone"
+        return gate or self.method.predicts == "statistics"
+
     def _with_own_sums(self, task: Task, personal: Personal) -> Personal:
         samples = self.world.samples(task.client, "train")
         role = "backbone" if self.method.predicts == "statistics" else self.config.gate.features
@@ -296,7 +302,7 @@ class ClientHost:
         """The personal model as it now stands on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
         personal = Personal(self._kept(task) | trained, self.method, self.config)
-        if "discriminant.means" in personal.arrays:
+        if self._reads_statistics():
             personal = self._with_own_sums(task, personal)
         judged = personal.judge(self.compute, samples, self._boundary(task))
         return {"validated": len(samples), "correct": round(judged.accuracy(samples.labels, self.config.gate.prior) * len(samples))}
@@ -307,7 +313,7 @@ class ClientHost:
         """The client's final model."""
         personal = self._personal(task)
         personal.evidence_scale = task.settings.get("evidence_scale", 1.0)
-        if self.method.gate == "learned" or self.method.predicts == "statistics":
+        if self._reads_statistics():
             personal = self._with_own_sums(task, personal)
         if self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone":
             personal.network_kept = self._keep_network(task, personal)

@@ -15,7 +15,7 @@ from fedms.data.inputs import batches
 from fedms.federation.compute import Compute
 from fedms.model import gate as gates
 from fedms.model.expert import Expert, block_of
-from fedms.model.statistics import Discriminant, Evidence
+from fedms.model.statistics import Discriminant, Evidence, normalise
 
 Loss = Callable[[np.ndarray, Tensor], Tensor]
 """From positions and logits of a batch to its mean loss."""
@@ -75,7 +75,7 @@ def train_gate(
     leaves = {name: arrays[name].detach().clone().requires_grad_(True) for name in names}
     optimizer = torch.optim.AdamW(leaves.values(), lr=config.learning_rate, weight_decay=1e-2, fused=True)
     for _ in range(config.epochs):
-        drawn, _ = everyone.draw(len(own), generator)
+        drawn = normalise(everyone.draw(len(own), generator)[0])  # as long as real features, or length would tell them apart
         x = torch.cat([own, drawn])
         known = torch.cat([own_evidence, evidence.log_ratio(drawn) if evidence else torch.zeros(len(drawn))])
         target = torch.cat([torch.ones(len(own)), torch.zeros(len(drawn))])
@@ -97,7 +97,7 @@ def network_helps(
     generator: torch.Generator,
 ) -> bool:
     """Whether delta lowers the cross-entropy on validation features and fresh draws, by more than its standard error."""
-    drawn, _ = everyone.draw(len(own), generator)
+    drawn = normalise(everyone.draw(len(own), generator)[0])  # as long as real features, or length would tell them apart
     known = torch.cat([own_evidence, evidence.log_ratio(drawn) if evidence else torch.zeros(len(drawn))])
     target = torch.cat([torch.ones(len(own)), torch.zeros(len(drawn))])
     with_network = known + gates.delta(arrays, torch.cat([own, drawn]))
