@@ -94,9 +94,9 @@ def _cell(key: str, value: dict[str, float | None] | None, scale: float) -> str:
     return f"{value['mean'] * scale:.1f}" if value["mean"] * scale < 100 else f"{value['mean'] * scale:.0f}"
 
 
-def frontier(results: list[dict[str, Any]], split: str = "test") -> list[tuple[float, float, float]]:
+def frontier(results: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
     """(prior, accuracy_local, accuracy_global), means over seeds."""
-    lines = [result["frontier"] if split == "test" else result["validation"]["frontier"] for result in results]
+    lines = [result["frontier"] for result in results]
     return [
         (points[0]["prior"], statistics.fmean(p["accuracy_local"] for p in points), statistics.fmean(p["accuracy_global"] for p in points))
         for points in zip(*lines, strict=True)
@@ -143,7 +143,7 @@ def main() -> None:
         seeds = [int(seed) for seed in given.seeds.split(",")]
         run_all(given.name or given.example, given.example, given.set, given.methods.split(","), seeds)
     made = {}
-    for folder in sorted(path for path in RUNS.iterdir() if path.is_dir()):
+    for folder in sorted(path for path in RUNS.glob("*") if path.is_dir()):
         if not (found := collect(folder.name)):
             continue
         made[folder.name] = {row: summary(results) for row, results in found.items()}

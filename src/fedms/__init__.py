@@ -4,7 +4,7 @@ The commands' Python face: `run` an experiment, `load` one of its clients and le
 
     config = fedms.load_config("examples/assistant.yaml", ["seed=1"])
     result = fedms.run(config, "runs/first")
-    client = fedms.load("runs/first", "client-00")
+    client = fedms.load("runs/first", "lights-0")
     client.predict(["turn on the kitchen lights"])[0].label
 
 Whatever is heavy is imported when it is first used, so `import fedms` is instant.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,6 +89,8 @@ def options(
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version)] = False,
 ) -> None:
     """Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate."""
+    if debug:
+        os.environ["FEDMS_DEBUG"] = "1"  # a client's failure, too, is then a traceback
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows `?` and goes on

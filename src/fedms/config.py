@@ -178,8 +178,9 @@ class Lora(Section):
 class Head(Section):
     kind: Literal["statistics", "text-init", "text", "linear"] = "statistics"
     """How the task head starts: the federation's linear discriminant, class-name embeddings (trained or frozen), or zero."""
-    label_prior: float = Field(0.9, ge=0, le=1)
-    """How far a local expert that starts from the global one trusts the client's own label shares in its bias; 0 is not at all."""
+    label_prior: float = Field(0.9, ge=0, lt=1)
+    """How far a local expert that starts from the global one trusts the client's own label shares, in its bias; 0 is not at all
+    (and at 1 a class it has not seen would be impossible)."""
 
 
 class Statistics(Section):
@@ -278,6 +279,8 @@ class Config(Section):
             raise ValueError("partition.column: needed when partition.rule is `column`")
         if self.partition.rule == "dirichlet" and self.partition.alpha is None:
             raise ValueError("partition.alpha: needed when partition.rule is `dirichlet`")
+        if self.gate.objective == "likelihood" and not self.gate.network:
+            raise ValueError("gate.network: must be true when gate.objective is `likelihood`, which trains nothing else")
         if self.gate.objective == "own-or-everyone" and self.gate.evidence == "none" and not self.gate.network:
             raise ValueError("gate.network: must be true when gate.evidence is `none`, or the gate knows nothing")
         return self

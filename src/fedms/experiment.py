@@ -70,8 +70,9 @@ def reusable(config: Config, path: Path) -> RunFolder:
     other = folder.config()
     stages, others = find(config.method).stages, find(other.method).stages
     same = other.model_copy(update={"method": config.method}) == config
-    if not same or len(others) != 1 or stages[:1] != others or config.gate.features != "global":
-        raise FedmsError(f"{path}: not a run of this experiment's first stage alone, so it cannot be reused")
+    finished = (path / "result.json").exists()
+    if not finished or not same or len(others) != 1 or stages[:1] != others or config.gate.features != "global":
+        raise FedmsError(f"{path}: not a finished run of this experiment's first stage alone, so it cannot be reused")
     return folder
 
 
@@ -114,6 +115,7 @@ class Experiment:
         self.method = find(self.config.method)
         self.server = Server(self.config, self.method, world.backbone, list(world.clients))
         self.records: list[dict[str, Any]] = []
+        self.base_means: torch.Tensor | None = None
 
     def run(self, reuse: RunFolder | None = None) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
@@ -122,8 +124,8 @@ class Experiment:
         first = method.stages[0] if method.stages else None
         if reuse:
             self._take(reuse)
-        elif self._needs_statistics():
-            self._exchange_statistics(first, "backbone")
+        elif self._trains_on_statistics() or self.world.backbone.kind == "image":  # whose base accuracy stands on them
+            self._exchange_statistics(first, "backbone", evaluation=not self._trains_on_statistics())
         for stage in method.stages[1 if reuse else 0 :]:
             if stage.expert == "global":
                 text = self.config.head.kind in ("text", "text-init")
@@ -177,7 +179,9 @@ class Experiment:
             line.downlink_bytes += sent
             line.uplink_bytes += received
             line.train_flops += sum(int(update.metrics.get("flops", 0)) for update in updates)
-        return self._answered(line, tasks, updates)
+        answered = self._answered(line, tasks, updates)
+        self.server.heard_of(answered)
+        return answered
 
     def _answered(self, line: Round, tasks: Sequence[Task], updates: Sequence[Update]) -> list[Update]:
         failed = [update for update in updates if update.failure is not None]
@@ -201,20 +205,19 @@ class Experiment:
         gate = self.config.gate
         return self.method.gate == "learned" and gate.objective == "own-or-everyone"
 
-    def _needs_statistics(self) -> bool:
-        """Whether training or prediction stands on sums of the frozen backbone's features; images' base accuracy does too."""
+    def _trains_on_statistics(self) -> bool:
+        """Whether training or prediction stands on sums of the frozen backbone's features."""
         head = self.config.head.kind == "statistics" and self.method.has_global
         gate = self._gate_reads_statistics() and self.config.gate.features == "backbone"
-        return head or gate or self.method.predicts == "statistics" or self.world.backbone.kind == "image"
+        return head or gate or self.method.predicts == "statistics"
 
-    def _exchange_statistics(self, stage: Stage | None, features: str) -> None:
+    def _exchange_statistics(self, stage: Stage | None, features: str, evaluation: bool = False) -> None:
         """Every client sends its sums once; then the discriminant's temperature is chosen on all validation data."""
         server = self.server
-        only_for_base = not self.method.shares_anything and self.method.predicts != "statistics"
         line = Round("statistics", 0, 0, len(server.active(stage)), server.clients)
-        updates = self._ask(line, "statistics", server.clients, stage, only_for_base, features=features)
+        updates = self._ask(line, "statistics", server.clients, stage, evaluation, features=features)
         discriminant = server.learn_statistics(updates)
-        answers = self._ask(line, "calibrate", server.clients, stage, only_for_base, arrays=discriminant.to_arrays(), features=features)
+        answers = self._ask(line, "calibrate", server.clients, stage, evaluation, arrays=discriminant.to_arrays(), features=features)
         server.calibrate(discriminant, answers)
         if features == "backbone":
             self._note_base()
@@ -251,7 +254,7 @@ class Experiment:
         arrays = dict(server.shared)
         if self.method.gate == "constant" or self._gate_reads_statistics():
             server.weigh(self._ask(line, "weigh", server.clients, None, arrays=arrays))
-        if self.world.backbone.kind == "image":
+        if self.base_means is not None and self.world.backbone.kind == "image":
             arrays |= {"base.means": self.base_means}
         updates = self._ask(
             line, "test", server.clients, None, True, arrays=arrays, prior=server.prior, evidence_scale=server.evidence_scale

@@ -48,7 +48,7 @@ def test_fedms_differs_from_its_rivals_in_what_their_names_say():
     fedms, constant, sal = METHODS["fedms"], METHODS["mixture-constant"], METHODS["fedavg-sal"]
     assert fedms.stages[:1] == constant.stages[:1] == sal.stages
     assert fedms.stages[1].shares == ("gate",)
-    assert not METHODS["local"].shares_anything and not METHODS["statistics"].stages
+    assert not any(stage.shares for stage in METHODS["local"].stages) and not METHODS["statistics"].stages
     assert {stage.activation for stage in METHODS["fedavg"].stages} == {"all"}
 
 

@@ -72,13 +72,14 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
 
     def sent(clients):
         tasks = made.tasks("train", clients, made.method.stages[1], 1)
+        made.heard_of([Update(client) for client in clients if client != "client-01"])  # which fails the first time
         return {task.client: {name: array for name, array in task.arrays.items() if name.startswith("global/")} for task in tasks}
 
     first = sent(CLIENTS[:2])
     assert all(arrays.keys() == {f"global/{name}" for name in trained} for arrays in first.values())
     assert all(torch.equal(first["client-00"][f"global/{name}"], trained[name]) for name in trained)
     second = sent(CLIENTS[:3])
-    assert {client: bool(arrays) for client, arrays in second.items()} == {"client-00": False, "client-01": False, "client-02": True}
+    assert {client: bool(arrays) for client, arrays in second.items()} == {"client-00": False, "client-01": True, "client-02": True}
 
 
 def test_the_gate_adapter_starts_the_same_for_all_and_changes_nothing(server):
@@ -116,7 +117,7 @@ def test_a_restored_server_is_the_same(server):
     made = begun(server("fedms", "activation.rule=every", "activation.every=1"))
     made.observe(made.method.stages[0], 0.5)
     made.begin(made.method.stages[1])
-    made.tasks("train", CLIENTS[:4], made.method.stages[1], 1)
+    made.heard_of([Update(client) for client in CLIENTS[:4]])
     other = server()
     other.restore(*made.checkpoint())
     (arrays, meta), (again, same) = made.checkpoint(), other.checkpoint()

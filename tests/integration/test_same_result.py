@@ -135,7 +135,7 @@ def test_a_first_stage_taken_from_another_run_costs_no_less_computation(finished
     ids=["another seed", "other rounds", "another first stage", "no stage", "more than the first stage"],
 )
 def test_a_run_that_is_not_this_first_stage_is_refused_in_one_line(finished, tiny, tmp_path, overrides, other):
-    with pytest.raises(FedmsError, match="not a run of this experiment's first stage alone") as caught:
+    with pytest.raises(FedmsError, match="not a finished run of this experiment's first stage alone") as caught:
         experiment.run(tiny(*overrides), tmp_path / "run", reuse=finished(*other).folder)
     assert "\n" not in str(caught.value)
 

@@ -17,6 +17,7 @@ def main() -> None:
 
     from fedms.config import load
     from fedms.engines.local import USAGE, handle, peak_memory, read_message, write_message
+    from fedms.errors import FedmsError
     from fedms.federation.client import ClientHost
     from fedms.federation.world import open_world
 
@@ -25,7 +26,10 @@ def main() -> None:
     first = read_message(stdin)
     if first is None:
         return
-    host = ClientHost(open_world(load(yaml.safe_load(first))), folder, number, workers)
+    try:
+        host = ClientHost(open_world(load(yaml.safe_load(first))), folder, number, workers)
+    except FedmsError as error:
+        sys.exit(f"error: worker {number}: {error}")
     try:
         while (message := read_message(stdin)) is not None:
             write_message(stdout, str(peak_memory()).encode() if message == USAGE else handle(host, message))

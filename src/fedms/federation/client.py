@@ -148,7 +148,7 @@ class ClientHost:
         elif gate:
             gate = self._train_gate(task, stage, samples, gate)
         shared = {name: expert.arrays[name] for name in names if _group(name) in stage.shares}
-        if "gate" in stage.shares:
+        if "gate" in stage.shares and self.config.gate.network:
             shared |= {name: gate[name] for name in self.shared_gate_names()}
         private = {name: array for name, array in expert.arrays.items() if _group(name) not in stage.shares}
         metrics: dict[str, Any] = {"loss": mean_loss, "flops": self.compute.flops - before}  # what follows is evaluation
@@ -162,7 +162,7 @@ class ClientHost:
         """Log-likelihood of the client's validation labels under each constant weight, or each scale of the evidence."""
         samples = self.world.samples(task.client, "validation")
         judged = self._finished(task).judge(self.compute, samples, self._boundary(task))
-        prior = self.config.gate.prior if 0 < self.config.gate.prior < 1 else 0.5  # at 0 and 1 the evidence says nothing
+        prior = self._inner_prior()
         if self.method.gate == "constant":
             candidates = [judged.log_probabilities(weight) for weight in PRIORS]
         else:
@@ -190,6 +190,11 @@ class ClientHost:
         return Update(task.client, weight=metrics["samples"], metrics=metrics)
 
     # parts of training
+
+    def _inner_prior(self) -> float:
+        """The prior for what is learned or chosen about the gate: at 0 and 1 the gate says nothing, so then 1/2."""
+        prior = self.config.gate.prior
+        return prior if 0 < prior < 1 else 0.5
 
     def _start(self, task: Task, stage: Stage) -> Expert:
         """The expert as this round's training finds it: what the client kept, what is shared, and the start of the rest."""
@@ -220,8 +225,7 @@ class ClientHost:
         counts = torch.bincount(self.world.samples(task.client, "train").labels, minlength=self.world.classes).float()
         uniform = torch.full_like(counts, 1 / len(counts))
         everyone = self._load(task, RECEIVED).get("everyone.prior", uniform)
-        trust = min(self.config.head.label_prior, 0.999)  # a class the client has not seen stays possible
-        return mixed_prior(counts, everyone, trust).log() - everyone.log()
+        return mixed_prior(counts, everyone, self.config.head.label_prior).log() - everyone.log()
 
     def _own_head(self, task: Task) -> Arrays:
         """A head from the client's own data alone, of the configured kind."""
@@ -264,8 +268,10 @@ class ClientHost:
         world = self.compute.frozen_outputs("global", personal.global_expert, samples, self._boundary(task)).logits
         assert world is not None
 
+        prior = self._inner_prior()
+
         def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
-            weight = torch.sigmoid(gates.delta(gate, x[picks]))
+            weight = gates.local_weight(gates.delta(gate, x[picks]), prior)
             return F.nll_loss(mix(world[picks], logits.cpu(), weight, self.config.mixture.on), samples.labels[picks])
 
         return gate, [(array, config.learning_rate) for array in gate.values()], loss

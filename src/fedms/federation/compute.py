@@ -30,11 +30,7 @@ class Outputs:
 
 
 class Compute:
-    """The backbone of this process with its cache.
-
-    Attributes:
-        boundary: the lowest active block; below it all is frozen and cached.
-    """
+    """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached."""
 
     def __init__(self, backbone: Backbone, cache: PrefixCache) -> None:
         self.backbone = backbone
@@ -59,6 +55,8 @@ class Compute:
         if pairs:
             rank = next(iter(pairs.values())).A.shape[0]
             self._spent += flops.pairs(self.backbone, count, tokens, rank, {block for block, _ in pairs})
+            kept = [key for key, pair in pairs.items() if pair.residual is not None]
+            self._spent += flops.residuals(self.backbone, count, tokens, kept) * (2 if trained else 1)
             self._spent += flops.backward(self.backbone, count, tokens, rank, trained or [])
         return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
 

@@ -43,10 +43,6 @@ class Method:
         return next(stage for stage in self.stages if stage.name == name)
 
     @property
-    def shares_anything(self) -> bool:
-        return any(stage.shares for stage in self.stages)
-
-    @property
     def has_global(self) -> bool:
         """Whether a global expert is trained."""
         return any(stage.expert == "global" for stage in self.stages)

@@ -28,6 +28,7 @@ class Server:
     Attributes:
         shared: what the present stage averages.
         frozen: the global expert as the first stage left it; empty before.
+        delivered: who has the frozen global expert.
         prior: how often a client meets its own kind of data, as the mixture will assume.
         evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
     """
@@ -81,9 +82,13 @@ class Server:
                 sent |= prefixed(self.frozen, "global/")
                 if self.discriminant:
                     sent["everyone.prior"] = self.discriminant.prior
-                self.delivered.add(client)
             made.append(Task(kind, client, name, number, sent, plain))
         return made
+
+    def heard_of(self, updates: Sequence[Update]) -> None:
+        """Who has answered a task has what came with it: the frozen global expert, once there is one."""
+        if self.frozen:
+            self.delivered.update(update.client for update in updates)
 
     # state
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from fedms import config as cfg
 from fedms.data.features import Samples
 from fedms.data.inputs import batches
+from fedms.errors import FedmsError
 from fedms.federation.compute import Compute
 from fedms.model import gate as gates
 from fedms.model.expert import Expert, block_of
@@ -55,7 +57,9 @@ def train_expert(
             optimizer.step()
             total += value.detach() * len(picks)
     expert.arrays = expert.detached()
-    return float(total) / len(samples)
+    if not math.isfinite(mean := float(total) / len(samples)):
+        raise FedmsError("training diverged: the loss is not finite; lower training.learning_rate")
+    return mean
 
 
 def train_gate(

@@ -16,6 +16,7 @@ from fedms.data.features import Samples
 from fedms.data.inputs import Inputs, class_name_embeddings, inputs_for
 from fedms.data.partition import ClientSplit, Partition, partition
 from fedms.data.sources import Dataset
+from fedms.errors import ConfigError, FedmsError
 from fedms.federation.activation import capacities, check_depth
 from fedms.model import backbone as backbones
 from fedms.model.backbone import Backbone
@@ -70,8 +71,12 @@ class World:
 
 def open_world(config: Config) -> World:
     """Load data and model, divide the data. Errors are the user's to mend (FedmsError)."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise FedmsError("device: cuda is not available here; allowed: cpu")
     dataset = sources.load(config.data, config.seed)
     parts = partition(dataset, config.partition, config.seed)
     backbone = backbones.load(config.model, config.lora)
+    if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
+        raise ConfigError(f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: statistics, linear")
     check_depth(config.activation, backbone.depth, config.model.name)
     return World(config, dataset, parts, backbone.to_device(config.device), inputs_for(dataset, backbone, config.model))

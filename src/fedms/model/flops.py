@@ -7,6 +7,7 @@ A test holds the formula against PyTorch's own counter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from fedms.model.backbone import Backbone
@@ -24,6 +25,11 @@ def pairs(backbone: Backbone, samples: int, tokens: int, rank: int, blocks: Coll
     """The low-rank path of these blocks, forward."""
     sizes = sum(sum(backbone.shape(target)) for target in backbone.targets)
     return samples * tokens * len(blocks) * 2 * rank * sizes
+
+
+def residuals(backbone: Backbone, samples: int, tokens: int, layers: Collection[tuple[int, str]]) -> int:
+    """The dense products that exact aggregation keeps beside these pairs, forward; going back costs as much again."""
+    return sum(2 * samples * tokens * math.prod(backbone.shape(target)) for _, target in layers)
 
 
 def backward(backbone: Backbone, samples: int, tokens: int, rank: int, trained: Collection[int]) -> int:

@@ -85,6 +85,9 @@ class Statistics:
         counts = self.counts[:, None].clamp_min(1e-9)
         means = torch.where(self.counts[:, None] > 0, self.sums / counts, self.sums.sum(0) / max(n, 1))
         covariance = (self.second - (means * self.counts[:, None]).T @ means) / max(n, 1)
+        values, vectors = torch.linalg.eigh(covariance)
+        if values[0] < 0:  # a second moment that travelled in part can fall short of the means
+            covariance = (vectors * values.clamp_min(0)) @ vectors.T
         share = shrinkage if shrinkage is not None else max(0.05, size / (size + n))
         isotropic = covariance.diagonal().mean().clamp_min(1e-6) * torch.eye(size, dtype=torch.float64)
         covariance = (1 - share) * covariance + share * isotropic
