@@ -139,6 +139,8 @@ WRONG = [
     ({"partition": {"rule": "column"}}, ("partition.column:", "needed")),
     ({"partition": {"alpha": None}}, ("partition.alpha:", "needed")),
     ({"gate": {"evidence": "none", "network": False}}, ("gate.network:", "gate.evidence")),
+    ({"gate": {"objective": "likelihood", "network": False}}, ("gate.network:", "gate.objective")),
+    ({"head": {"label_prior": 1.0}}, ("head.label_prior:", "less than 1")),
     ({"activation": {"min_rounds": 9}}, ("activation.min_rounds:", "max_rounds")),
     ({"activation": {"capacity": [{"share": 0.5, "blocks": 1}]}}, ("activation.capacity:", "add up to 1")),
     # several things wrong: the first, and how many more

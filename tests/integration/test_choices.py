@@ -7,6 +7,7 @@ from PIL import Image
 
 from fedms import experiment
 from fedms.config import load
+from fedms.errors import ConfigError, FedmsError
 
 pytestmark = pytest.mark.integration
 
@@ -98,6 +99,11 @@ def test_the_gate_knows_nothing_where_all_clients_are_alike(finished):
     assert abs(result["gate_global_share"] - result["gate_global_share_everyone"]) < 0.15
 
 
+def test_a_training_that_diverges_is_one_line(perform):
+    with pytest.raises(FedmsError, match="training diverged: the loss is not finite; lower training.learning_rate"):
+        perform("training.learning_rate=1e30", "training.head_learning_rate=1e30", "federation.rounds_global=3")
+
+
 # pictures
 
 
@@ -124,6 +130,8 @@ def test_pictures_are_learned_as_texts_are(image_model, pictures, tmp_path, meth
         "federation": {"cohort": 2, "rounds_global": 1, "rounds_local": 1},
         "engine": {"workers": 1},
     }
+    with pytest.raises(ConfigError, match="head.kind: text-init needs a text model"):
+        experiment.run(load(config, ["head.kind=text-init"]), tmp_path / "run")
     result = experiment.run(load(config), tmp_path / "run")
     assert len(result["per_client"]) == 3
     assert result["accuracy_base"] > 0.6, "the nearest federated class mean tells plain colours apart"

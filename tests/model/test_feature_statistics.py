@@ -282,3 +282,13 @@ def test_the_mixed_prior_moves_from_everyones_to_the_clients():
     torch.testing.assert_close(mixed_prior(own, everyone, 1.0), torch.tensor([0.75, 0.25, 0.0]))
     for prior in (0.0, 0.3, 1.0):
         assert mixed_prior(own, everyone, prior).sum() == pytest.approx(1)
+
+
+def test_a_second_moment_that_travelled_in_part_still_gives_a_usable_discriminant():
+    """Two orthogonal classes and one eigenvector: the means then claim more spread than the second moment holds."""
+    x = torch.cat([torch.eye(4)[:1].repeat(20, 1), torch.eye(4)[1:2].repeat(10, 1)]) * 2
+    labels = torch.tensor([0] * 20 + [1] * 10)
+    made = Statistics.from_arrays(Statistics.of(x, labels, 2).to_arrays(rank=1)).discriminant()
+    assert torch.linalg.eigvalsh(made.precision.double()).min() > 0
+    assert made.draw(8, torch.Generator().manual_seed(0))[0].isfinite().all()
+    assert (made.scores(x).argmax(1) == labels).all()

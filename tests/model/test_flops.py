@@ -91,3 +91,18 @@ def test_pairs_alone(case):
 def test_nothing_trained_costs_no_backward_pass(case):
     backbone, _ = case
     assert flops.backward(backbone, BATCH, 32, RANK, []) == 0
+
+
+def test_what_exact_aggregation_keeps_is_counted():
+    backbone, hidden = made("bert")
+    arrays = fresh_lora(backbone, [2], RANK, 0)
+    count, tokens = hidden.shape[:2]
+
+    def forward(expert: Expert) -> int:
+        backbone.attach(expert.pairs())
+        return counted(lambda: backbone.run(hidden, None, 2))
+
+    plain = forward(Expert(arrays, 1.0))
+    kept = {f"block.2.{target}.residual": torch.zeros(backbone.shape(target)) for target in backbone.targets}
+    expected = flops.residuals(backbone, count, tokens, [(2, target) for target in backbone.targets])
+    assert forward(Expert(arrays | kept, 1.0)) - plain == expected > 0
