@@ -100,7 +100,7 @@ def test_the_gate_knows_nothing_where_all_clients_are_alike(finished):
 
 
 def test_a_training_that_diverges_is_one_line(perform):
-    with pytest.raises(FedmsError, match="training diverged: the loss is not finite; lower training.learning_rate"):
+    with pytest.raises(FedmsError, match="training diverged: the loss is not finite"):
         perform("training.learning_rate=1e30", "training.head_learning_rate=1e30", "federation.rounds_global=3")
 
 
@@ -130,7 +130,7 @@ def test_pictures_are_learned_as_texts_are(image_model, pictures, tmp_path, meth
         "federation": {"cohort": 2, "rounds_global": 1, "rounds_local": 1},
         "engine": {"workers": 1},
     }
-    with pytest.raises(ConfigError, match="head.kind: text-init needs a text model"):
+    with pytest.raises(ConfigError, match=r"head\.kind: text-init needs a text model"):
         experiment.run(load(config, ["head.kind=text-init"]), tmp_path / "run")
     result = experiment.run(load(config), tmp_path / "run")
     assert len(result["per_client"]) == 3
