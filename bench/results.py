@@ -110,6 +110,8 @@ def draw(setting: str, found: dict[str, list[dict[str, Any]]], path: Path) -> No
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.subplots()
     colours = {"fedms": "#D55E00", "mixture-constant": "#0072B2", "statistics": "#009E73"}
+    markers = dict(zip([row for row in found if row not in colours], "DsP^vX", strict=False))
+    lowest = min(world for row in ("fedms", "mixture-constant") if row in found for _, _, world in frontier(found[row])) - 0.05
     for row, results in found.items():
         if curve := frontier(results):
             _, local, world = zip(*curve, strict=True)
@@ -117,15 +119,16 @@ def draw(setting: str, found: dict[str, list[dict[str, Any]]], path: Path) -> No
         else:
             values = summary(results)
             at = values["accuracy_local"]["mean"], values["accuracy_global"]["mean"]
-            axes.plot(*at, marker="D", ls="", ms=7, color="#666666")
-            axes.annotate(row, at, xytext=(6, 4), textcoords="offset points", fontsize=9, color="#444444")
+            below = f" (not shown: {at[0]:.2f}, {at[1]:.2f})" if at[1] < lowest else ""
+            axes.plot(*at, marker=markers[row], ls="", ms=7, color="#555555", markerfacecolor="none", label=row + below)
     axes.set_xlabel("accuracy on the client's own test data")
     axes.set_ylabel("accuracy on everyone's test data")
     axes.set_title(
         f"{setting}: mean over clients and {len(next(iter(found.values())))} seeds; curves run over the prior 0 … 1", fontsize=10
     )
+    axes.set_ylim(bottom=lowest)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="lower left", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
