@@ -19,11 +19,12 @@ from fedms.errors import FedmsError
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
+from fedms.federation.personal import gate_reads_statistics
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.progress import Observer, Silent
 from fedms.result import make_result
-from fedms.store import RunFolder
+from fedms.store import RunFolder, refuse_used
 
 
 def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path | None = None) -> dict[str, Any]:
@@ -37,8 +38,7 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
         FedmsError: data, model or folder are not as needed. Nothing has been written then.
     """
     find(config.method)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FedmsError(f"{out}: already there and not empty; name another folder with --out")
+    refuse_used(out)  # before anything is loaded
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -202,8 +202,7 @@ class Experiment:
     # statistics
 
     def _gate_reads_statistics(self) -> bool:
-        gate = self.config.gate
-        return self.method.gate == "learned" and gate.objective == "own-or-everyone"
+        return gate_reads_statistics(self.method, self.config)
 
     def _trains_on_statistics(self) -> bool:
         """Whether training or prediction stands on sums of the frozen backbone's features."""

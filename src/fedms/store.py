@@ -101,6 +101,12 @@ class ClientFolder:
             path.unlink(missing_ok=True)
 
 
+def refuse_used(path: Path) -> None:
+    """FedmsError where a run folder is to be and something is there already."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FedmsError(f"{path}: already there and not empty; name another folder with --out")
+
+
 class RunFolder:
     """The folder that an experiment writes (its files are a contract: README, "The run folder")."""
 
@@ -110,8 +116,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config_yaml: str, environment: Mapping[str, Any]) -> RunFolder:
         """A new run folder; FedmsError where something is there already."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise FedmsError(f"{path}: already there and not empty; name another folder with --out")
+        refuse_used(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -21,7 +21,7 @@ from fedms.federation.compute import Compute
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
-from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, prefixed, strip
+from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
 from fedms.federation.training import Loss, network_helps, train_expert, train_gate
 from fedms.federation.world import World
 from fedms.model import expert as experts
@@ -292,8 +292,7 @@ class ClientHost:
 
     def _reads_statistics(self) -> bool:
         """Whether predictions stand on the client's own sums."""
-        gate = self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone"
-        return gate or self.method.predicts == "statistics"
+        return gate_reads_statistics(self.method, self.config) or self.method.predicts == "statistics"
 
     def _with_own_sums(self, task: Task, personal: Personal) -> Personal:
         samples = self.world.samples(task.client, "train")
@@ -321,7 +320,7 @@ class ClientHost:
         personal.evidence_scale = task.settings.get("evidence_scale", 1.0)
         if self._reads_statistics():
             personal = self._with_own_sums(task, personal)
-        if self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone":
+        if gate_reads_statistics(self.method, self.config):
             personal.network_kept = self._keep_network(task, personal)
         return personal
 

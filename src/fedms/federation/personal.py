@@ -64,6 +64,11 @@ class Judged:
         return float((self.log_probabilities(prior).argmax(1) == labels).float().mean())
 
 
+def gate_reads_statistics(method: Method, config: Config) -> bool:
+    """Whether the gate stands on the federation's statistics: it is learned, and to tell own from everyone's."""
+    return method.gate == "learned" and config.gate.objective == "own-or-everyone"
+
+
 class Personal:
     """One client's parts, as arrays that can be saved and loaded.
 
