@@ -137,8 +137,8 @@ def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch)
     from fedms import experiment
 
     asked = []
-    monkeypatch.setattr(experiment, "run", lambda *given: asked.append(given) or {"seed": given[0].seed})
     config = RunFolder(finished()).config()
+    monkeypatch.setattr(experiment, "run", lambda *given: asked.append(given) or {"seed": given[0].seed})
     for each in (config, finished() / "config.yaml", str(finished() / "config.yaml"), config.model_dump(mode="json")):
         assert fedms.run(each, str(tmp_path / "out"), report=False) == {"seed": 0}
     assert all(given == (config, tmp_path / "out", None, None) for given in asked)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedms.errors import ConfigError, FedmsError
@@ -131,6 +131,9 @@ class Activation(Section):
     """When the number of active blocks grows: on a plateau of the validation score, every so many rounds, or never."""
     blocks: int | Literal["all"] = 1
     """Active blocks at the start (k), or `all`."""
+    blocks_local: int | Literal["all"] | None = None
+    """Active blocks of the local stage of a sparsely activated method, or `all`; never fewer, and by default no more, than the
+    global stage ended with."""
     step: int = Field(1, ge=1)
     """Blocks added at a time (delta)."""
     order: Literal["top-down", "bottom-up"] = "top-down"
@@ -150,11 +153,12 @@ class Activation(Section):
     capacity: tuple[Tier, ...] = ()
     """Tiers of clients by the number of blocks they can train; empty: everybody can train all."""
 
-    @field_validator("blocks", mode="before")
+    @field_validator("blocks", "blocks_local", mode="before")
     @classmethod
-    def _check_blocks(cls, value: object) -> object:
-        if value != "all" and not (type(value) is int and value >= 1):
-            raise PydanticCustomError("blocks", "should be a whole number of at least 1, or `all`")
+    def _check_blocks(cls, value: object, info: ValidationInfo) -> object:
+        allowed = "`all`" if info.field_name == "blocks" else "`all`, or null"
+        if value != "all" and not (type(value) is int and value >= 1) and not (value is None and info.field_name == "blocks_local"):
+            raise PydanticCustomError("blocks", "should be a whole number of at least 1, or {allowed}", {"allowed": allowed})
         return value
 
     @model_validator(mode="after")

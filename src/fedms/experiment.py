@@ -30,8 +30,8 @@ from fedms.store import RunFolder, refuse_used
 def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path | None = None) -> dict[str, Any]:
     """Run one experiment into the folder `out`; return what its result.json says.
 
-    `reuse` is the folder of a finished run that differs in nothing but its method: a first stage that both methods
-    declare alike is taken from there, with what it cost, and not trained again.
+    `reuse` is the folder of a finished run of the first stage alone, with the same settings as far as they concern it: it
+    is taken from there, with what it cost, and not trained again.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -69,11 +69,31 @@ def reusable(config: Config, path: Path) -> RunFolder:
     folder = RunFolder(path)
     other = folder.config()
     stages, others = find(config.method).stages, find(other.method).stages
-    same = other.model_copy(update={"method": config.method}) == config
+    same = first_stage_settings(other) == first_stage_settings(config)
     finished = (path / "result.json").exists()
     if not finished or not same or len(others) != 1 or stages[:1] != others or config.gate.features != "global":
         raise FedmsError(f"{path}: not a finished run of this experiment's first stage alone, so it cannot be reused")
     return folder
+
+
+LATER: dict[str, set[str] | bool] = {
+    "method": True,
+    "federation": {"rounds_local", "cohort_local"},
+    "training": {"local_learning_rate"},
+    "activation": {"blocks_local"},
+    "head": {"label_prior"},
+    "gate": True,
+    "mixture": True,
+    "evaluation": {"everyone", "validation"},
+    "cache": True,
+    "engine": True,
+}
+"""Keys that say nothing of a first, global stage: what comes after it, and how it is computed."""
+
+
+def first_stage_settings(config: Config) -> dict[str, Any]:
+    """All that decides what a first, global stage comes to, its method apart."""
+    return config.model_dump(exclude=LATER)
 
 
 @dataclass

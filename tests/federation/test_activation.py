@@ -32,6 +32,11 @@ def test_a_plateau_is_a_full_queue_without_gain_and_empties_the_queue():
     assert growth(plateau(), FLAT) == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4]
 
 
+@pytest.mark.parametrize(("local", "blocks"), [(None, [4, 5]), (1, [4, 5]), (4, [2, 3, 4, 5]), ("all", list(range(6)))])
+def test_a_local_stage_has_the_blocks_of_the_global_expert_at_least(local, blocks):
+    assert Activation(Rule(blocks=2, blocks_local=local), 6).local_blocks() == blocks
+
+
 def test_a_rising_score_is_no_plateau():
     assert growth(plateau(), RISING) == [1] * 12
 

@@ -127,7 +127,7 @@ def test_a_first_stage_taken_from_another_run_costs_no_less_computation(finished
     ("overrides", "other"),
     [
         (("seed=1",), ("method=fedavg-sal",)),
-        (("federation.rounds_local=1",), ("method=fedavg-sal",)),
+        (("federation.rounds_global=1",), ("method=fedavg-sal",)),
         ((), ("method=fedavg",)),
         ((), ("method=statistics",)),
         ((), ()),
@@ -138,6 +138,13 @@ def test_a_run_that_is_not_this_first_stage_is_refused_in_one_line(finished, tin
     with pytest.raises(FedmsError, match="not a finished run of this experiment's first stage alone") as caught:
         experiment.run(tiny(*overrides), tmp_path / "run", reuse=finished(*other).folder)
     assert "\n" not in str(caught.value)
+
+
+def test_what_comes_after_the_first_stage_may_differ(finished, perform):
+    later = ("federation.rounds_local=1", "activation.blocks_local=all", "gate.prior=0.3")
+    again = perform(*later, reuse=finished("method=fedavg-sal").folder)
+    costs = ("downlink_bytes", "train_flops")
+    assert without(again.outcome, *costs) == without(finished(*later).outcome, *costs)
 
 
 def test_a_folder_that_is_no_run_is_refused_in_one_line(tiny, tmp_path):

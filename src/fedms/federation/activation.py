@@ -29,7 +29,14 @@ class Activation:
 
     def blocks(self) -> list[int]:
         """The active blocks, ascending."""
-        k = self.active
+        return self._first(self.active)
+
+    def local_blocks(self) -> list[int]:
+        """The active blocks of a local stage, ascending; the global expert's among them, on which it builds."""
+        blocks = self.config.blocks_local
+        return self._first(self.depth if blocks == "all" else max(self.active, blocks or 0))
+
+    def _first(self, k: int) -> list[int]:
         return list(range(self.depth - k, self.depth)) if self.config.order == "top-down" else list(range(k))
 
     def observe(self, score: float | None) -> bool:
@@ -69,7 +76,7 @@ class Activation:
 
 def check_depth(config: cfg.Activation, depth: int, model: str) -> None:
     """ConfigError where more blocks are named than the backbone has."""
-    named = {"activation.blocks": config.blocks, "activation.maximum": config.maximum}
+    named = {f"activation.{key}": getattr(config, key) for key in ("blocks", "blocks_local", "maximum")}
     named |= {f"activation.capacity.{i}.blocks": tier.blocks for i, tier in enumerate(config.capacity)}
     for key, value in named.items():
         if isinstance(value, int) and value > depth:

@@ -22,7 +22,7 @@ class Stage:
     shares: tuple[Group, ...]
     """What of it is averaged over the clients; of the gate, the part that `gate.share` says. The rest stays where it is."""
     activation: Literal["sal", "all"]
-    """Which blocks are active: as the activation rule says (a local stage: as it stood at the end), or all."""
+    """Which blocks are active: as the activation rule says (a local stage: `activation.blocks_local`), or all."""
 
 
 @dataclass(frozen=True)

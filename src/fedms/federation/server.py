@@ -65,7 +65,9 @@ class Server:
         """The active blocks; outside all stages, the top block (whatever is frozen below it)."""
         if stage is None:
             return [self.backbone.depth - 1]
-        return self.activation.blocks() if stage.activation == "sal" else list(range(self.backbone.depth))
+        if stage.activation == "all":
+            return list(range(self.backbone.depth))
+        return self.activation.blocks() if stage.expert == "global" else self.activation.local_blocks()
 
     def tasks(
         self, kind: Kind, clients: Sequence[str], stage: Stage | None, number: int, arrays: Arrays | None = None, **settings: Any
