@@ -165,6 +165,7 @@ class Experiment:
         """The first stage from another run, as if it had been trained here."""
         self.server.restore(*reuse.stage(self.method.stages[0].name))
         self.server.delivered.clear()  # these clients have received nothing yet
+        self.server.prior = self.config.gate.prior  # the other run may have had another one
         self._note_base()
         for record in reuse.metrics():
             if record["stage"] in ("statistics", self.method.stages[0].name):
