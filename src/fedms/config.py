@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -56,6 +56,8 @@ class Model(Section):
     """Pixels a side, a multiple of the model's patches; default: what the model's image processor says."""
     pooling: Literal["auto", "mean", "cls"] = "auto"
     """How block outputs become one feature: `auto` is mean for text, class token for images."""
+    prompt_tokens: int = Field(8, ge=1, le=1024)
+    """Soft prompt tokens, for method promptfl."""
 
 
 class Data(Section):
@@ -100,8 +102,9 @@ class Federation(Section):
     """Rounds of the first stage (T1)."""
     rounds_local: int = Field(3, ge=0)
     """Rounds of the second stage (T2)."""
-    aggregation: Literal["average", "exact", "freeze-a"] = "average"
-    """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only)."""
+    aggregation: Literal["average", "exact", "freeze-a", "svd"] = "average"
+    """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only), `svd` (the mean of
+    the products, cut to the rank)."""
 
 
 class Training(Section):
@@ -117,13 +120,28 @@ class Training(Section):
     """AdamW, for LoRA and head of a client's own expert."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW's decoupled decay."""
+    proximal: float = Field(0.1, ge=0)
+    """Weight of the proximal term, for the methods that have one (mu of FedProx, lambda of Ditto)."""
 
 
 class Tier(Section):
     share: float = Field(gt=0, le=1)
     """Share of the clients in this tier."""
+
+
+class CapacityTier(Tier):
     blocks: int = Field(ge=1)
     """How many blocks such a client can train (its capacity)."""
+
+
+class RankTier(Tier):
+    rank: int = Field(ge=1)
+    """Rank of such a client's pairs."""
+
+
+def _check_tiers(key: str, tiers: Sequence[Tier]) -> None:
+    if tiers and abs(sum(tier.share for tier in tiers) - 1) > 1e-6:
+        raise ValueError(f"{key}: the shares of the tiers must add up to 1")
 
 
 class Activation(Section):
@@ -150,7 +168,7 @@ class Activation(Section):
     """Most rounds at one number of blocks, for rule `plateau`."""
     maximum: int | None = Field(None, ge=1)
     """Never activate more blocks than this; default: all there are."""
-    capacity: tuple[Tier, ...] = ()
+    capacity: tuple[CapacityTier, ...] = ()
     """Tiers of clients by the number of blocks they can train; empty: everybody can train all."""
 
     @field_validator("blocks", "blocks_local", mode="before")
@@ -163,8 +181,7 @@ class Activation(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Activation:
-        if self.capacity and abs(sum(t.share for t in self.capacity) - 1) > 1e-6:
-            raise ValueError("capacity: the shares of the tiers must add up to 1")
+        _check_tiers("capacity", self.capacity)
         if self.min_rounds > self.max_rounds:
             raise ValueError("min_rounds: must not exceed max_rounds")
         return self
@@ -173,15 +190,25 @@ class Activation(Section):
 class Lora(Section):
     rank: int = Field(8, ge=1)
     """Rank r of the low-rank pairs."""
+    tiers: tuple[RankTier, ...] = ()
+    """Tiers of clients by the rank of their pairs, `rank` at most; empty: the same for all. Wants `federation.aggregation: svd`."""
     alpha: float = Field(16.0, gt=0)
     """Scale: the update is (alpha / rank) B A."""
     targets: tuple[str, ...] = ()
     """Names of the linear layers inside a block that get a pair; default: query and value of the model's family."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Lora:
+        _check_tiers("tiers", self.tiers)
+        if any(tier.rank > self.rank for tier in self.tiers):
+            raise ValueError(f"tiers: no rank may be above lora.rank ({self.rank})")
+        return self
+
 
 class Head(Section):
-    kind: Literal["statistics", "text-init", "text", "linear"] = "statistics"
-    """How the task head starts: the federation's linear discriminant, class-name embeddings (trained or frozen), or zero."""
+    kind: Literal["statistics", "means", "text-init", "text", "linear"] = "statistics"
+    """How the task head starts: the federation's linear discriminant, its class means, class-name embeddings (trained or frozen),
+    or zero."""
     label_prior: float = Field(0.9, ge=0, lt=1)
     """How far a local expert that starts from the global one trusts the client's own label shares, in its bias; 0 is not at all
     (and at 1 a class it has not seen would be impossible)."""
@@ -279,6 +306,8 @@ class Config(Section):
             value = getattr(self.federation, key)
             if value is not None and value > self.partition.clients:
                 raise ValueError(f"federation.{key}: {value} is more than partition.clients ({self.partition.clients})")
+        if self.lora.tiers and self.federation.aggregation != "svd":
+            raise ValueError("lora.tiers: pairs of different ranks can only be averaged with federation.aggregation: svd")
         if self.partition.rule == "column" and self.partition.column is None:
             raise ValueError("partition.column: needed when partition.rule is `column`")
         if self.partition.rule == "dirichlet" and self.partition.alpha is None:
@@ -390,7 +419,7 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
     section: Any = Config
     for part in location[:-1]:
         if isinstance(part, int):
-            section = Tier
+            section = get_args(section)[0]
         elif part in getattr(section, "model_fields", {}):
             section = section.model_fields[part].annotation
     return list(getattr(section, "model_fields", {}))

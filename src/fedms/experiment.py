@@ -18,7 +18,7 @@ from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Stage
-from fedms.federation.methods import find
+from fedms.federation.methods import find, of
 from fedms.federation.personal import gate_reads_statistics
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
@@ -37,7 +37,7 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
         ConfigError: the config does not fit the model (exit code 2).
         FedmsError: data, model or folder are not as needed. Nothing has been written then.
     """
-    find(config.method)
+    config = find(config.method).configure(config)
     refuse_used(out)  # before anything is loaded
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def reusable(config: Config, path: Path) -> RunFolder:
     """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
     folder = RunFolder(path)
     other = folder.config()
-    stages, others = find(config.method).stages, find(other.method).stages
+    stages, others = of(config).stages, of(other).stages
     same = first_stage_settings(other) == first_stage_settings(config)
     finished = (path / "result.json").exists()
     if not finished or not same or len(others) != 1 or stages[:1] != others or config.gate.features != "global":
@@ -132,8 +132,8 @@ class Experiment:
         self.folder = folder
         self.engine = engine
         self.observer = observer
-        self.method = find(self.config.method)
-        self.server = Server(self.config, self.method, world.backbone, list(world.clients))
+        self.method = of(self.config)
+        self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks)
         self.records: list[dict[str, Any]] = []
         self.base_means: torch.Tensor | None = None
 
@@ -146,17 +146,17 @@ class Experiment:
             self._take(reuse)
         elif self._trains_on_statistics() or self.world.backbone.kind == "image":  # whose base accuracy stands on them
             self._exchange_statistics(first, "backbone", evaluation=not self._trains_on_statistics())
+        if self._has_common_start() and not reuse:
+            text = self.config.head.kind in ("text", "text-init")
+            server.start_head(self.world.classes, self.world.class_embeddings if text else None)
         for stage in method.stages[1 if reuse else 0 :]:
-            if stage.expert == "global":
-                text = self.config.head.kind in ("text", "text-init")
-                server.start_head(self.world.classes, self.world.class_embeddings if text else None)
             server.begin(stage)
             if "gate" in stage.trains and self._gate_reads_statistics() and self.config.gate.features == "global":
                 self._exchange_statistics(stage, "global")
             for number in range(1, server.rounds(stage) + 1):
                 self._round(stage, number)
             self.folder.keep_stage(stage.name, *server.checkpoint())
-        server.freeze()
+        server.settle()
         result = make_result(self.world, method, self._finish(), self.records, self.engine.peak_memory(), self.server)
         self.folder.write_result(result)
         return result
@@ -227,9 +227,13 @@ class Experiment:
 
     def _trains_on_statistics(self) -> bool:
         """Whether training or prediction stands on sums of the frozen backbone's features."""
-        head = self.config.head.kind == "statistics" and self.method.has_global
+        head = self.config.head.kind in ("statistics", "means") and self._has_common_start()
         gate = self._gate_reads_statistics() and self.config.gate.features == "backbone"
         return head or gate or self.method.predicts == "statistics"
+
+    def _has_common_start(self) -> bool:
+        """Whether everybody starts from one head: there is a global expert, or part of the local ones is shared from the start."""
+        return self.method.has_global or any({*stage.shares} - {"gate"} for stage in self.method.stages)
 
     def _exchange_statistics(self, stage: Stage | None, features: str, evaluation: bool = False) -> None:
         """Every client sends its sums once; then the discriminant's temperature is chosen on all validation data."""
@@ -256,7 +260,7 @@ class Experiment:
         updates = self._ask(line, "train", line.cohort, stage, arrays=server.shared)
         weight = sum(update.weight for update in updates)
         line.train_loss = sum(update.weight * float(update.metrics["loss"]) for update in updates) / weight
-        server.aggregate(stage, updates)
+        server.aggregate(stage, number, updates)
         last = number == server.rounds(stage)
         if stage.expert == "local":
             line.validation_score = sum(u.metrics["correct"] for u in updates) / sum(u.metrics["validated"] for u in updates)

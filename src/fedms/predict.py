@@ -17,7 +17,7 @@ from fedms.data.inputs import inputs_for
 from fedms.data.sources import Dataset
 from fedms.errors import ConfigError, FedmsError
 from fedms.federation.compute import Compute
-from fedms.federation.methods import find
+from fedms.federation.methods import of
 from fedms.federation.personal import Judged, Personal
 from fedms.model import backbone as backbones
 from fedms.model.backbone import Backbone
@@ -90,7 +90,7 @@ class Client:
         judged = self.judge(inputs)
         found = judged.log_probabilities(prior)
         weights: list[float | None] = [None] * len(inputs)
-        if judged.predicts == "mixture":
+        if judged.predicts in ("mixture", "blend"):
             weights = judged.local_weight(prior).tolist()
         return [self._prediction(row, weight) for row, weight in zip(found, weights, strict=True)]
 
@@ -109,7 +109,7 @@ class Client:
         if prior is None:
             return self.prior
         method = self.personal.method
-        if method.predicts not in ("mixture", "statistics"):
+        if not method.has_frontier:
             raise ConfigError(f"prior: has no meaning for method {method.name}, where the {method.predicts} expert predicts alone")
         if not 0 <= prior <= 1:
             raise ConfigError(f"prior: must be from 0 to 1, not {prior}")
@@ -181,10 +181,10 @@ def load(run: str | Path, client: str) -> Client:
     arrays, meta = read_arrays(path)
     try:
         kept, scale = bool(meta["network_kept"]), float(meta.get("evidence_scale", 1.0))
-        prior, boundary = float(meta["prior"]), int(min(meta["active"]))
+        prior, boundary = float(meta["prior"]), int(meta["boundary"])
     except (KeyError, TypeError, ValueError):
         raise FedmsError(f"{path}: damaged: not a client's model") from None
     # a run made on an accelerator can be used without one
     device = config.device if torch.cuda.is_available() else "cpu"
     backbone = backbones.load(config.model, config.lora).to_device(device)
-    return Client(client, classes, Personal(arrays, find(config.method), config, kept, scale), backbone, prior, boundary)
+    return Client(client, classes, Personal(arrays, of(config), config, kept, scale), backbone, prior, boundary)

@@ -85,12 +85,11 @@ def trainable_parameters(world: World, method: Method, server: Server) -> int:
     config, backbone = world.config, world.backbone
     total = 0
     for stage in {stage.expert: stage for stage in method.stages}.values():
-        if "lora" in stage.trains:
-            fresh = experts.fresh_lora(backbone, server.active(stage), config.lora.rank, 0)
-            total += sum(array.numel() for array in fresh.values())
-        if "head" in stage.trains:
-            head = experts.zero_head(world.classes, backbone.feature_size)
-            total += sum(head[name].numel() for name in experts.head_names(config.head.kind))
+        active = server.active(stage)
+        arrays = experts.fresh_lora(backbone, active, config.lora.rank, 0) | experts.zero_head(world.classes, backbone.feature_size)
+        arrays |= experts.fresh_parts(backbone, stage.trains, active, config.model.prompt_tokens, 0)
+        names = experts.trained_names(backbone, stage.trains, active, config.head.kind)
+        total += sum(arrays[name].numel() for name in names)
         if "gate" in stage.trains and config.gate.network:
             gate = fresh_gate(backbone.feature_size, config.gate.adapter_rank, config.gate.hidden, 0, "")
             total += sum(gate[name].numel() for name in (*ADAPTER, *NETWORK))

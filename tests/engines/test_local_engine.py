@@ -46,7 +46,7 @@ def engine(settings, tmp_path):
 
 def training(engine: LocalEngine, world) -> tuple[list[Task], list[Task]]:
     """Two rounds' tasks of the first stage."""
-    server = Server(world.config, METHODS["fedms"], world.backbone, list(world.clients))
+    server = Server(world.config, METHODS["fedms"], world.backbone, list(world.clients), world.ranks)
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     return tuple(server.tasks("train", server.clients, server.method.stages[0], number, arrays=server.shared) for number in (1, 2))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fedms.config import Activation as Rule
-from fedms.config import Tier
+from fedms.config import CapacityTier as Tier
 from fedms.errors import ConfigError
 from fedms.federation.activation import Activation, capacities, check_depth, trainable
 

@@ -18,7 +18,7 @@ def server(settings, backbone):
 
     def make(method="fedms", *overrides, clients=CLIENTS):
         config = settings("partition.clients=30", "federation.cohort=7", "head.kind=linear", f"method={method}", *overrides)
-        return Server(config, METHODS[method], backbone, clients)
+        return Server(config, METHODS[method], backbone, clients, dict.fromkeys(clients, config.lora.rank))
 
     return make
 
@@ -66,8 +66,10 @@ def test_rounds_are_those_of_the_stages_budget(server):
 
 def test_the_frozen_global_expert_reaches_each_client_once(server):
     made = begun(server())
-    assert not [name for task in made.tasks("train", CLIENTS, made.method.stages[0], 1) for name in task.arrays if "/" in name]
+    early = {name for task in made.tasks("train", CLIENTS, made.method.stages[0], 1) for name in task.arrays if "/" in name}
+    assert early == {"global/head.log_scale"}, "which nobody trains"
     trained = dict(made.shared)
+    made.heard_of([Update(client) for client in CLIENTS])
     made.begin(made.method.stages[1])
 
     def sent(clients):
@@ -76,7 +78,7 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
         return {task.client: {name: array for name, array in task.arrays.items() if name.startswith("global/")} for task in tasks}
 
     first = sent(CLIENTS[:2])
-    assert all(arrays.keys() == {f"global/{name}" for name in trained} for arrays in first.values())
+    assert all(arrays.keys() == {f"global/{name}" for name in (*trained, "head.log_scale")} for arrays in first.values())
     assert all(torch.equal(first["client-00"][f"global/{name}"], trained[name]) for name in trained)
     second = sent(CLIENTS[:3])
     assert {client: bool(arrays) for client, arrays in second.items()} == {"client-00": False, "client-01": True, "client-02": True}
@@ -146,7 +148,7 @@ def asked(server: Server, host: ClientHost, number: int) -> tuple[list[Task], li
 def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order, active):
     rule = ("activation.rule=every", "activation.every=1", f"activation.order={order}")
     world = opened("method=fedavg-sal", "head.kind=linear", *rule)
-    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients))
+    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients), world.ranks)
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     host = ClientHost(world, tmp_path)
@@ -155,13 +157,13 @@ def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order
         for message in (*tasks, *updates):
             assert {block_of(name) for name in message.arrays} - {None} == blocks
             assert {"head.weight", "head.bias"} <= message.arrays.keys()
-        server.aggregate(server.method.stages[0], updates)
+        server.aggregate(server.method.stages[0], 1, updates)
         server.observe(server.method.stages[0], None)
 
 
 def test_training_moves_what_is_active_and_nothing_that_is_frozen(opened, tmp_path):
     world = opened("method=fedavg-sal", "head.kind=linear", "activation.rule=fixed", "activation.blocks=2")
-    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients))
+    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients), world.ranks)
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     weights = {name: array.clone() for name, array in world.backbone.state_dict().items()}
@@ -170,7 +172,7 @@ def test_training_moves_what_is_active_and_nothing_that_is_frozen(opened, tmp_pa
     for number in (1, 2, 3):  # from a zero head: first the head moves, then B, then A
         _, updates = asked(server, host, number)
         assert all(update.weight == len(world.samples(update.client, "train")) for update in updates)
-        server.aggregate(server.method.stages[0], updates)
+        server.aggregate(server.method.stages[0], 1, updates)
     moved = {name for name in before if not torch.equal(before[name], server.shared[name])}
     assert moved == before.keys() - {"head.log_scale"}
     after = world.backbone.state_dict()
@@ -180,14 +182,14 @@ def test_training_moves_what_is_active_and_nothing_that_is_frozen(opened, tmp_pa
 def test_a_weak_client_trains_the_top_blocks_alone_and_the_mean_is_over_those_that_did(opened, tmp_path):
     tiers = "activation.capacity=[{share: 0.5, blocks: 1}, {share: 0.5, blocks: 3}]"
     world = opened("method=fedavg-sal", "head.kind=linear", "activation.blocks=3", tiers)
-    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients))
+    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients), world.ranks)
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     _, updates = asked(server, ClientHost(world, tmp_path), 1)
     sent = {update.client: {block_of(name) for name in update.arrays} - {None} for update in updates}
     assert sent == {client: {2} if capacity == 1 else {0, 1, 2} for client, capacity in world.capacities.items()}
     strong = [update for update in updates if world.capacities[update.client] == 3]
-    server.aggregate(server.method.stages[0], updates)
+    server.aggregate(server.method.stages[0], 1, updates)
     weights = torch.tensor([update.weight for update in strong])
     name = "block.0.query.lora_B"
     wanted = sum(weight * update.arrays[name] for weight, update in zip(weights / weights.sum(), strong, strict=True))

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from fedms.model.expert import (
-    TEXT_SCALE,
+    NEAREST_SCALE,
     Expert,
     block_of,
     fresh_lora,
     head,
     head_names,
-    lora_names,
+    trained_names,
     split_name,
     statistics_head,
-    text_head,
+    nearest_head,
     zero_head,
 )
 from fedms.model.statistics import Statistics, normalise
@@ -40,12 +40,12 @@ def test_the_statistics_head_says_the_discriminants_posterior(features):
 
 
 @pytest.mark.parametrize("frozen", [True, False])
-def test_the_text_head_is_the_scaled_cosine(features, generator, frozen):
+def test_the_nearest_head_is_the_scaled_cosine(features, generator, frozen):
     embeddings = torch.randn(5, 8, generator=generator) * 3
     cosine = torch.nn.functional.cosine_similarity(features[:, None], embeddings[None], dim=-1)
-    arrays = text_head(embeddings, frozen)
-    torch.testing.assert_close(Expert(arrays, 1.0).logits(features), TEXT_SCALE * cosine, atol=1e-4, rtol=1e-4)
-    assert arrays["head.log_scale"].item() == pytest.approx(math.log(TEXT_SCALE) if frozen else 0.0)
+    arrays = nearest_head(embeddings, frozen)
+    torch.testing.assert_close(Expert(arrays, 1.0).logits(features), NEAREST_SCALE * cosine, atol=1e-4, rtol=1e-4)
+    assert arrays["head.log_scale"].item() == pytest.approx(math.log(NEAREST_SCALE) if frozen else 0.0)
 
 
 def test_the_zero_head_is_uniform(features):
@@ -63,7 +63,7 @@ def test_training_makes_leaves_of_the_named_arrays_alone(backbone, features):
     arrays = fresh_lora(backbone, [1, 2], 4, 0) | zero_head(3, 8)
     before = {name: array.clone() for name, array in arrays.items()}
     expert = Expert(arrays, 1.0)
-    names = [*lora_names(backbone, [2], "B"), *head_names("linear")]
+    names = trained_names(backbone, ("B", "head"), [2], "linear")
     leaves = expert.train(names)
     assert {name for name, array in expert.arrays.items() if array.requires_grad} == set(names)
     assert all(leaf is expert.arrays[name] and leaf.is_leaf for leaf, name in zip(leaves, names, strict=True))

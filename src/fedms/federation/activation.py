@@ -5,6 +5,7 @@ k blocks are active, taken in an order; top-down by default, since going back co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fedms import config as cfg
@@ -83,20 +84,28 @@ def check_depth(config: cfg.Activation, depth: int, model: str) -> None:
             raise ConfigError(f"{key}: {value} is more than the {depth} blocks of model {model}")
 
 
+def deal(shares: Sequence[float], clients: Sequence[str], seed: int, purpose: str) -> dict[str, int]:
+    """Which tier each client is in: tiers dealt out by their shares, in an order drawn by the seed."""
+    order = seeds.numpy_generator(seed, purpose).permutation(len(clients))
+    edges = [round(sum(shares[: tier + 1]) * len(clients)) for tier in range(len(shares))]
+    last = len(shares) - 1
+    return {clients[index]: next((tier for tier in range(last) if place < edges[tier]), last) for place, index in enumerate(order)}
+
+
 def capacities(config: cfg.Activation, clients: list[str], depth: int, seed: int) -> dict[str, int]:
-    """How many blocks each client can train: tiers dealt out by their shares, in an order drawn by the seed."""
+    """How many blocks each client can train."""
     if not config.capacity:
         return dict.fromkeys(clients, depth)
-    order = seeds.numpy_generator(seed, "capacity").permutation(len(clients))
-    edges, total = [], 0.0
-    for tier in config.capacity:
-        total += tier.share
-        edges.append(round(total * len(clients)))
-    dealt = {}
-    for place, index in enumerate(order):
-        tier = next(tier for tier, edge in zip(config.capacity, edges, strict=True) if place < edge or edge == edges[-1])
-        dealt[clients[index]] = min(tier.blocks, depth)
-    return dealt
+    tiers = deal([tier.share for tier in config.capacity], clients, seed, "capacity")
+    return {client: min(config.capacity[tier].blocks, depth) for client, tier in tiers.items()}
+
+
+def ranks(config: cfg.Lora, clients: list[str], seed: int) -> dict[str, int]:
+    """The rank of each client's pairs."""
+    if not config.tiers:
+        return dict.fromkeys(clients, config.rank)
+    tiers = deal([tier.share for tier in config.tiers], clients, seed, "rank")
+    return {client: config.tiers[tier].rank for client, tier in tiers.items()}
 
 
 def trainable(active: list[int], capacity: int, order: str) -> list[int]:

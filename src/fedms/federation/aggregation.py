@@ -7,6 +7,7 @@ what nobody trained stays as it was. Updates are taken in the order of client na
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -43,6 +44,32 @@ def exact(shared: Mapping[str, Tensor], updates: Sequence[Update], scale: float)
         before = shared.get(f"{stem}.residual")
         new[f"{stem}.residual"] = lost if before is None else before + lost
     return new
+
+
+def svd(shared: Mapping[str, Tensor], updates: Sequence[Update], rank: int) -> dict[str, Tensor]:
+    """The mean of the products B A, cut to the rank by singular value decomposition, whatever the clients' own ranks; the rest
+    as `average`. A client of rank r takes the first r rows of A and columns of B, the best there are (FlexLoRA, arXiv 2402.11505).
+    """
+    pairs = sorted({name.removesuffix(".lora_A") for update in updates for name in update.arrays if name.endswith(".lora_A")})
+    plain = [replace(update, arrays={n: a for n, a in update.arrays.items() if not n.startswith("block.")}) for update in updates]
+    new = average(shared, plain)
+    for stem in pairs:
+        found = [update for update in _ordered(updates) if f"{stem}.lora_A" in update.arrays]
+        total = sum(update.weight for update in found)
+        A = torch.cat([update.arrays[f"{stem}.lora_A"].double() for update in found])
+        B = torch.cat([(update.weight / total) * update.arrays[f"{stem}.lora_B"].double() for update in found], dim=1)
+        # the product's decomposition from those of its thin factors
+        left, right = torch.linalg.qr(B), torch.linalg.qr(A.T)
+        U, S, Vt = torch.linalg.svd(left.R @ right.R.T)
+        root = S[:rank].sqrt()
+        new[f"{stem}.lora_A"] = _rows(root[:, None] * (Vt[:rank] @ right.Q.T), rank).float()
+        new[f"{stem}.lora_B"] = _rows((left.Q @ U[:, :rank] * root).T, rank).T.float().contiguous()
+    return new
+
+
+def _rows(array: Tensor, count: int) -> Tensor:
+    """With rows of zeros up to so many."""
+    return torch.cat([array, array.new_zeros(count - len(array), array.shape[1])])
 
 
 def _ordered(updates: Sequence[Update]) -> list[Update]:

@@ -16,23 +16,25 @@ from torch.nn import functional as F
 
 from fedms import seeds
 from fedms.data.features import PrefixCache, Samples
-from fedms.federation.activation import trainable
 from fedms.federation.compute import Compute
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
-from fedms.federation.methods import find
-from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
-from fedms.federation.training import Loss, network_helps, train_expert, train_gate
+from fedms.federation.methods import of
+from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed
+from fedms.federation.start import Start
+from fedms.federation.training import Loss, Plan, network_helps, train_expert, train_gate
 from fedms.federation.world import World
 from fedms.model import expert as experts
 from fedms.model import gate as gates
-from fedms.model.expert import Arrays, Expert
+from fedms.model.expert import Arrays, group
 from fedms.model.mixture import mix
-from fedms.model.statistics import Discriminant, Statistics, mixed_prior
+from fedms.model.statistics import Discriminant, Statistics
 from fedms.store import ClientFolder, write_arrays
 
 RECEIVED, STATE = "received", "state"
 """Kinds of files a client keeps: what it was sent once, and what it trained and never sends."""
+REFERENCES = 5
+"""Own samples to which a new one is compared, where experts are blended by likeness."""
 
 
 class ClientHost:
@@ -42,8 +44,7 @@ class ClientHost:
         self.world = world
         self.config = world.config
         self.folder = folder
-        self.method = find(self.config.method)
-        self.scale = self.config.lora.alpha / self.config.lora.rank
+        self.method = of(self.config)
         cache = self.config.cache
         memory, disk = (budget * 2**20 // workers for budget in (cache.memory_mb, cache.disk_mb))
         place = folder / "cache" / str(number)
@@ -72,8 +73,12 @@ class ClientHost:
         return names.index(task.stage) if task.stage in names else len(names)
 
     def _boundary(self, task: Task) -> int:
-        active: list[int] = task.settings["active"]
-        return min(active)
+        boundary: int = task.settings["boundary"]
+        return boundary
+
+    def _start(self, task: Task) -> Start:
+        kept, when = self._folder(task).load(STATE, (self._number(task), task.round))
+        return Start(self.world, self.compute, task, self._load(task, RECEIVED), kept, when)
 
     def _load(self, task: Task, kind: str) -> Arrays:
         """What the client kept before this round; what it was sent in this round is included."""
@@ -81,11 +86,13 @@ class ClientHost:
         return self._folder(task).load(kind, at)[0]
 
     def _personal(self, task: Task, network_kept: bool = True) -> Personal:
-        arrays = self._kept(task) | self._load(task, STATE) | _only(task.arrays, "gate.")
+        """What the client would predict with, if it were asked now."""
+        arrays = self._kept(task) | _only(self._load(task, STATE) | task.arrays, "gate.")
         if self.method.gate == "learned":
             arrays = self._fresh_gate(task) | arrays
-        if self.method.predicts == "local" and "head.weight" not in strip(arrays, "local/") | strip(arrays, "global/"):
-            arrays |= prefixed(self._start(task, self.method.stages[0]).arrays, "local/")  # never asked: as it would have begun
+        if self.method.stages and self.method.stages[-1].expert == "local":
+            stage = self.method.stage(task.stage) if task.stage != "end" else self.method.stages[-1]
+            arrays |= prefixed(self._start(task).expert(stage).detached(), "local/")
         return Personal(arrays, self.method, self.config, network_kept)
 
     def _fresh_gate(self, task: Task) -> Arrays:
@@ -123,7 +130,7 @@ class ClientHost:
     def _evaluate(self, task: Task) -> Update:
         """The shared expert on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
-        expert = self._start(task, self.method.stage(task.stage))
+        expert = self._start(task).expert(self.method.stage(task.stage))
         logits = self.compute.outputs(expert, samples, self._boundary(task)).logits
         assert logits is not None
         return Update(task.client, weight=len(samples), metrics={"correct": int((logits.argmax(1) == samples.labels).sum())})
@@ -133,30 +140,34 @@ class ClientHost:
         before = self.compute.flops
         stage = self.method.stage(task.stage)
         samples = self.world.samples(task.client, "train")
-        expert = self._start(task, stage)
-        names = self._trained(task, stage)
+        start = self._start(task)
+        expert, names = start.expert(stage), start.names(stage)
         gate, also, loss = self._start_gate(task, stage, samples)
-        config = self.config.training
-        if stage.expert == "local":
-            rates = (config.local_learning_rate, config.local_learning_rate)
-        else:
-            rates = (config.learning_rate, config.head_learning_rate)
+        anchor = {"sent": lambda: dict(expert.arrays), "start": lambda: start.local(stage)}[stage.pull]() if stage.pull else {}
+        plan = Plan(names, self._rates(stage), stage.phases, anchor, self.config.training.proximal if stage.pull else 0.0, loss, also)
         order = seeds.numpy_generator(self.config.seed, "batches", stage.budget, task.round, task.client)
-        mean_loss = train_expert(self.compute, expert, names, samples, self._boundary(task), config, order, rates, loss, also)
+        mean_loss = train_expert(self.compute, expert, plan, samples, self._boundary(task), self.config.training, order)
         if also:
             gate = {name: array.detach() for name, array in gate.items()}
         elif gate:
             gate = self._train_gate(task, stage, samples, gate)
-        shared = {name: expert.arrays[name] for name in names if _group(name) in stage.shares}
-        if "gate" in stage.shares and self.config.gate.network:
-            shared |= {name: gate[name] for name in self.shared_gate_names()}
-        private = {name: array for name, array in expert.arrays.items() if _group(name) not in stage.shares}
+        shared = {name: expert.arrays[name] for name in names if group(name) in stage.shares}
+        gate_shared = self.shared_gate_names() if "gate" in stage.shares and self.config.gate.network else ()
         metrics: dict[str, Any] = {"loss": mean_loss, "flops": self.compute.flops - before}  # what follows is evaluation
         if stage.expert == "local":
-            own = {name: array for name, array in gate.items() if name not in shared} | prefixed(private, "local/")
-            self._folder(task).save(STATE, (self._number(task), task.round), own, {})
-            metrics |= self._validate(task, {**own, **shared})
-        return Update(task.client, shared, len(samples), metrics)
+            private = {name: array for name, array in expert.arrays.items() if stage.average == "beside" or group(name) not in stage.shares}
+            own = {name: array for name, array in gate.items() if name not in gate_shared}
+            own |= prefixed({name: array for name, array in private.items() if name.startswith(experts.PARTS)}, "local/")
+            self._folder(task).save(STATE, (self._number(task), task.round), own, {"stage": stage.name, "round": task.round})
+            metrics |= self._validate(task, gate | prefixed(expert.arrays, "local/"))
+        return Update(task.client, shared | {name: gate[name] for name in gate_shared}, len(samples), metrics)
+
+    def _rates(self, stage: Stage) -> tuple[float, float]:
+        """Learning rates of the head and of all else."""
+        config = self.config.training
+        if stage.expert == "local":
+            return config.local_learning_rate, config.local_learning_rate
+        return config.head_learning_rate, config.learning_rate
 
     def _weigh(self, task: Task) -> Update:
         """Log-likelihood of the client's validation labels under each constant weight, or each scale of the evidence."""
@@ -173,7 +184,7 @@ class ClientHost:
     def _test(self, task: Task) -> Update:
         """The finished personal model on own and everyone's data; the client keeps it."""
         personal = self._finished(task)
-        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "active": task.settings["active"]}
+        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "boundary": self._boundary(task)}
         write_arrays(self._folder(task).path / "model.safetensors", personal.arrays, facts)
         boundary, prior = self._boundary(task), task.settings["prior"]
         metrics: dict[str, Any] = {"samples": len(self.world.samples(task.client, "train")), **personal.facts()}
@@ -183,7 +194,7 @@ class ClientHost:
                     continue
                 judged = personal.judge(self.compute, samples, boundary)
                 metrics[f"{split}_{whose}"] = judged.accuracy(samples.labels, prior)
-                if self.method.predicts in ("mixture", "statistics"):
+                if self.method.has_frontier:
                     metrics[f"{split}_{whose}_frontier"] = [judged.accuracy(samples.labels, at) for at in PRIORS]
                 metrics[f"{split}_{whose}_global_share"] = _global_share(judged, prior)
         metrics |= self._base(task)
@@ -195,61 +206,6 @@ class ClientHost:
         """The prior for what is learned or chosen about the gate: at 0 and 1 the gate says nothing, so then 1/2."""
         prior = self.config.gate.prior
         return prior if 0 < prior < 1 else 0.5
-
-    def _start(self, task: Task, stage: Stage) -> Expert:
-        """The expert as this round's training finds it: what the client kept, what is shared, and the start of the rest."""
-        active = task.settings["active"]
-        seed, rank = self.config.seed, self.config.lora.rank
-        shared = {name: array for name, array in task.arrays.items() if name.startswith(("block.", "head."))}
-        if stage.expert == "global":
-            start = experts.fresh_lora(self.world.backbone, active, rank, seed)
-            if self.config.head.kind == "text":
-                start |= experts.text_head(self.world.class_embeddings, frozen=True)
-            return self._expert(start | shared)
-        kept = strip(self._load(task, STATE), "local/")
-        if not kept:
-            sent = strip(self._load(task, RECEIVED), "global/")
-            kept = experts.fresh_lora(self.world.backbone, active, rank, seed, task.client)
-            if not sent:
-                kept |= self._own_head(task)
-            else:
-                kept |= sent if self.config.mixture.local_start == "global" else _only(sent, "head.")
-                kept["head.bias"] = kept["head.bias"] + self._label_prior(task) / kept["head.log_scale"].exp()
-        return self._expert(kept | shared)
-
-    def _expert(self, arrays: Arrays) -> Expert:
-        return Expert(arrays, self.scale).to(self.world.backbone.device)
-
-    def _label_prior(self, task: Task) -> Tensor:
-        """log p_k(c) - log q(c): how much likelier each class is here than with everyone, as far as that is trusted, [C]."""
-        counts = torch.bincount(self.world.samples(task.client, "train").labels, minlength=self.world.classes).float()
-        uniform = torch.full_like(counts, 1 / len(counts))
-        everyone = self._load(task, RECEIVED).get("everyone.prior", uniform)
-        return mixed_prior(counts, everyone, self.config.head.label_prior).log() - everyone.log()
-
-    def _own_head(self, task: Task) -> Arrays:
-        """A head from the client's own data alone, of the configured kind."""
-        kind, size = self.config.head.kind, self.world.backbone.feature_size
-        if kind == "linear":
-            return experts.zero_head(self.world.classes, size)
-        if kind in ("text", "text-init"):
-            return experts.text_head(self.world.class_embeddings, frozen=kind == "text")
-        found = {}
-        for split in ("train", "validation"):
-            samples = self.world.samples(task.client, split)
-            found[split] = self.compute.frozen_outputs("backbone", None, samples, self._boundary(task)).features, samples.labels
-        own = Statistics.of(*found["train"], self.world.classes).discriminant(self.config.statistics.shrinkage)
-        return experts.statistics_head(own.calibrated(own.log_likelihood(*found["validation"])))
-
-    def _trained(self, task: Task, stage: Stage) -> list[str]:
-        names: list[str] = []
-        if "lora" in stage.trains:
-            blocks = trainable(task.settings["active"], self.world.capacities[task.client], self.config.activation.order)
-            matrices = "B" if self.config.federation.aggregation == "freeze-a" and "lora" in stage.shares else "AB"
-            names += experts.lora_names(self.world.backbone, blocks, matrices)
-        if "head" in stage.trains:
-            names += experts.head_names(self.config.head.kind)
-        return names
 
     def shared_gate_names(self) -> tuple[str, ...]:
         return {"adapter": gates.ADAPTER, "none": (), "all": (*gates.ADAPTER, *gates.NETWORK)}[self.config.gate.share]
@@ -285,30 +241,33 @@ class ClientHost:
 
     def _own_evidence(self, task: Task, samples: Samples) -> tuple[Personal, Tensor, Tensor]:
         """The client's model with its own sums, its gate features, and their evidence with each sample left out of the sums."""
-        personal = self._with_own_sums(task, self._personal(task))
+        personal = self._with_own(task, self._personal(task))
         x = personal.gate_features(self.compute, samples, self._boundary(task))
         evidence = personal.evidence
         return personal, x, evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x))
 
-    def _reads_statistics(self) -> bool:
-        """Whether predictions stand on the client's own sums."""
-        return gate_reads_statistics(self.method, self.config) or self.method.predicts == "statistics"
-
-    def _with_own_sums(self, task: Task, personal: Personal) -> Personal:
-        samples = self.world.samples(task.client, "train")
-        role = "backbone" if self.method.predicts == "statistics" else self.config.gate.features
-        expert = personal.global_expert if role == "global" else None
-        x = self.compute.frozen_outputs(role, expert, samples, self._boundary(task)).features
-        own = Statistics.of(x, samples.labels, self.world.classes)
-        arrays = personal.arrays | {"own.counts": own.counts, "own.sums": own.sums}
-        return Personal(arrays, self.method, self.config, personal.network_kept, personal.evidence_scale)
+    def _with_own(self, task: Task, personal: Personal) -> Personal:
+        """With what the model knows of the client's own training data: label counts, class sums, some features."""
+        method, samples = self.method, self.world.samples(task.client, "train")
+        own: Arrays = {}
+        if gate_reads_statistics(method, self.config):
+            role = self.config.gate.features
+            expert = personal.global_expert if role == "global" else None
+            x = self.compute.frozen_outputs(role, expert, samples, self._boundary(task)).features
+            sums = Statistics.of(x, samples.labels, self.world.classes)
+            own = {"own.counts": sums.counts, "own.sums": sums.sums}
+        elif method.label_prior or method.gate == "counts":
+            own = {"own.counts": torch.bincount(samples.labels, minlength=self.world.classes)}
+        elif method.predicts == "blend":
+            x = self.compute.frozen_outputs("backbone", None, samples, self._boundary(task)).features
+            some = torch.randperm(len(x), generator=seeds.torch_generator(self.config.seed, "references", task.client))[:REFERENCES]
+            own = {"own.references": x[some]}
+        return Personal(personal.arrays | own, method, self.config, personal.network_kept, personal.evidence_scale)
 
     def _validate(self, task: Task, trained: Arrays) -> dict[str, Any]:
         """The personal model as it now stands on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
-        personal = Personal(self._kept(task) | trained, self.method, self.config)
-        if self._reads_statistics():
-            personal = self._with_own_sums(task, personal)
+        personal = self._with_own(task, Personal(self._kept(task) | trained, self.method, self.config))
         judged = personal.judge(self.compute, samples, self._boundary(task))
         return {"validated": len(samples), "correct": round(judged.accuracy(samples.labels, self.config.gate.prior) * len(samples))}
 
@@ -318,8 +277,7 @@ class ClientHost:
         """The client's final model."""
         personal = self._personal(task)
         personal.evidence_scale = task.settings.get("evidence_scale", 1.0)
-        if self._reads_statistics():
-            personal = self._with_own_sums(task, personal)
+        personal = self._with_own(task, personal)
         if gate_reads_statistics(self.method, self.config):
             personal.network_kept = self._keep_network(task, personal)
         return personal
@@ -344,11 +302,7 @@ class ClientHost:
 
 
 def _global_share(judged: Judged, prior: float) -> float | None:
-    return 1 - float(judged.local_weight(prior).mean()) if judged.predicts == "mixture" else None
-
-
-def _group(name: str) -> str:
-    return "lora" if name.startswith("block.") else "head"
+    return 1 - float(judged.local_weight(prior).mean()) if judged.predicts in ("mixture", "blend") else None
 
 
 def _only(arrays: Arrays, prefix: str) -> Arrays:

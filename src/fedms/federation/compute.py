@@ -48,17 +48,24 @@ class Compute:
     ) -> Tensor:
         """Pooled features of the samples at `picks`, [len(picks), d]; `trained` are the blocks a loss will go back to."""
         hidden, mask = self.cache.hidden(samples, boundary, picks)
-        pairs = expert.pairs() if expert else {}
+        pairs = expert.pairs(picks) if expert else {}
+        prompt = expert.prompt if expert else None
         self.backbone.attach(pairs)
+        if prompt is not None:
+            hidden, mask_with = _before(prompt, hidden, mask)
         count, tokens = hidden.shape[:2]
         self._spent += flops.forward(self.backbone, count, tokens, boundary)
+        rank = 0
         if pairs:
-            rank = next(iter(pairs.values())).A.shape[0]
+            first = next(iter(pairs.values()))
+            rank = first.A.shape[0] + (first.beside[0].shape[0] if first.beside else 0)
             self._spent += flops.pairs(self.backbone, count, tokens, rank, {block for block, _ in pairs})
             kept = [key for key, pair in pairs.items() if pair.residual is not None]
             self._spent += flops.residuals(self.backbone, count, tokens, kept) * (2 if trained else 1)
-            self._spent += flops.backward(self.backbone, count, tokens, rank, trained or [])
-        return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
+        self._spent += flops.backward(self.backbone, count, tokens, rank, trained or [])
+        if prompt is None:
+            return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
+        return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)
 
     @torch.no_grad()
     def outputs(self, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
@@ -78,6 +85,13 @@ class Compute:
             held = digest, self.outputs(expert, samples, boundary)
             self._kept[role, samples.owner] = held
         return held[1]
+
+
+def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Soft prompts [m, d] before every sample's tokens, and the mask that lets them be seen."""
+    count = hidden.shape[0]
+    hidden = torch.cat([prompt.expand(count, -1, -1), hidden], dim=1)
+    return hidden, None if mask is None else torch.cat([mask.new_zeros(count, 1, 1, len(prompt)), mask], dim=3)
 
 
 def _digest(expert: Expert | None) -> str:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-Group = Literal["lora", "head", "gate"]
-"""Parameter groups: the experts' LoRA matrices, their task heads, the gate."""
+from fedms import config as cfg
+
+Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
+"""Parameter groups: the LoRA pairs' two matrices, the task head, an attention over the pooled feature, soft prompts, what weighs
+an expert's own pairs against the other clients', and the gate."""
+
+LORA: tuple[Group, Group] = ("A", "B")
 
 
 @dataclass(frozen=True)
@@ -21,8 +27,20 @@ class Stage:
     trains: tuple[Group, ...]
     shares: tuple[Group, ...]
     """What of it is averaged over the clients; of the gate, the part that `gate.share` says. The rest stays where it is."""
-    activation: Literal["sal", "all"]
-    """Which blocks are active: as the activation rule says (a local stage: `activation.blocks_local`), or all."""
+    activation: Literal["sal", "all", "none"]
+    """Which blocks are active: as the activation rule says (a local stage: `activation.blocks_local`), all, or none."""
+    phases: tuple[tuple[Group, ...], ...] = ()
+    """The local steps of a round are divided evenly between these, in this order; default: all that is trained, at once."""
+    pull: Literal["sent", "start"] | None = None
+    """Where a proximal term of weight `training.proximal` pulls: to what the server sent in this round, or to where the local
+    expert started."""
+    average: Literal["replaces", "beside"] = "replaces"
+    """Whether the clients' average replaces what a client trained, or is set beside it, frozen, as the rest of the world."""
+
+    def without(self, group: Group) -> Stage:
+        """The same without this group."""
+        trains, shares = (tuple(each for each in groups if each != group) for groups in (self.trains, self.shares))
+        return replace(self, trains=trains, shares=shares)
 
 
 @dataclass(frozen=True)
@@ -34,21 +52,42 @@ class Method:
     """One line."""
     paper: str | None
     stages: tuple[Stage, ...]
-    predicts: Literal["global", "local", "mixture", "statistics"]
-    """Who predicts for a client: the global expert, its local expert, both mixed, or the sums' discriminant."""
-    gate: Literal["learned", "constant"] | None = None
+    predicts: Literal["global", "local", "mixture", "blend", "statistics"]
+    """Who predicts for a client: the global expert, its local expert, both mixed in their outputs, both blended in their pairs,
+    or the sums' discriminant."""
+    gate: Literal["learned", "constant", "counts"] | None = None
     """What mixes the experts."""
+    label_prior: bool = False
+    """Whether each client's label prior, softened by `gate.prior`, is put on the predictions."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Config keys that the method fixes, by their path."""
 
     def stage(self, name: str) -> Stage:
         return next(stage for stage in self.stages if stage.name == name)
 
     @property
     def has_global(self) -> bool:
-        """Whether a global expert is trained."""
-        return any(stage.expert == "global" for stage in self.stages)
+        """Whether there is a global expert."""
+        return self.predicts != "statistics" and (not self.stages or any(stage.expert == "global" for stage in self.stages))
+
+    @property
+    def has_frontier(self) -> bool:
+        """Whether predictions move with the prior."""
+        return self.predicts == "mixture" or self.label_prior
+
+    def configure(self, config: cfg.Config) -> cfg.Config:
+        """The experiment with the keys that this method fixes."""
+        return cfg.load(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
 
 
-GLOBAL = Stage("global", "global", "global", ("lora", "head"), ("lora", "head"), "all")
+GLOBAL = Stage("global", "global", "global", (*LORA, "head"), (*LORA, "head"), "all")
 """Federated LoRA with all blocks."""
-GLOBAL_SAL = Stage("global", "global", "global", ("lora", "head"), ("lora", "head"), "sal")
+GLOBAL_SAL = Stage("global", "global", "global", (*LORA, "head"), (*LORA, "head"), "sal")
 """Federated LoRA, sparsely activated: the first stage of FedMS."""
+LOCAL = Stage("local", "local", "local", (*LORA, "head"), (), "all")
+"""Each client's own expert, on from the global one; with all blocks."""
+
+
+def throughout(stage: Stage) -> tuple[Stage, Stage]:
+    """A personal method that shares all the time spends both budgets on the same: first its cohorts, then everybody."""
+    return replace(stage, name="cohorts", budget="global"), replace(stage, name="everybody", budget="local")

@@ -40,10 +40,14 @@ class Judged:
     scale: float = 1.0
     """How far the evidence is trusted"""
     label_priors: tuple[Tensor, Tensor] | None = None
-    """The client's label counts and everyone's label prior, [C] each; for `statistics`"""
+    """The client's label counts and everyone's label prior, [C] each, where the prior moves them"""
+    weight: Tensor | None = None
+    """g_L of a blend, [n], which no prior moves"""
 
     def local_weight(self, prior: float) -> Tensor:
         """g_L, [n]"""
+        if self.weight is not None:
+            return self.weight
         assert self.local_logits is not None
         if self.evidence is None:
             return torch.full((len(self.local_logits),), prior)
@@ -54,10 +58,13 @@ class Judged:
         if self.predicts == "mixture":
             assert self.global_logits is not None and self.local_logits is not None
             return mix(self.global_logits, self.local_logits, self.local_weight(prior), self.mix_on)
-        logits = self.local_logits if self.predicts == "local" else self.global_logits
+        logits = self.local_logits if self.predicts in ("local", "blend") else self.global_logits
         assert logits is not None
         if self.label_priors is not None:
-            logits = logits + mixed_prior(*self.label_priors, prior).log()
+            counts, everyone = self.label_priors
+            logits = logits + mixed_prior(counts, everyone, prior).log()
+            if self.predicts == "global":  # which has everyone's in it
+                logits = logits - everyone.log()
         return F.log_softmax(logits, dim=1)
 
     def accuracy(self, labels: Tensor, prior: float) -> float:
@@ -65,7 +72,7 @@ class Judged:
 
 
 def gate_reads_statistics(method: Method, config: Config) -> bool:
-    """Whether the gate stands on the federation's statistics: it is learned, and to tell own from everyone's."""
+    """Whether the gate stands on the federation's statistics: it is learned to tell own from everyone's."""
     return method.gate == "learned" and config.gate.objective == "own-or-everyone"
 
 
@@ -117,22 +124,44 @@ class Personal:
 
     def judge(self, compute: Compute, samples: Samples, boundary: int) -> Judged:
         """Run whatever predicts over the samples."""
-        predicts, mix_on = self.method.predicts, self.config.mixture.on
+        predicts, mix_on, method = self.method.predicts, self.config.mixture.on, self.method
+        priors = (self.arrays["own.counts"].float(), self._everyone_prior()) if method.label_prior else None
         if predicts == "statistics":
             x = compute.frozen_outputs("backbone", None, samples, boundary).features
-            everyone = self.discriminant
-            return Judged(predicts, mix_on, everyone.scores(x), label_priors=(self.arrays["own.counts"].float(), everyone.prior))
+            return Judged(predicts, mix_on, self.discriminant.scores(x), label_priors=priors)
+        if predicts == "blend":
+            weight = self._likeness(compute, samples, boundary)
+            return Judged(predicts, mix_on, local_logits=compute.outputs(self._blend(weight), samples, boundary).logits, weight=weight)
         expert = self.global_expert if predicts != "local" else None
         world = compute.frozen_outputs("global", expert, samples, boundary).logits if expert else None
         own = compute.outputs(self.local_expert, samples, boundary).logits if predicts != "global" else None
-        if predicts != "mixture" or self.method.gate == "constant":
-            return Judged(predicts, mix_on, world, own)
+        if predicts != "mixture" or method.gate == "constant":
+            return Judged(predicts, mix_on, world, own, label_priors=priors)
+        if method.gate == "counts":
+            assert world is not None
+            return Judged(predicts, mix_on, world, own, gates.count_evidence(world, self.arrays["own.counts"]))
         x = self.gate_features(compute, samples, boundary)
         evidence = self.evidence
         log_ratio = evidence.log_ratio(x) if evidence else torch.zeros(len(x))
         if self.network_kept:
             log_ratio = log_ratio + gates.delta(self.arrays, x).detach()
         return Judged(predicts, mix_on, world, own, log_ratio, self.evidence_scale)
+
+    def _everyone_prior(self) -> Tensor:
+        counts = self.arrays["own.counts"]
+        return self.arrays.get("everyone.prior", torch.full((len(counts),), 1 / len(counts)))
+
+    def _likeness(self, compute: Compute, samples: Samples, boundary: int) -> Tensor:
+        """Mean cosine of each sample's frozen feature to some of the client's own, at least 0, [n] (FedDPA, arXiv 2403.19211)."""
+        x = compute.frozen_outputs("backbone", None, samples, boundary).features
+        cosine = F.normalize(x, dim=1) @ F.normalize(self.arrays["own.references"], dim=1).T
+        return cosine.mean(1).clamp(0, 1)
+
+    def _blend(self, weight: Tensor) -> Expert:
+        """Both experts as one, whose pairs and heads are weighed sample by sample."""
+        local, world = self.local_expert, self.global_expert
+        assert local is not None and world is not None
+        return Expert(local.arrays | prefixed(world.arrays, "beside."), local.scale, weight)
 
     def facts(self) -> dict[str, Any]:
         """What of the model is not an array."""

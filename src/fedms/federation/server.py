@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from fedms.config import Config
 from fedms.federation import aggregation
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
-from fedms.federation.method import Method, Stage
+from fedms.federation.method import LORA, Method, Stage
 from fedms.federation.personal import PRIORS, SCALES, prefixed, strip
 from fedms.model import expert as experts
 from fedms.model import gate as gates
@@ -27,22 +27,27 @@ class Server:
 
     Attributes:
         shared: what the present stage averages.
-        frozen: the global expert as the first stage left it; empty before.
-        delivered: who has the frozen global expert.
+        frozen: what no stage averages any more: the start of what is private, and the global expert once it is settled.
+        settled: whether the global expert is finished and frozen.
+        delivered: who has what is frozen.
+        averaged: of what round the present average is, and of how many samples, where clients take themselves out of it.
         prior: how often a client meets its own kind of data, as the mixture will assume.
         evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
     """
 
-    def __init__(self, config: Config, method: Method, backbone: Backbone, clients: Sequence[str]) -> None:
+    def __init__(self, config: Config, method: Method, backbone: Backbone, clients: Sequence[str], ranks: Mapping[str, int]) -> None:
         self.config = config
         self.method = method
+        self.ranks = ranks
         self.backbone = backbone
         self.clients = sorted(clients)
         self.activation = Activation(config.activation, backbone.depth)
         self.shared: Arrays = {}
         self.frozen: Arrays = {}
         self.discriminant: Discriminant | None = None
+        self.settled = False
         self.delivered: set[str] = set()
+        self.averaged: dict[str, Any] = {}
         self.prior = config.gate.prior
         self.evidence_scale = 1.0
 
@@ -62,69 +67,108 @@ class Server:
         return federation.rounds_global if stage.budget == "global" else federation.rounds_local
 
     def active(self, stage: Stage | None) -> list[int]:
-        """The active blocks; outside all stages, the top block (whatever is frozen below it)."""
-        if stage is None:
-            return [self.backbone.depth - 1]
+        """The active blocks; none outside all stages."""
+        if stage is None or stage.activation == "none":
+            return []
         if stage.activation == "all":
             return list(range(self.backbone.depth))
         return self.activation.blocks() if stage.expert == "global" else self.activation.local_blocks()
 
+    def boundary(self, stage: Stage | None) -> int:
+        """The lowest block that is not the frozen backbone's alone; with soft prompts, that is all of them."""
+        if any("prompt" in each.trains for each in self.method.stages):
+            return 0
+        return min(self.active(stage), default=self.backbone.depth)
+
     def tasks(
         self, kind: Kind, clients: Sequence[str], stage: Stage | None, number: int, arrays: Arrays | None = None, **settings: Any
     ) -> list[Task]:
-        """One task a client: the active blocks, these arrays, and the frozen global expert for whom it has not reached."""
+        """One task a client: the active blocks, these arrays, and what is frozen for whom it has not reached."""
         name = stage.name if stage else "end"
-        plain = {"active": self.active(stage or (self.method.stages[-1] if self.method.stages else None)), **settings}
+        last = stage or (self.method.stages[-1] if self.method.stages else None)
+        plain = {"active": self.active(last), "boundary": self.boundary(last), **settings}
         if self.discriminant:
             plain["temperature"] = self.discriminant.temperature
+        if self.averaged:
+            plain["averaged"] = self.averaged
         made = []
         for client in clients:
-            sent = dict(arrays or {})
+            sent = self._cut(arrays or {}, client)
             if self.frozen and client not in self.delivered:
-                sent |= prefixed(self.frozen, "global/")
+                sent |= prefixed(self._cut(self.frozen, client), "global/")
                 if self.discriminant:
                     sent["everyone.prior"] = self.discriminant.prior
             made.append(Task(kind, client, name, number, sent, plain))
         return made
 
+    def _cut(self, arrays: Arrays, client: str) -> Arrays:
+        """Pairs at the rank that the client can take."""
+        rank = self.ranks[client]
+        if rank == self.config.lora.rank:
+            return dict(arrays)
+        cut = {"A": lambda array: array[:rank], "B": lambda array: array[:, :rank].contiguous()}
+        return {name: cut[group](array) if (group := experts.group(name)) in cut else array for name, array in arrays.items()}
+
     def heard_of(self, updates: Sequence[Update]) -> None:
-        """Who has answered a task has what came with it: the frozen global expert, once there is one."""
+        """Who has answered a task has what came with it: what is frozen, once there is something."""
         if self.frozen:
             self.delivered.update(update.client for update in updates)
 
     # state
 
     def begin(self, stage: Stage) -> None:
-        """Lay out what the stage shares; a local stage after a global one freezes the global expert first."""
-        if stage.expert == "global":
-            self._grow(stage)
-            return
-        self.freeze()
+        """Lay out what the stage shares."""
+        if stage.expert == "local":
+            self.settle()
+        if not self.settled:
+            self._lay_out(stage)
         if "gate" in stage.shares and self.config.gate.share == "adapter":
             gate = self.config.gate
             fresh = gates.fresh_gate(self.backbone.feature_size, gate.adapter_rank, gate.hidden, self.config.seed, "")
             self.shared = {name: fresh[name] for name in gates.ADAPTER}
 
-    def freeze(self) -> None:
+    def _lay_out(self, stage: Stage) -> None:
+        """Fresh arrays for what is shared and not there yet. A start that is not shared reaches each client once."""
+        names = experts.trained_names(self.backbone, stage.shares, self.active(stage), self.config.head.kind)
+        fresh = self._fresh(stage)
+        self.frozen |= {name: array for name, array in self.shared.items() if name not in names}
+        self.shared = {name: (fresh | self.shared)[name] for name in names}
+
+    def _fresh(self, stage: Stage) -> Arrays:
+        config = self.config
+        pairs = experts.fresh_lora(self.backbone, self.active(stage), config.lora.rank, config.seed)
+        return pairs | experts.fresh_parts(self.backbone, stage.shares, (), config.model.prompt_tokens, config.seed)
+
+    def settle(self) -> None:
         """The shared expert becomes the frozen global one that later stages stand on."""
-        if self.method.has_global and not self.frozen:
-            self.frozen, self.shared = self.shared, {}
+        if self.settled or not self.method.has_global:
+            return
+        pairs = self._fresh(self.method.stages[0]) if self.method.stages else {}  # those of which only one matrix was shared
+        self.frozen, self.shared, self.settled = pairs | self.frozen | self.shared, {}, True
+        self.delivered.clear()
 
     def start_head(self, classes: int, class_embeddings: Tensor | None) -> None:
-        """The head from which the global expert starts."""
+        """The head from which everybody starts."""
         kind = self.config.head.kind
-        if kind == "statistics":
+        if kind in ("statistics", "means"):
             assert self.discriminant is not None
-            self.shared |= experts.statistics_head(self.discriminant)
+            means = self.discriminant.means
+            self.shared |= experts.statistics_head(self.discriminant) if kind == "statistics" else experts.nearest_head(means)
         elif kind == "linear":
             self.shared |= experts.zero_head(classes, self.backbone.feature_size)
         else:
             assert class_embeddings is not None
-            self.shared |= experts.text_head(class_embeddings, frozen=kind == "text")
+            self.shared |= experts.nearest_head(class_embeddings, frozen=kind == "text")
 
-    def aggregate(self, stage: Stage, updates: Sequence[Update]) -> None:
-        if self.config.federation.aggregation == "exact" and "lora" in stage.shares:
-            self.shared = aggregation.exact(self.shared, updates, self.config.lora.alpha / self.config.lora.rank)
+    def aggregate(self, stage: Stage, number: int, updates: Sequence[Update]) -> None:
+        """The shared state from what clients sent."""
+        kind, lora = self.config.federation.aggregation, self.config.lora
+        if stage.average == "beside":
+            self.averaged = {"stage": stage.name, "round": number, "weight": sum(update.weight for update in updates)}
+        if {*LORA} <= {*stage.shares} and stage.average == "replaces" and kind == "exact":
+            self.shared = aggregation.exact(self.shared, updates, lora.alpha / lora.rank)
+        elif {*LORA} <= {*stage.shares} and stage.average == "replaces" and kind == "svd":
+            self.shared = aggregation.svd(self.shared, updates, lora.rank)
         else:
             self.shared = aggregation.average(self.shared, updates)
 
@@ -132,13 +176,8 @@ class Server:
         """Tell the activation how the round went; True where more blocks are active now."""
         if stage.activation != "sal" or stage.expert != "global" or not self.activation.observe(score):
             return False
-        self._grow(stage)
+        self.shared |= {name: array for name, array in self._fresh(stage).items() if name not in self.shared}
         return True
-
-    def _grow(self, stage: Stage) -> None:
-        """Fresh pairs for active blocks that have none yet."""
-        fresh = experts.fresh_lora(self.backbone, self.active(stage), self.config.lora.rank, self.config.seed)
-        self.shared = fresh | self.shared
 
     # what comes of sums
 
@@ -165,6 +204,8 @@ class Server:
         return arrays, {
             "activation": self.activation.state(),
             "delivered": sorted(self.delivered),
+            "settled": self.settled,
+            "averaged": self.averaged,
             "prior": self.prior,
             "evidence_scale": self.evidence_scale,
         }
@@ -174,7 +215,8 @@ class Server:
         self.shared, self.frozen = strip(arrays, "shared/"), strip(arrays, "frozen/")
         self.discriminant = Discriminant.from_arrays(arrays) if "discriminant.means" in arrays else None
         self.activation.restore(meta["activation"])
-        self.delivered, self.prior, self.evidence_scale = set(meta["delivered"]), meta["prior"], meta["evidence_scale"]
+        self.delivered, self.settled, self.averaged = set(meta["delivered"]), meta["settled"], meta["averaged"]
+        self.prior, self.evidence_scale = meta["prior"], meta["evidence_scale"]
 
 
 def _sum(updates: Sequence[Update], name: str) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,50 +17,78 @@ from fedms.data.inputs import batches
 from fedms.errors import FedmsError
 from fedms.federation.compute import Compute
 from fedms.model import gate as gates
-from fedms.model.expert import Expert, block_of
+from fedms.model.expert import Expert, block_of, group
 from fedms.model.statistics import Discriminant, Evidence, normalise
 
 Loss = Callable[[np.ndarray, Tensor], Tensor]
 """From positions and logits of a batch to its mean loss."""
 
 
-def train_expert(
-    compute: Compute,
-    expert: Expert,
-    names: Sequence[str],
-    samples: Samples,
-    boundary: int,
-    config: cfg.Training,
-    order: np.random.Generator,
-    rates: tuple[float, float],
-    loss: Loss | None = None,
-    also: Sequence[tuple[Tensor, float]] = (),
-) -> float:
-    """Train these arrays of the expert for `config.epochs` passes with AdamW; return the mean loss of the last pass.
+@dataclass(frozen=True)
+class Plan:
+    """What a round of training changes, and how."""
 
-    `rates` are for LoRA and head. `loss` replaces the cross-entropy, and `also` names further leaves with their rates.
+    names: Sequence[str]
+    """Arrays that train"""
+    rates: tuple[float, float]
+    """Learning rates of the head and of all else"""
+    phases: tuple[tuple[str, ...], ...] = ()
+    """Parameter groups between which an epoch's steps are divided; empty: all at once"""
+    anchor: Mapping[str, Tensor] = field(default_factory=dict)
+    """Where a proximal term pulls"""
+    proximal: float = 0.0
+    """Its weight mu: mu / 2 times the squared distance is added to the loss (FedProx, arXiv 1812.06127)"""
+    loss: Loss | None = None
+    """In the cross-entropy's place"""
+    also: Sequence[tuple[Tensor, float]] = ()
+    """Further leaves with their rates"""
+
+
+def train_expert(
+    compute: Compute, expert: Expert, plan: Plan, samples: Samples, boundary: int, config: cfg.Training, order: np.random.Generator
+) -> float:
+    """Train the expert for `config.epochs` passes with AdamW; return the mean loss of the last pass, its proximal term apart.
+
+    Raises:
+        FedmsError: the loss is not finite.
     """
-    leaves = expert.train(names)
-    groups = [{"params": [leaf], "lr": rates[name.startswith("head.")]} for name, leaf in zip(names, leaves, strict=True)]
-    groups += [{"params": [leaf], "lr": rate} for leaf, rate in also]
+    names, leaves = plan.names, expert.train(plan.names)
+    groups = [{"params": [leaf], "lr": plan.rates[group(name) != "head"]} for name, leaf in zip(names, leaves, strict=True)]
+    groups += [{"params": [leaf], "lr": rate} for leaf, rate in plan.also]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
-    trained = sorted({block for name in names if (block := block_of(name)) is not None})
     lengths = compute.cache.inputs.lengths(samples.rows)
     labels = samples.labels.to(compute.backbone.device)
+    steps = -(-len(samples) // config.batch_size)
     total = torch.zeros((), device=compute.backbone.device)
+    trained = reached(names)
     for _ in range(config.epochs):
         total.zero_()
-        for picks in batches(lengths, config.batch_size, order):
+        for step, picks in enumerate(batches(lengths, config.batch_size, order)):
+            if plan.phases:
+                phase = plan.phases[min(step * len(plan.phases) // steps, len(plan.phases) - 1)]
+                for name, leaf in zip(names, leaves, strict=True):
+                    leaf.requires_grad_(group(name) in phase)
+                trained = reached([name for name in names if group(name) in phase])
             logits = expert.logits(compute.feature(expert, samples, boundary, picks, trained))
-            value = loss(picks, logits) if loss else F.cross_entropy(logits, labels[picks])
+            value = plan.loss(picks, logits) if plan.loss else F.cross_entropy(logits, labels[picks])
+            total += value.detach() * len(picks)
+            if plan.proximal:
+                near = [(leaf - plan.anchor[name]).square().sum() for name, leaf in zip(names, leaves, strict=True) if name in plan.anchor]
+                value = value + 0.5 * plan.proximal * torch.stack(near).sum()
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-            total += value.detach() * len(picks)
     expert.arrays = expert.detached()
     if not math.isfinite(mean := float(total) / len(samples)):
         raise FedmsError("training diverged: the loss is not finite; lower training.learning_rate")
     return mean
+
+
+def reached(names: Sequence[str]) -> list[int]:
+    """The blocks that a loss goes back to, to train these arrays; a prompt lies below them all."""
+    if "prompt.tokens" in names:
+        return [0]
+    return sorted({block for name in names if (block := block_of(name)) is not None})
 
 
 def train_gate(

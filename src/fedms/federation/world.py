@@ -17,7 +17,7 @@ from fedms.data.inputs import Inputs, class_name_embeddings, inputs_for
 from fedms.data.partition import ClientSplit, Partition, partition
 from fedms.data.sources import Dataset
 from fedms.errors import ConfigError, FedmsError
-from fedms.federation.activation import capacities, check_depth
+from fedms.federation.activation import capacities, check_depth, ranks
 from fedms.model import backbone as backbones
 from fedms.model.backbone import Backbone
 
@@ -43,6 +43,10 @@ class World:
     @cached_property
     def capacities(self) -> dict[str, int]:
         return capacities(self.config.activation, list(self.clients), self.backbone.depth, self.config.seed)
+
+    @cached_property
+    def ranks(self) -> dict[str, int]:
+        return ranks(self.config.lora, list(self.clients), self.config.seed)
 
     @cached_property
     def class_embeddings(self) -> Tensor:
@@ -77,6 +81,7 @@ def open_world(config: Config) -> World:
     parts = partition(dataset, config.partition, config.seed)
     backbone = backbones.load(config.model, config.lora)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
-        raise ConfigError(f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: statistics, linear")
+        allowed = "statistics, means, linear"
+        raise ConfigError(f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: {allowed}")
     check_depth(config.activation, backbone.depth, config.model.name)
     return World(config, dataset, parts, backbone.to_device(config.device), inputs_for(dataset, backbone, config.model))

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from fedms import seeds
 
+COUNT_STRENGTH = 2.0
+"""Own samples of a class at which the count gate trusts both experts alike."""
 ADAPTER = ("gate.adapter.down", "gate.adapter.up")
 NETWORK = ("gate.network.hidden.weight", "gate.network.hidden.bias", "gate.network.out.weight", "gate.network.out.bias")
 
@@ -47,6 +49,12 @@ def delta(arrays: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """What the learned gate adds to the evidence, [n, d] -> [n]; zero at the start."""
     hidden = F.gelu(F.linear(adapt(arrays, x), arrays["gate.network.hidden.weight"], arrays["gate.network.hidden.bias"]))
     return F.linear(hidden, arrays["gate.network.out.weight"], arrays["gate.network.out.bias"])[:, 0]
+
+
+def count_evidence(global_logits: Tensor, counts: Tensor) -> Tensor:
+    """Evidence whose weight at prior 1/2 is sum_c p_G(c) n_c / (n_c + 2), from logits [n, C] and label counts [C]; [n]."""
+    known = counts / (counts + COUNT_STRENGTH)
+    return (F.softmax(global_logits, dim=1) @ known.to(global_logits.dtype)).logit(eps=1e-6)
 
 
 def local_weight(evidence: Tensor, prior: float) -> Tensor:

@@ -28,9 +28,16 @@ class Pair:
     """alpha / r"""
     residual: Tensor | None = None
     """[out, in], frozen: what exact aggregation could not put into A and B."""
+    beside: tuple[Tensor, Tensor] | None = None
+    """A and B of a second pair, with which this one shares the layer."""
+    weight: Tensor | None = None
+    """How much this pair counts, and the second the rest of 1: [n, 1, 1], a weight a sample"""
+    mixer: tuple[Tensor, Tensor] | None = None
+    """In its place, [1, in] and [1]: the weight is the sigmoid of this affine function of the layer's input."""
 
     def delta(self) -> Tensor:
-        """The update of the weight, [out, in]: scale B A, and the residual."""
+        """The update of the weight, [out, in]: scale B A, and the residual. A pair beside it has no such update."""
+        assert self.beside is None
         update = self.scale * (self.B @ self.A)
         return update if self.residual is None else update + self.residual
 
@@ -51,7 +58,12 @@ class LoraLinear(nn.Module):
             return out
         if pair.residual is not None:
             out = out + F.linear(x, pair.residual)
-        return torch.add(out, F.linear(F.linear(x, pair.A), pair.B), alpha=pair.scale)
+        update = F.linear(F.linear(x, pair.A), pair.B)
+        if pair.beside is not None:
+            weight = torch.sigmoid(F.linear(x, *pair.mixer)) if pair.mixer is not None else pair.weight
+            assert weight is not None
+            update = torch.lerp(F.linear(F.linear(x, pair.beside[0]), pair.beside[1]), update, weight)
+        return torch.add(out, update, alpha=pair.scale)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from fedms.config import Config
 from fedms.errors import ConfigError
 from fedms.federation.method import Method
-from fedms.federation.methods import fedavg, fedms, local, mixture_constant, statistics
+from fedms.federation.methods import fedavg, fedms, frozen, mixtures, partly_shared, personal
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         fedms.METHOD,
-        fedavg.METHOD,
-        fedavg.SAL,
-        fedavg.FINETUNE,
-        local.METHOD,
-        mixture_constant.METHOD,
-        statistics.METHOD,
+        *fedavg.METHODS,
+        *personal.METHODS,
+        *partly_shared.METHODS,
+        *mixtures.METHODS,
+        *frozen.METHODS,
     )
 }
 
@@ -25,3 +27,11 @@ def find(name: str) -> Method:
     if name not in METHODS:
         raise ConfigError(f"method: {name!r} is not known; allowed: {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def of(config: Config) -> Method:
+    """The experiment's method. With aggregation `freeze-a`, no stage trains an A that it would share (arXiv 2403.12313)."""
+    method = find(config.method)
+    if config.federation.aggregation != "freeze-a":
+        return method
+    return replace(method, stages=tuple(stage.without("A") if "A" in stage.shares else stage for stage in method.stages))

@@ -1,0 +1,52 @@
+"""No pair is trained: the backbone stays as it is, and what is learned stands on its features or before its input.
+
+FedNCM: Legate et al., Guiding The Last Layer in Federated Learning with Pre-Trained Models, arXiv 2306.03937.
+Fed3R: Fani et al., Accelerating Heterogeneous Federated Learning with Closed-form Classifiers, arXiv 2406.01116; the discriminant of
+`statistics` is such a classifier, each client's label prior is ours.
+FedCLIP: Lu et al., FedCLIP: Fast Generalization and Personalization for CLIP in Federated Learning, arXiv 2302.13485; with GELU in place of
+its batch norm and leaky ReLU, and before the frozen head of `head.kind`.
+PromptFL: Guo et al., PromptFL: Let Federated Participants Cooperatively Learn Prompts Instead of Models, arXiv 2208.11625; its prompts
+stand before the class names, ours before the sample's own tokens, since our backbones have no second tower.
+"""
+
+from fedms.federation.method import Method, Stage
+
+METHODS = (
+    Method(
+        "statistics",
+        "no training: the discriminant of federated feature sums, with each client's label prior",
+        "arXiv 2406.01116",
+        (),
+        "statistics",
+        label_prior=True,
+    ),
+    Method(
+        "fedncm",
+        "no training: the nearest federated class mean",
+        "arXiv 2306.03937",
+        (),
+        "global",
+        settings={"head.kind": "means", "statistics.rank": 1},  # which needs no covariance
+    ),
+    Method(
+        "linear-probe",
+        "a federated head on frozen features",
+        None,
+        (Stage("global", "global", "global", ("head",), ("head",), "none"),),
+        "global",
+    ),
+    Method(
+        "fedclip",
+        "a federated attention over frozen features, before a frozen head",
+        "arXiv 2302.13485",
+        (Stage("global", "global", "global", ("attention",), ("attention",), "none"),),
+        "global",
+    ),
+    Method(
+        "promptfl",
+        "shared soft prompts before every sample, and a shared head",
+        "arXiv 2208.11625",
+        (Stage("global", "global", "global", ("prompt", "head"), ("prompt", "head"), "none"),),
+        "global",
+    ),
+)

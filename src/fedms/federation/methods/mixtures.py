@@ -1,0 +1,40 @@
+"""A global and a local expert on each client, weighed against each other.
+
+FedDPA: Yang et al., Dual-Personalizing Adapter for Federated Foundation Models, arXiv 2403.19211: both experts' pairs act in every layer,
+weighed for each sample by how like it is to some of the client's own.
+PFL-MoE: Guo et al., PFL-MoE: Personalized Federated Learning Based on Mixture of Experts, arXiv 2012.15589: a gate over both experts'
+outputs, trained with the local expert by the mixture's likelihood, all of it private.
+"""
+
+from fedms.federation.method import GLOBAL, GLOBAL_SAL, LOCAL, LORA, Method, Stage
+
+_LOCAL_SAL = Stage("local", "local", "local", (*LORA, "head"), (), "sal")
+
+METHODS = (
+    Method(
+        "mixture-constant",
+        "FedMS with a constant weight, chosen on validation data, in place of the gate",
+        None,
+        (GLOBAL_SAL, _LOCAL_SAL),
+        "mixture",
+        gate="constant",
+    ),
+    Method(
+        "mixture-count",
+        "FedMS with a gate from the client's label counts, nothing trained in it",
+        None,
+        (GLOBAL_SAL, _LOCAL_SAL),
+        "mixture",
+        gate="counts",
+    ),
+    Method("feddpa", "global and local LoRA, weighed by likeness to own samples", "arXiv 2403.19211", (GLOBAL, LOCAL), "blend"),
+    Method(
+        "pfl-moe",
+        "global and local expert, a private gate over their outputs trained by the likelihood",
+        "arXiv 2012.15589",
+        (GLOBAL, Stage("local", "local", "local", (*LORA, "head", "gate"), (), "all")),
+        "mixture",
+        gate="learned",
+        settings={"gate.objective": "likelihood", "gate.network": True, "gate.share": "none"},
+    ),
+)

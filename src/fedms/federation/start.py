@@ -1,0 +1,108 @@
+"""From where a client trains: what it was sent, what it kept, and the start of the rest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedms.federation.activation import trainable
+from fedms.federation.compute import Compute
+from fedms.federation.messages import Task
+from fedms.federation.method import Stage
+from fedms.federation.personal import prefixed, strip
+from fedms.federation.world import World
+from fedms.model import expert as experts
+from fedms.model.expert import Arrays, Expert
+from fedms.model.statistics import Statistics, mixed_prior
+
+
+class Start:
+    """The start of one task.
+
+    Attributes:
+        sent: what the client was sent once, this task included.
+        kept: what it kept of its local expert; empty before it has trained one.
+        when: the stage and round it kept that from.
+    """
+
+    def __init__(self, world: World, compute: Compute, task: Task, sent: Arrays, kept: Arrays, when: dict[str, Any]) -> None:
+        self.world = world
+        self.config = world.config
+        self.compute = compute
+        self.task = task
+        self.sent = sent
+        self.kept = strip(kept, "local/")
+        self.when = when
+
+    def expert(self, stage: Stage) -> Expert:
+        """The expert as this round's training finds it."""
+        shared = {name: array for name, array in self.task.arrays.items() if name.startswith(experts.PARTS)}
+        if stage.expert == "global":
+            fresh = self._fresh(stage)
+            return self._expert(fresh | strip(self.sent, "global/") | shared)
+        own = self.kept or self.local(stage)
+        return self._expert(own | (self._others(stage, shared) if stage.average == "beside" else shared))
+
+    def local(self, stage: Stage) -> Arrays:
+        """A local expert that has not trained yet: from the global one or what else everybody starts from, or the client's alone."""
+        fresh, sent = self._fresh(stage, self.task.client), strip(self.sent, "global/")
+        if "head.weight" not in sent:
+            return fresh | self._own_head()
+        start = fresh | (sent if self.config.mixture.local_start == "global" else _heads(sent))
+        return start | {"head.bias": start["head.bias"] + self._label_prior() / start["head.log_scale"].exp()}
+
+    def names(self, stage: Stage) -> list[str]:
+        """The arrays that train in this stage."""
+        blocks = trainable(self.task.settings["active"], self.world.capacities[self.task.client], self.config.activation.order)
+        return experts.trained_names(self.world.backbone, stage.trains, blocks, self.config.head.kind)
+
+    def _fresh(self, stage: Stage, *purpose: str) -> Arrays:
+        config, active = self.config, self.task.settings["active"]
+        pairs = experts.fresh_lora(self.world.backbone, active, self.world.ranks[self.task.client], config.seed, *purpose)
+        return pairs | experts.fresh_parts(self.world.backbone, stage.trains, active, config.model.prompt_tokens, config.seed)
+
+    def _expert(self, arrays: Arrays) -> Expert:
+        return Expert(arrays, self.config.lora.alpha / self.config.lora.rank).to(self.world.backbone.device)
+
+    def _others(self, stage: Stage, average: Arrays) -> Arrays:
+        """The average over the other clients: over all, less this one where it was among them."""
+        averaged = self.task.settings.get("averaged")
+        own: Arrays = {}
+        if averaged and self.when == {"stage": averaged["stage"], "round": averaged["round"]}:
+            share = len(self.world.samples(self.task.client, "train")) / averaged["weight"]
+            own = {name: self.kept[name] for name in average}
+        # alone in that round there are no others, whose pairs are then as they began, and change nothing
+        rest = {
+            name: array if not own else (array - share * own[name]) / (1 - share) if share < 1 else torch.zeros_like(array)
+            for name, array in average.items()
+        }
+        return prefixed(rest, "beside.")
+
+    def _label_prior(self) -> Tensor:
+        """log p_k(c) - log q(c): how much likelier each class is here than with everyone, as far as that is trusted, [C]."""
+        counts = torch.bincount(self.world.samples(self.task.client, "train").labels, minlength=self.world.classes).float()
+        uniform = torch.full_like(counts, 1 / len(counts))
+        everyone = self.sent.get("everyone.prior", uniform)
+        return mixed_prior(counts, everyone, self.config.head.label_prior).log() - everyone.log()
+
+    def _own_head(self) -> Arrays:
+        """A head from the client's own data alone, of the configured kind."""
+        kind, size = self.config.head.kind, self.world.backbone.feature_size
+        if kind == "linear":
+            return experts.zero_head(self.world.classes, size)
+        if kind in ("text", "text-init"):
+            return experts.nearest_head(self.world.class_embeddings, frozen=kind == "text")
+        found = {}
+        for split in ("train", "validation"):
+            samples = self.world.samples(self.task.client, split)
+            found[split] = self.compute.frozen_outputs("backbone", None, samples, self.task.settings["boundary"]).features, samples.labels
+        own = Statistics.of(*found["train"], self.world.classes).discriminant(self.config.statistics.shrinkage)
+        if kind == "means":
+            return experts.nearest_head(own.means)
+        return experts.statistics_head(own.calibrated(own.log_likelihood(*found["validation"])))
+
+
+def _heads(arrays: Arrays) -> Arrays:
+    return {name: array for name, array in arrays.items() if name.startswith("head.")}
