@@ -13,10 +13,10 @@ from fedms.model.expert import (
     fresh_lora,
     head,
     head_names,
-    trained_names,
+    nearest_head,
     split_name,
     statistics_head,
-    nearest_head,
+    trained_names,
     zero_head,
 )
 from fedms.model.statistics import Statistics, normalise
