@@ -6,8 +6,7 @@ touching data or model. A wrong key, type, range or combination raises `ConfigEr
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,30 +14,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedms.errors import ConfigError, FedmsError
-
-LONGEST_SHOWN = 80
-"""Characters of a key or value at most in a message."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as everybody expects, no key comes twice, and nothing holds itself."""
-
-    def construct_document(self, node: yaml.Node) -> Any:
-        self.deep_construct = True  # refuses what holds itself, which would be built otherwise
-        return super().construct_document(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {_plain(key.value)} comes twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+from fedms.errors import ConfigError
+from fedms.yaml_text import parse, plain, read_yaml
 
 
 class Section(BaseModel):
@@ -310,48 +287,19 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         raise ConfigError(_one_line(error)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    values = _parse(text, str(path))
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values")
-    return values
-
-
-def _parse(text: str, whose: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{whose}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    except RecursionError:
-        raise ConfigError(f"{whose}: not valid YAML: nested too deeply") from None
-    except ValueError as error:  # what is written like a date or a number, but is none
-        raise ConfigError(f"{whose}: not valid YAML: {error}") from None
-
-
 def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    option = f"--set {_plain(text)}"
+    option = f"--set {plain(text)}"
     if not equals or not key:
         raise ConfigError(f"{option}: must be KEY=VALUE, for example seed=1 or model.name=minilm")
-    parsed = _parse(value, option)
+    parsed = parse(value, option)
     out = dict(values)
     node = out
     *parents, last = key.split(".")
     for parent in parents:
         child = node.get(parent)
         if child is not None and not isinstance(child, dict):
-            raise ConfigError(f"{option}: {_plain(parent)} is a value, not a section")
+            raise ConfigError(f"{option}: {plain(parent)} is a value, not a section")
         node[parent] = dict(child or {})
         node = node[parent]
     node[last] = parsed
@@ -369,7 +317,7 @@ def _lists_to_tuples(value: Any) -> Any:
 def _one_line(error: ValidationError) -> str:
     """The first thing wrong, naming the key and what is allowed."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(_plain(str(part)) for part in first["loc"])
+    key = ".".join(plain(str(part)) for part in first["loc"])
     kind, message, given = first["type"], first["msg"], first.get("input")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if kind == "extra_forbidden":
@@ -377,13 +325,7 @@ def _one_line(error: ValidationError) -> str:
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
         return f"{key}.{text}{more}" if key else f"{text}{more}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {_plain(repr(given))}{more}"
-
-
-def _plain(text: str) -> str:
-    """On one line, and not too long to be in one."""
-    line = text if text.isprintable() else repr(text)
-    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
+    return f"{key}: {message[0].lower()}{message[1:]}, not {plain(repr(given))}{more}"
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
