@@ -57,9 +57,10 @@ counted in each.
 {differences}
 
 Differences are a row's accuracy less that of {baseline}, in points (hundredths), over pairs: the same client, the same seed. Intervals hold
-95 %, by the percentile bootstrap ({resamples:,} resamples) that draws clients with replacement within each seed, as the clients of a seed
-share its partition; they speak of other clients under these partitions, not of other partitions. p is Wilcoxon's signed-rank test over all
-pairs. **Bold**: the interval excludes 0. Below {fewest} pairs there is no interval. Nothing is corrected for the number of rows.
+95 %, by a percentile bootstrap in two levels ({resamples:,} resamples): seeds are drawn with replacement, then clients within each, since the
+clients of a seed share its partition, global model and test data. With few seeds it knows as much of the variation between seeds as they
+show. **Bold**: the interval excludes 0. Below {fewest} pairs, or where nothing varies, there is no interval. p is Wilcoxon's signed-rank
+test, which takes pairs for independent; nothing is decided by it. Nothing is corrected for the number of rows.
 
 ## Tuning
 
@@ -147,7 +148,7 @@ def _difference(found: Mapping[str, Any]) -> list[str]:
     if found["low"] is None:
         return [points, MISSING]
     points += f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
-    return [f"**{points}**" if found["distinguishable"] else points, f"{found['p']:.2g}"]
+    return [f"**{points}**" if found["distinguishable"] else points, MISSING if found["p"] is None else f"{found['p']:.2g}"]
 
 
 def _tuning(tuning: Mapping[str, Any]) -> str:

@@ -3,11 +3,15 @@
 **Pairs.** Two rows are compared on the same clients of the same seeds: a pair is one client of one seed, its difference the one row's
 accuracy less the other's. Differences are averaged over all pairs.
 
-**Confidence.** 95 % intervals by the percentile bootstrap (`scipy.stats.bootstrap`, 9999 resamples, seeded). The clients of a seed
-share its partition, cohorts and global model, so clients are drawn with replacement *within* each seed, never across. With the few seeds
-of a comparison, seeds themselves cannot be resampled: an interval speaks of other clients under these partitions, not of other partitions
-(the standard deviation over seeds does). Beside it stands the p-value of Wilcoxon's signed-rank test over all pairs. Below six pairs no
-sign test could reach 5 %, so there is no interval and no claim.
+**Confidence.** 95 % intervals by a percentile bootstrap in two levels (9999 resamples, seeded). The clients of a seed share its partition,
+cohorts, global model and the test data of everyone, so they are no independent samples: seeds are drawn with replacement, then clients
+within each seed drawn, never across. Clients alone would not do: where one model serves all, every client of a seed has the same
+accuracy_global, and an interval over clients would have no width at all. With one seed the interval is over its clients, and speaks of that
+partition only; with a few, it knows as much of the variation between seeds as a few draws show. Below six pairs no sign test could
+reach 5 %, and where nothing varies there is nothing to infer from: then there is no interval and no claim.
+
+**p** is that of Wilcoxon's signed-rank test over all pairs, which takes pairs for independent: it is shown beside the interval, and nothing is
+decided by it. It is left out where the pairs of every seed are all equal.
 
 **Distinguishable** is a difference whose interval excludes 0. Many rows are compared without a correction for it.
 """
@@ -42,6 +46,10 @@ ACCURACIES = ("accuracy_local", "accuracy_global")
 """What differences are told of: these are known for every client."""
 FEWEST_PAIRS = 6
 RESAMPLES = 9999
+MOST_AT_ONCE = 4_000_000
+"""Draws held in memory at a time."""
+DIGITS = 9
+"""Decimals of a difference: accuracies are fractions of single precision, and equal ones must not differ."""
 Result = Mapping[str, Any]
 Differences = list[NDArray[np.float64]]
 
@@ -70,16 +78,16 @@ def summarise(results: Mapping[str, Sequence[Result]], baseline: str) -> dict[st
 def compare(results: Sequence[Result], others: Sequence[Result], key: str) -> dict[str, Any]:
     """One row less another, as pairs of clients: `difference`, its interval `low` to `high`, `p`, `pairs`, `distinguishable`.
 
-    `low`, `high` and `p` are null below six pairs, or where a seed has one client alone.
+    `low` and `high` are null where there is no interval, and `p` where it would say nothing.
     """
     found = differences(results, others, key)
     pooled = np.concatenate(found) if found else np.empty(0)
-    interval = _interval(found) if len(pooled) >= FEWEST_PAIRS and min(map(len, found)) > 1 else None
+    interval = _interval(found) if len(pooled) >= FEWEST_PAIRS else None
     return {
         "difference": float(pooled.mean()) if len(pooled) else None,
         "low": interval[0] if interval else None,
         "high": interval[1] if interval else None,
-        "p": _signed_rank(pooled) if interval else None,
+        "p": _signed_rank(pooled) if interval and any(np.ptp(seed) for seed in found) else None,
         "pairs": len(pooled),
         "distinguishable": interval is not None and not interval[0] <= 0 <= interval[1],
     }
@@ -91,7 +99,7 @@ def differences(results: Sequence[Result], others: Sequence[Result], key: str) -
     out = []
     for result in sorted(results, key=lambda result: int(result["seed"])):
         there = theirs.get(result["seed"], {})
-        pairs = [value - there[name] for name, value in _per_client(result, key).items() if name in there]
+        pairs = [round(value - there[name], DIGITS) for name, value in _per_client(result, key).items() if name in there]
         if pairs:
             out.append(np.array(pairs))
     return out
@@ -116,26 +124,22 @@ def _mark(row: str, best: str, results: Mapping[str, Sequence[Result]], key: str
     return "" if compare(results[row], results[best], key)["distinguishable"] else "equal"
 
 
-def _interval(found: Differences) -> tuple[float, float]:
-    """Of the mean over all pairs; 95 %, clients resampled within seeds."""
-    from scipy.stats import bootstrap
-
-    pairs = sum(map(len, found))
-
-    def mean(*seeds: NDArray[np.float64], axis: int = -1) -> Any:
-        return sum(seed.sum(axis=axis) for seed in seeds) / pairs
-
-    batch = max(1, 4_000_000 // pairs)  # so that memory does not grow with the clients
+def _interval(found: Differences) -> tuple[float, float] | None:
+    """95 % of the means over seeds drawn with replacement, and clients drawn with replacement within each; None if all are equal."""
     rng = np.random.default_rng(0)
-    made = bootstrap(found, mean, n_resamples=RESAMPLES, batch=batch, vectorized=True, method="percentile", rng=rng).confidence_interval
-    # a mean of equal differences is off by a rounding, which must not read as a difference
-    low, high = (0.0 if abs(each) < 1e-12 else float(each) for each in (made.low, made.high))
-    return low, high
+    drawn = rng.integers(len(found), size=(RESAMPLES, len(found)))
+    total = np.zeros(RESAMPLES)
+    for place in range(len(found)):
+        for seed, pairs in enumerate(found):
+            mine = np.flatnonzero(drawn[:, place] == seed)
+            for part in np.array_split(mine, 1 + len(mine) * len(pairs) // MOST_AT_ONCE):
+                total[part] += pairs[rng.integers(len(pairs), size=(len(part), len(pairs)))].mean(1)
+    low, high = (round(float(each), DIGITS) for each in np.quantile(total / len(found), (0.025, 0.975)))
+    return None if low == high else (low, high)
 
 
 def _signed_rank(pooled: NDArray[np.float64]) -> float:
     """Wilcoxon's two-sided p; pairs without a difference are left out, and 1 where there is none at all."""
     from scipy.stats import wilcoxon
 
-    rounded = np.round(pooled, 12)  # equal differences must be ties
-    return float(wilcoxon(rounded).pvalue) if rounded.any() else 1.0
+    return float(wilcoxon(pooled).pvalue) if pooled.any() else 1.0
