@@ -57,10 +57,10 @@ counted in each.
 {differences}
 
 Differences are a row's accuracy less that of {baseline}, in points (hundredths), over pairs: the same client, the same seed. Intervals hold
-95 %, by a percentile bootstrap in two levels ({resamples:,} resamples): seeds are drawn with replacement, then clients within each, since the
-clients of a seed share its partition, global model and test data. With few seeds it knows as much of the variation between seeds as they
-show. **Bold**: the interval excludes 0. Below {fewest} pairs, or where nothing varies, there is no interval. p is Wilcoxon's signed-rank
-test, which takes pairs for independent; nothing is decided by it. Nothing is corrected for the number of rows.
+95 %, by a percentile bootstrap in two levels ({resamples:,} resamples): seeds are drawn with replacement, then clients within each, since
+the clients of a seed share its partition, global model and test data. With few seeds it knows as much of the variation between seeds as
+they show. **Bold**: the interval excludes 0. Below {fewest} pairs, or where nothing varies, there is no interval. p is Wilcoxon's
+signed-rank test, which takes pairs for independent; nothing is decided by it. Nothing is corrected for the number of rows.
 
 ## Tuning
 

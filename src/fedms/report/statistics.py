@@ -10,8 +10,8 @@ accuracy_global, and an interval over clients would have no width at all. With o
 partition only; with a few, it knows as much of the variation between seeds as a few draws show. Below six pairs no sign test could
 reach 5 %, and where nothing varies there is nothing to infer from: then there is no interval and no claim.
 
-**p** is that of Wilcoxon's signed-rank test over all pairs, which takes pairs for independent: it is shown beside the interval, and nothing is
-decided by it. It is left out where the pairs of every seed are all equal.
+**p** is that of Wilcoxon's signed-rank test over all pairs, which takes pairs for independent: it is shown beside the interval, and nothing
+is decided by it. It is left out where the pairs of every seed are all equal.
 
 **Distinguishable** is a difference whose interval excludes 0. Many rows are compared without a correction for it.
 """
