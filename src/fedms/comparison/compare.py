@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from fedms.comparison.folder import claimed, is_finished
 from fedms.comparison.plan import Run, plan
 from fedms.comparison.rows import Row, baseline, rows
 from fedms.config import Config
+from fedms.engines.local import forget_peak
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.progress import Observer, Silent
@@ -61,6 +63,8 @@ def perform(out: Path, runs: Sequence[Run], observer: Observer, what: str) -> No
         folder = out / run.folder
         if folder.exists():  # begun, and ours: is_finished refuses anything else
             shutil.rmtree(folder)
+        gc.collect()  # the last run's world, which would count as this one's memory
+        forget_peak()
         try:
             experiment.run(run.config, folder, observer, out / run.first if run.first else None)
         except FedmsError as error:
