@@ -1,162 +1,84 @@
-"""The results table: seven methods and a fixed small k, on the same partitions and the same budget, over seeds.
+"""docs/results.md's tables and pictures: every setting below, by `fedms compare`.
 
-    python bench/results.py banking77 --name banking77-alpha0.5 --set partition.alpha=0.5 --set data.source=../shared/data/banking77
-    python bench/results.py --render          # docs/results.md and its pictures, from the runs that are there
+    python bench/results.py --data DIR               # all of it from nothing: hours on 2 cores; goes on where it was interrupted
+    python bench/results.py --data DIR pacs          # one setting
+    python bench/results.py --render                 # tables and pictures again, from the comparisons that are there
 
-Runs lie in runs/results/SETTING/METHOD-SEED; what is finished is not run again. A first stage that two methods declare
-alike is trained once and its cost counted in both. The last line printed is one JSON object.
+DIR holds banking77/, pacs/ and vit-tiny-patch16-224/. A setting's comparison lies in runs/results/SETTING. The last line printed is
+one JSON object: for each setting, each row's means and standard deviations.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
+from fedms import compare
 from fedms.config import load
-from fedms.experiment import run
 from fedms.progress import observer
+from fedms.report.comparison_tables import headline_markdown
+from fedms.report.metrics import Comparison, read_comparison
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
-METHODS = ("statistics", "fedavg-sal", "fedms", "mixture-constant", "fedavg", "fedavg-finetune", "sal-fixed", "local")
-FIRST_STAGE = {"fedavg-finetune": "fedavg", "fedms": "fedavg-sal", "mixture-constant": "fedavg-sal"}
-VARIANTS = {"sal-fixed": ("fedavg-sal", ["activation.rule=fixed"])}
-"""A row that is a method with other settings."""
-COLUMNS = {
-    "accuracy_local": ("own data", 1),
-    "accuracy_local_worst": ("worst tenth", 1),
-    "accuracy_global": ("everyone's", 1),
-    "gate_global_share": ("g_G on own", 1),
-    "gate_global_share_everyone": ("g_G on everyone's", 1),
-    "uplink_bytes": ("up, MB", 1e-6),
-    "downlink_bytes": ("down, MB", 1e-6),
-    "train_flops": ("TFLOP", 1e-12),
-    "seconds": ("seconds", 1),
+
+COMMON = ["training.batch_size=16", "evaluation.everyone=250", "evaluation.validation=false", "engine.workers=1"]
+BANKING = ["data.source=DATA/banking77", "data.limit=2500", *COMMON]
+SETTINGS: dict[str, tuple[str, list[str]]] = {
+    "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"]),
+    "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"]),
+    "pacs": ("pacs", ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", "data.limit=1200", *COMMON]),
 }
+"""Name -> example, and the keys in which the setting departs from it; DATA stands for --data."""
+COMPARED: dict[str, Any] = {
+    "methods": ["statistics", "fedavg-sal", "fedms", "mixture-constant", "fedavg", "fedavg-finetune", "local"],
+    "variants": {"sal-fixed": {"method": "fedavg-sal", "activation.rule": "fixed"}},
+    "seeds": [0, 1, 2],
+}
+"""The section `compare` of every setting: rows, seeds, and what is tuned."""
 
 
-def run_all(setting: str, example: str, overrides: list[str], methods: list[str], seeds: list[int]) -> None:
-    """Every method for every seed, those first whose first stage others reuse."""
-    for seed in seeds:
-        for row in methods:
-            out = RUNS / setting / f"{row}-{seed}"
-            if (out / "result.json").exists():
-                continue
-            if out.exists():
-                raise SystemExit(f"{out}: there, but not finished; remove it")
-            method, more = VARIANTS.get(row, (row, []))
-            config = load(ROOT / "examples" / f"{example}.yaml", [*overrides, *more, f"seed={seed}", f"method={method}"])
-            first = RUNS / setting / f"{FIRST_STAGE[row]}-{seed}" if row in FIRST_STAGE else None
-            print(f"== {setting} {row} seed {seed}", flush=True)
-            with observer(quiet=False) as watching:
-                run(config, out, watching, reuse=first)
+def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | None) -> None:
+    """What of a setting is not there yet."""
+    example, keys = SETTINGS[setting]
+    section = f"compare={json.dumps(COMPARED)}"
+    placed = [key.replace("=DATA/", f"={data}/") for key in keys]
+    config = load(ROOT / "examples" / f"{example}.yaml", [section, *placed])
+    print(f"== {setting}", flush=True)
+    with observer(quiet=False) as watching:
+        compare(config, methods, seeds, RUNS / setting, observer=watching)
 
 
-def collect(setting: str) -> dict[str, list[dict[str, Any]]]:
-    """The finished results of a setting by row, in the order of METHODS."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in METHODS:
-        paths = sorted((RUNS / setting).glob(f"{row}-[0-9]*/result.json"))
-        if paths:
-            found[row] = [json.loads(path.read_text()) for path in paths]
-    return found
-
-
-def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over seeds."""
-    made: dict[str, Any] = {"seeds": [result["seed"] for result in results]}
-    for key in COLUMNS:
-        values = [result[key] for result in results if result.get(key) is not None]
-        if values:
-            made[key] = {"mean": statistics.fmean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
-    return made
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown, mean ± standard deviation."""
-    lines = ["| method | " + " | ".join(title for title, _ in COLUMNS.values()) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for row, values in rows.items():
-        cells = [_cell(key, values.get(key), scale) for key, (_, scale) in COLUMNS.items()]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(key: str, value: dict[str, float | None] | None, scale: float) -> str:
-    if value is None or value["mean"] is None:
-        return "–"
-    if scale == 1 and key != "seconds":
-        spread = "" if value["std"] is None else f" ± {value['std']:.3f}"
-        return f"{value['mean']:.3f}{spread}"
-    return f"{value['mean'] * scale:.1f}" if value["mean"] * scale < 100 else f"{value['mean'] * scale:.0f}"
-
-
-def frontier(results: list[dict[str, Any]]) -> list[tuple[float, float, float]]:
-    """(prior, accuracy_local, accuracy_global), means over seeds."""
-    lines = [result["frontier"] for result in results]
-    return [
-        (points[0]["prior"], statistics.fmean(p["accuracy_local"] for p in points), statistics.fmean(p["accuracy_global"] for p in points))
-        for points in zip(*lines, strict=True)
-    ]
-
-
-def draw(setting: str, found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(setting: str, comparison: Comparison, path: Path) -> None:
     """The frontiers: curves over the prior, points for methods without one."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.subplots()
     colours = {"fedms": "#D55E00", "mixture-constant": "#0072B2", "statistics": "#009E73"}
-    markers = dict(zip([row for row in found if row not in colours], "DsP^vX", strict=False))
-    lowest = min(world for row in ("fedms", "mixture-constant") if row in found for _, _, world in frontier(found[row])) - 0.05
-    for row, results in found.items():
-        if curve := frontier(results):
-            _, local, world = zip(*curve, strict=True)
-            axes.plot(local, world, "o-", ms=4, lw=2.2 if row == "fedms" else 1.4, label=row, color=colours.get(row))
+    rows = {row["name"]: row for row in comparison.methods}
+    markers = dict(zip([name for name in rows if name not in colours], "DsP^vXh<>p*d8HosDP^vXh<>p", strict=False))
+    ends = [point["accuracy_global"] for name in ("fedms", "mixture-constant") if name in rows for point in rows[name]["frontier"]]
+    lowest = min(ends, default=0.05) - 0.05
+    for name, row in rows.items():
+        if curve := row["frontier"]:
+            local, everyone = ([point[key] for point in curve] for key in ("accuracy_local", "accuracy_global"))
+            axes.plot(local, everyone, "o-", ms=4, lw=2.2 if name == "fedms" else 1.4, label=name, color=colours.get(name))
         else:
-            values = summary(results)
-            at = values["accuracy_local"]["mean"], values["accuracy_global"]["mean"]
+            at = row["mean"]["accuracy_local"], row["mean"]["accuracy_global"]
             below = f" (not shown: {at[0]:.2f}, {at[1]:.2f})" if at[1] < lowest else ""
-            axes.plot(*at, marker=markers[row], ls="", ms=7, color="#555555", markerfacecolor="none", label=row + below)
+            axes.plot(*at, marker=markers.get(name, "o"), ls="", ms=7, color="#555555", markerfacecolor="none", label=name + below)
     axes.set_xlabel("accuracy on the client's own test data")
     axes.set_ylabel("accuracy on everyone's test data")
-    axes.set_title(
-        f"{setting}: mean over clients and {len(next(iter(found.values())))} seeds; curves run over the prior 0 … 1", fontsize=10
-    )
+    axes.set_title(f"{setting}: mean over clients and {len(comparison.seeds)} seeds; curves run over the prior 0 … 1", fontsize=10)
     axes.set_ylim(bottom=lowest)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="lower left", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("example", nargs="?", choices=["assistant", "banking77", "pacs"])
-    parser.add_argument("--name", help="of the setting; default: the example's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as in fedms run; repeatable")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--render", action="store_true", help="write the tables and pictures of what is there into the docs")
-    given = parser.parse_args()
-    if given.example:
-        seeds = [int(seed) for seed in given.seeds.split(",")]
-        run_all(given.name or given.example, given.example, given.set, given.methods.split(","), seeds)
-    made = {}
-    for folder in sorted(path for path in RUNS.glob("*") if path.is_dir()):
-        if not (found := collect(folder.name)):
-            continue
-        made[folder.name] = {row: summary(results) for row, results in found.items()}
-        text = table(made[folder.name])
-        print(f"\n{folder.name}\n{text}")
-        if given.render:
-            draw(folder.name, found, ROOT / "docs" / "pictures" / f"frontier-{folder.name}.png")
-            for page in PAGES:
-                splice(page, f"table {folder.name}", text)
-    print(json.dumps(made))
 
 
 def splice(page: Path, name: str, text: str) -> None:
@@ -165,6 +87,47 @@ def splice(page: Path, name: str, text: str) -> None:
     before, mark, rest = page.read_text(encoding="utf-8").partition(begin)
     if mark:
         page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+def is_whole(comparison: Comparison) -> bool:
+    """Whether all rows and seeds are in it; a part of them belongs into no page."""
+    rows = [row["name"] for row in comparison.methods]
+    return rows == [*COMPARED["methods"], *COMPARED["variants"]] and comparison.seeds == COMPARED["seeds"]
+
+
+def render(setting: str, comparison: Comparison) -> None:
+    """The setting's table and picture into the docs."""
+    draw(setting, comparison, ROOT / "docs" / "pictures" / f"frontier-{setting}.png")
+    for page in PAGES:
+        splice(page, f"table {setting}", headline_markdown(comparison))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"default: all of {', '.join(SETTINGS)}")
+    parser.add_argument("--data", type=Path, help="folder of the data sets and the ViT; without it nothing is run")
+    parser.add_argument("--methods", help="rows by name, between commas; default: all")
+    parser.add_argument("--seeds", help="default: 0,1,2")
+    parser.add_argument("--render", action="store_true", help="only write the tables and pictures of what is there into the docs")
+    given = parser.parse_args()
+    if unknown := [name for name in given.settings if name not in SETTINGS]:
+        parser.error(f"{unknown[0]}: no such setting; there are {', '.join(SETTINGS)}")
+    if not given.render and given.data is None:
+        parser.error("name the data with --data, or write what is there with --render")
+    settings = given.settings or list(SETTINGS)
+    for setting in [] if given.render else settings:
+        methods = given.methods.split(",") if given.methods else None
+        seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else None
+        run(setting, given.data.resolve(), methods, seeds)
+    made = {}
+    for setting in settings:
+        if not (RUNS / setting / "comparison.json").exists():
+            continue
+        comparison = read_comparison(RUNS / setting)
+        made[setting] = {row["name"]: {"mean": row["mean"], "std": row["std"]} for row in comparison.methods}
+        if is_whole(comparison):
+            render(setting, comparison)
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":

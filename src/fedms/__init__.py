@@ -1,6 +1,6 @@
 """fedms: federated fine-tuning of foundation models with a global and a local expert per client, mixed by a gate.
 
-The commands' Python face: `run` an experiment, `load` one of its clients and let it predict.
+The commands' Python face: `run` an experiment, `compare` methods, `load` one of its clients and let it predict.
 
     config = fedms.load_config("examples/assistant.yaml", ["seed=1"])
     result = fedms.run(config, "runs/first")
@@ -12,7 +12,7 @@ Whatever is heavy is imported when it is first used, so `import fedms` is instan
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fedms.predict import Client, Prediction
     from fedms.progress import Observer
 
-__all__ = ["Client", "Config", "ConfigError", "FedmsError", "Prediction", "load", "load_config", "run"]
+__all__ = ["Client", "Config", "ConfigError", "FedmsError", "Prediction", "compare", "load", "load_config", "run"]
 
 _LATER = {
     "Client": ("fedms.predict", "Client"),
@@ -68,6 +68,40 @@ def run(
 
         write_report(Path(out))
     return result
+
+
+def compare(
+    config: Config | str | Path | Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    *,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Compare methods on the same partitions and the same budget; return what comparison.json says.
+
+    Args:
+        config: the experiment, whose section `compare` names rows, seeds and what is tuned: as for `run`.
+        methods: these methods, or variants that the config names; default: what the config says.
+        seeds: default: what the config says.
+        out: the comparison's folder; what an interrupted comparison has left there is kept. Default: runs/NAME-compare, after the file.
+        observer: hears of the progress; default: nobody.
+
+    Raises:
+        ConfigError: a wrong key, type, range or combination, also in a variant. Nothing has been written then.
+        FedmsError: data, model or folder are not as needed, or a run failed. What has finished stays.
+    """
+    from fedms.comparison.rows import narrowed
+    from fedms.config import Config, load
+
+    checked = narrowed(config if isinstance(config, Config) else load(config), methods, seeds)
+    folder = (
+        Path(out) if out is not None else Path("runs") / (f"{Path(config).stem}-compare" if isinstance(config, str | Path) else "compare")
+    )
+
+    from fedms.comparison.compare import compare
+
+    return compare(checked, folder, observer)
 
 
 def load(run: str | Path, client: str) -> Client:

@@ -125,6 +125,34 @@ def run(
 
 
 @app.command(cls=Command)
+def compare(
+    config: ConfigFile,
+    methods: Annotated[
+        str | None, typer.Option("--methods", metavar="A,B,...", help="Methods, or variants of the config; default: what it names, or all.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="0,1,...", help="Default: what the config names, or 0,1,2.")] = None,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Default: runs/CONFIG-compare. What is there is kept.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
+) -> None:
+    """Compare methods on the same partitions and the same budget, over seeds; go on with a comparison that was interrupted."""
+    from fedms.comparison.rows import narrowed, rows
+    from fedms.config import load
+
+    checked = narrowed(load(config, overrides or []), methods.split(",") if methods else None, _whole_numbers(seeds, "--seeds"))
+    rows(checked)  # before anything heavy is imported, so that a typo is told at once
+    folder = out or Path("runs") / f"{config.stem}-compare"
+
+    from fedms.comparison.compare import compare
+    from fedms.progress import observer
+
+    with observer(quiet) as watcher:
+        compare(checked, folder, watcher)
+    _show_comparison(folder)
+    typer.echo(f"comparison  {folder / 'comparison.md'}")
+
+
+@app.command(cls=Command)
 def partition(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -150,15 +178,22 @@ def partition(
 
 
 @app.command(cls=Command)
-def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")]) -> None:
-    """Write the report of finished runs again, and show their results side by side."""
+def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")]) -> None:
+    """Write the report of finished runs again, and show their results side by side; show comparisons as tables."""
     from fedms.report.html import write_report
-    from fedms.report.metrics import read_run
+    from fedms.report.metrics import is_comparison, read_comparison, read_run
     from fedms.report.tables import result_table
 
-    results = [read_run(folder).result for folder in folders]
-    written = [write_report(folder) for folder in folders]
-    _print(result_table(results))
+    comparisons = [folder for folder in folders if is_comparison(folder)]
+    runs = [folder for folder in folders if folder not in comparisons]
+    for folder in comparisons:
+        read_comparison(folder)
+    results = [read_run(folder).result for folder in runs]
+    written = [write_report(folder) for folder in runs]
+    if results:
+        _print(result_table(results))
+    for folder in comparisons:
+        _show_comparison(folder)
     for path in written:
         typer.echo(f"report  {path}")
 
@@ -216,6 +251,25 @@ def methods() -> None:
     width = max((len(name) for name in METHODS), default=0)
     for name, method in METHODS.items():
         typer.echo(f"{name:<{width}}  {method.summary}" + (f" ({method.paper})" if method.paper else ""))
+
+
+def _show_comparison(folder: Path) -> None:
+    """A comparison as a table, and what its marks mean."""
+    from fedms.report.comparison_tables import MARKS, comparison_table
+    from fedms.report.metrics import read_comparison
+
+    _print(comparison_table(read_comparison(folder)))
+    typer.echo(MARKS)
+
+
+def _whole_numbers(text: str | None, option: str) -> list[int] | None:
+    """Numbers between commas."""
+    from fedms.errors import ConfigError
+
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"{option}: must be whole numbers between commas, as in 0,1,2, not {_one_line(text)!r}") from None
 
 
 def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:

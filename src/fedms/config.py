@@ -7,7 +7,7 @@ touching data or model. A wrong key, type, range or combination raises `ConfigEr
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,30 +15,15 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedms.errors import ConfigError, FedmsError
+from fedms.errors import ConfigError
+from fedms.yaml_text import parse, plain, read_yaml
 
-LONGEST_SHOWN = 80
-"""Characters of a key or value at most in a message."""
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as everybody expects, no key comes twice, and nothing holds itself."""
-
-    def construct_document(self, node: yaml.Node) -> Any:
-        self.deep_construct = True  # refuses what holds itself, which would be built otherwise
-        return super().construct_document(node)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"key {_plain(key.value)} comes twice", key.start_mark)
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+ROW = re.compile(r"(?![.\s])(?!.*\.\.)[^/\\,]+(?<!\s)")
+"""What can name a row of a comparison, which is part of a folder's name."""
+LONGEST_ROW = 64
+"""Bytes of such a name at most."""
+SAME = ("seed", "data", "partition", "compare", "evaluation.everyone", "evaluation.validation")
+"""Keys and sections in which the rows of a comparison must not differ, or it would pair results on different samples."""
 
 
 class Section(BaseModel):
@@ -276,6 +261,40 @@ class Engine(Section):
     """Worker processes of one torch thread each; default: one for each core; 1 stays in this process."""
 
 
+class Compare(Section):
+    """What `fedms compare` lays side by side; a single run does not read it."""
+
+    methods: tuple[str, ...] | None = None
+    """Rows by name, from `fedms methods`; default: all of them."""
+    variants: dict[str, dict[str, Any]] = {}
+    """More rows: a name, and the keys in which it differs, as in `{"prior 0.9": {method: fedms, gate.prior: 0.9}}`."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every row runs once with each."""
+    baseline: str = "fedms"
+    """The row that the others are measured against; the first row where this one is not compared."""
+    tune: dict[str, tuple[Any, ...]] = {}
+    """A grid to choose from for each row, on the first seed: key and candidates, as in `training.learning_rate: [3e-4, 1e-3]`."""
+    criterion: Literal["accuracy_local", "accuracy_global"] = "accuracy_local"
+    """The accuracy on validation data by which the grid is decided."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Compare:
+        for name in self.variants:
+            if not ROW.fullmatch(name) or not name.isprintable() or len(name.encode()) > LONGEST_ROW:
+                rule = f"`/`, `\\`, `,`, `..`, leading dot or outer blanks, and at most {LONGEST_ROW} characters"
+                raise ValueError(f"variants: {plain(repr(name))} cannot name a row: no {rule}")
+        for key, values in {"methods": self.methods or (), "seeds": self.seeds, **{f"tune.{k}": v for k, v in self.tune.items()}}.items():
+            if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+                raise ValueError(f"{key}: {plain(str(twice[0]))} comes twice")
+            if not values and key != "methods":
+                raise ValueError(f"{key}: must name at least one")
+        if negative := [seed for seed in self.seeds if seed < 0]:
+            raise ValueError(f"seeds: must not be negative, as {negative[0]} is")
+        if self.methods is not None and not self.methods and not self.variants:
+            raise ValueError("methods: must name at least one where there are no variants")
+        return self
+
+
 class Config(Section):
     """One experiment."""
 
@@ -299,6 +318,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     cache: Cache = Cache()
     engine: Engine = Engine()
+    compare: Compare = Compare()
 
     @model_validator(mode="after")
     def _check(self) -> Config:
@@ -316,7 +336,22 @@ class Config(Section):
             raise ValueError("gate.network: must be true when gate.objective is `likelihood`, which trains nothing else")
         if self.gate.objective == "own-or-everyone" and self.gate.evidence == "none" and not self.gate.network:
             raise ValueError("gate.network: must be true when gate.evidence is `none`, or the gate knows nothing")
+        self._check_compare()
         return self
+
+    def _check_compare(self) -> None:
+        """Every variant and every candidate makes a whole experiment, on the same samples."""
+        changes = {f"variants.{name}": [keys] for name, keys in self.compare.variants.items()}
+        changes |= {f"tune.{key}": [{key: value} for value in values] for key, values in self.compare.tune.items()}
+        for where, candidates in changes.items():
+            for keys in candidates:
+                fixed = [key for key in keys if key.split(".")[0] in SAME or key in SAME or (key == "method" and where.startswith("tune."))]
+                if fixed:
+                    raise ValueError(f"compare.{plain(where)}: {plain(fixed[0])} must be the same in all that is compared")
+                try:
+                    changed(self, keys)
+                except ConfigError as error:
+                    raise ValueError(f"compare.{plain(where)}: {error}") from None
 
     def to_yaml(self) -> str:
         """The experiment with every default filled in."""
@@ -339,51 +374,38 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
         raise ConfigError(_one_line(error)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    values = _parse(text, str(path))
-    if values is None:
-        return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values")
-    return values
-
-
-def _parse(text: str, whose: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{whose}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    except RecursionError:
-        raise ConfigError(f"{whose}: not valid YAML: nested too deeply") from None
-    except ValueError as error:  # what is written like a date or a number, but is none
-        raise ConfigError(f"{whose}: not valid YAML: {error}") from None
-
-
 def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
-    option = f"--set {_plain(text)}"
+    option = f"--set {plain(text)}"
     if not equals or not key:
         raise ConfigError(f"{option}: must be KEY=VALUE, for example seed=1 or model.name=minilm")
-    parsed = _parse(value, option)
+    return _placed(values, key, parse(value, option), option)
+
+
+def changed(config: Config, keys: Mapping[str, Any]) -> Config:
+    """The experiment with these dotted keys replaced, as in `{"gate.prior": 0.9}`; its `compare` is left out.
+
+    Raises:
+        ConfigError: a wrong key, type, range or combination.
+    """
+    values = config.model_dump(exclude={"compare"})
+    for key, value in keys.items():
+        values = _placed(values, key, value, plain(key))
+    return load(values)
+
+
+def _placed(values: dict[str, Any], key: str, value: Any, whose: str) -> dict[str, Any]:
+    """The mapping with the value at this dotted key; `whose` it is, for the message."""
     out = dict(values)
     node = out
     *parents, last = key.split(".")
     for parent in parents:
         child = node.get(parent)
         if child is not None and not isinstance(child, dict):
-            raise ConfigError(f"{option}: {_plain(parent)} is a value, not a section")
+            raise ConfigError(f"{whose}: {plain(parent)} is a value, not a section")
         node[parent] = dict(child or {})
         node = node[parent]
-    node[last] = parsed
+    node[last] = value
     return out
 
 
@@ -398,7 +420,7 @@ def _lists_to_tuples(value: Any) -> Any:
 def _one_line(error: ValidationError) -> str:
     """The first thing wrong, naming the key and what is allowed."""
     first = error.errors(include_url=False)[0]
-    key = ".".join(_plain(str(part)) for part in first["loc"])
+    key = ".".join(plain(str(part)) for part in first["loc"])
     kind, message, given = first["type"], first["msg"], first.get("input")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if kind == "extra_forbidden":
@@ -406,13 +428,7 @@ def _one_line(error: ValidationError) -> str:
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
         return f"{key}.{text}{more}" if key else f"{text}{more}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {_plain(repr(given))}{more}"
-
-
-def _plain(text: str) -> str:
-    """On one line, and not too long to be in one."""
-    line = text if text.isprintable() else repr(text)
-    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
+    return f"{key}: {message[0].lower()}{message[1:]}, not {plain(repr(given))}{more}"
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

@@ -68,12 +68,19 @@ def reusable(config: Config, path: Path) -> RunFolder:
     """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
     folder = RunFolder(path)
     other = folder.config()
-    stages, others = of(config).stages, of(other).stages
-    same = first_stage_settings(other) == first_stage_settings(config)
-    finished = (path / "result.json").exists()
-    if not finished or not same or len(others) != 1 or stages[:1] != others or config.gate.features != "global":
+    stage = shared_first_stage(config)
+    same = stage is not None and of(other).stages == (stage,) and first_stage_settings(other) == first_stage_settings(config)
+    if not same or not (path / "result.json").exists():
         raise FedmsError(f"{path}: not a finished run of this experiment's first stage alone, so it cannot be reused")
     return folder
+
+
+def shared_first_stage(config: Config) -> Stage | None:
+    """The method's first stage, if another run of it can stand in for it: the server must hold all that it trains."""
+    stages = of(config).stages
+    if not stages or config.gate.features != "global" or not set(stages[0].trains) <= set(stages[0].shares):
+        return None
+    return stages[0]
 
 
 LATER: dict[str, set[str] | bool] = {
@@ -87,6 +94,7 @@ LATER: dict[str, set[str] | bool] = {
     "evaluation": {"everyone", "validation"},
     "cache": True,
     "engine": True,
+    "compare": True,
 }
 """Keys that say nothing of a first, global stage: what comes after it, and how it is computed."""
 

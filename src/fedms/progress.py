@@ -110,7 +110,7 @@ class Live(Silent):
         """Start the bar over all the rounds planned."""
         self.note(headline(config, facts))
         self._remaining = Remaining(facts.get("plan") or [])
-        self._progress.update(self._task, total=self._remaining.total or None, left=self._remaining, description="starting")
+        self._progress.update(self._task, total=self._remaining.total or None, completed=0, left=self._remaining, description="starting")
 
     def round_done(self, record: dict[str, Any]) -> None:
         """Move the bar by a round."""

@@ -1,11 +1,11 @@
-"""A finished run, read from its folder."""
+"""A finished run, or a comparison of several, read from its folder."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,24 @@ class Run:
     rounds: list[dict[str, Any]]
     """The lines of `metrics.jsonl`, in order."""
     result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What comparison.json says (its schema: docs/architecture.md)."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    seeds: list[int]
+    baseline: str
+    """The row that the others are measured against."""
+    methods: list[dict[str, Any]]
+    """A row each, in order."""
+    runs: list[dict[str, Any]]
+    """A row and seed each: `row`, `seed`, `folder` (below this one), `result`."""
+    tuning: dict[str, Any]
+    """Empty where nothing was tuned."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,49 @@ def read_run(folder: Path) -> Run:
         rounds=_read_rounds(folder),
         result=result,
     )
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether the folder is a comparison's, finished or not, and no run's."""
+    return (folder / "comparison.json").exists() or (folder / "comparison.yaml").exists()
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Read a comparison's folder.
+
+    Raises:
+        FedmsError: the folder is not there, the comparison did not finish, or its file is damaged.
+    """
+    if not folder.is_dir():
+        raise FedmsError(f"{folder}: no such folder")
+    said = _read(folder, "comparison.json", json.loads, "comparison")
+    parts: dict[str, Any] = {field.name: said.get(field.name) for field in fields(Comparison) if field.name != "folder"}
+    kinds = {"config": dict, "environment": dict, "seeds": list, "baseline": str, "methods": list, "runs": list, "tuning": dict}
+    damaged = [key for key, kind in kinds.items() if not isinstance(parts[key], kind)]
+    if not damaged:
+        methods, runs = parts["methods"], parts["runs"]
+        damaged += ["methods"] * (not methods or not all(_holds(row, ROW) for row in methods))
+        damaged += ["runs"] * (not all(_holds(run, {"row": str, "seed": int, "folder": str, "result": dict}) for run in runs))
+    if damaged:
+        raise FedmsError(f"{folder / 'comparison.json'}: damaged: {damaged[0]} is not as it should be")
+    return Comparison(folder=folder, **parts)
+
+
+ROW: dict[str, type] = {
+    "name": str,
+    "method": str,
+    "overrides": dict,
+    "tuned": dict,
+    "mean": dict,
+    "std": dict,
+    "best": dict,
+    "frontier": list,
+}
+"""What every row of a comparison has, at least."""
+
+
+def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
 
 
 def number(record: Mapping[str, Any], key: str) -> float | None:
@@ -84,12 +145,12 @@ def _read_rounds(folder: Path) -> list[dict[str, Any]]:
     return rounds
 
 
-def _read(folder: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+def _read(folder: Path, name: str, parse: Callable[[str], Any], what: str = "run") -> dict[str, Any]:
     path = folder / name
     try:
         value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FedmsError(f"{folder}: not a finished run: it has no {name}") from None
+        raise FedmsError(f"{folder}: not a finished {what}: it has no {name}") from None
     except OSError as error:
         raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, yaml.YAMLError):  # JSON and UTF-8 errors are ValueErrors

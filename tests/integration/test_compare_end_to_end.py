@@ -1,0 +1,60 @@
+"""A whole comparison of real runs, killed in the middle and gone on with."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fedms.cli import app
+from fedms.comparison.compare import compare
+from fedms.progress import Silent
+
+pytestmark = pytest.mark.integration
+
+
+class Killed(Silent):
+    """Gives up in the second round of the third run."""
+
+    def __init__(self) -> None:
+        self.begun = self.rounds = 0
+
+    def begin(self, config, facts):
+        self.begun += 1
+
+    def round_done(self, record):
+        self.rounds += self.begun == 3
+        if self.rounds == 2:
+            raise KeyboardInterrupt
+
+
+def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny, perform, tmp_path):
+    config = tiny("compare.methods=[fedms, mixture-constant]", "compare.seeds=[0, 1]")
+    with pytest.raises(KeyboardInterrupt):
+        compare(config, tmp_path / "c", Killed())
+    finished = {path.parent: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("*/*/result.json")}
+    assert len(finished) == 2
+    made = compare(config, tmp_path / "c")
+    assert all((folder / "result.json").stat().st_mtime_ns == time for folder, time in finished.items())
+    assert [(run["row"], run["seed"]) for run in made["runs"]] == [(row, seed) for seed in (0, 1) for row in ("fedms", "mixture-constant")]
+    # with a first stage taken over, and without; train_flops differ, as who takes it over fills its clients' caches once more
+    for run in made["runs"]:
+        alone = perform(f"method={run['row']}", f"seed={run['seed']}").result
+        for key in ("accuracy_local", "accuracy_global", "frontier", "per_client", "uplink_bytes"):
+            assert run["result"][key] == alone[key], (run["row"], run["seed"], key)
+    fedms, constant = made["methods"]
+    assert made["baseline"] == "fedms" and fedms["versus_baseline"] is None and constant["versus_baseline"]["accuracy_local"]["pairs"] == 8
+    assert len(fedms["frontier"]) == 11 and fedms["std"]["accuracy_local"] is not None
+
+
+def test_the_command_shows_a_table_and_says_where_it_is(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(tiny().to_yaml())
+    command = ["compare", "tiny.yaml", "--methods", "fedavg,statistics", "--seeds", "0,1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "run 1 of 4: fedavg, seed 0" in done.stdout and "global 1/2" in done.stdout and "runs/tiny-compare/comparison.md" in done.stdout
+    again = CliRunner().invoke(app, command)
+    assert "4 of 4 runs are there" in again.stdout and "global 1/2" not in again.stdout
+    assert CliRunner().invoke(app, ["report", "runs/tiny-compare"]).exit_code == 0
+    values = json.loads((tmp_path / "runs/tiny-compare/comparison.json").read_text())
+    assert set(values) == {"config", "environment", "seeds", "baseline", "methods", "runs", "tuning"} and values["baseline"] == "fedavg"
