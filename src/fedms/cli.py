@@ -142,7 +142,8 @@ def partition(
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:
-        from fedms.report.figures import partition_figure, save_png
+        from fedms.report.drawing import save_png
+        from fedms.report.figures import partition_figure
 
         out.parent.mkdir(parents=True, exist_ok=True)
         save_png(partition_figure(described), out)
