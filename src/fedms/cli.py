@@ -151,15 +151,23 @@ def partition(
 
 
 @app.command(cls=Command)
-def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")]) -> None:
-    """Write the report of finished runs again, and show their results side by side."""
+def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")]) -> None:
+    """Write the report of finished runs or comparisons again, and show the runs' results side by side."""
+    from fedms.report.comparison import write_comparison_report
+    from fedms.report.comparison_metrics import FILE, read_comparison
     from fedms.report.html import write_report
     from fedms.report.metrics import read_run
     from fedms.report.tables import result_table
 
-    results = [read_run(folder).result for folder in folders]
-    written = [write_report(folder) for folder in folders]
-    _print(result_table(results))
+    compared = [(folder / FILE).exists() for folder in folders]
+    # everything is read before anything is written
+    results = [None if is_compared else read_run(folder).result for folder, is_compared in zip(folders, compared, strict=True)]
+    for folder, is_compared in zip(folders, compared, strict=True):
+        if is_compared:
+            read_comparison(folder)
+    written = [write_comparison_report(f) if is_compared else write_report(f) for f, is_compared in zip(folders, compared, strict=True)]
+    if single := [result for result in results if result is not None]:
+        _print(result_table(single))
     for path in written:
         typer.echo(f"report  {path}")
 

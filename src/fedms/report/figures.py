@@ -28,7 +28,7 @@ from fedms.report.drawing import (
     style,
 )
 from fedms.report.metrics import Run, Span, number, spans
-from fedms.report.words import clip, decimal, scaled
+from fedms.report.words import clip, decimal, scale, scaled
 
 MOST_DOTS = 300
 MOST_NAMES = 60
@@ -100,7 +100,7 @@ def traffic(run: Run) -> Picture | None:
     top = max((values[-1] for values in sums.values() if values), default=0)
     if not top:
         return None
-    power, prefix = next(((p, s) for p, s in ((12, "T"), (9, "G"), (6, "M"), (3, "k")) if top >= 10**p), (0, ""))
+    power, prefix = scale(top)
     with style("traffic"):
         figure, axes = _time_axes(spans(run.rounds), f"bytes so far ({prefix}B)")
         for key, label, colour, line in kinds:
@@ -130,8 +130,7 @@ def clients(run: Run) -> Picture | None:
     places = range(len(shown))
     gated = any(number(record, "gate_global_share") is not None for record in shown)
     with style("clients"):
-        height = min(7.0, 1.1 + (0.17 if len(shown) <= MOST_NAMES else 0.02) * len(shown))
-        figure = Figure(figsize=(WIDTH, max(2.4, height)))
+        figure = Figure(figsize=(WIDTH, clients_height(len(shown))))
         panels = figure.subplots(1, 2 if gated else 1, sharey=True, width_ratios=[3, 1] if gated else None, squeeze=False)[0]
         axes = panels[0]
         dumbbells(axes, [(r.get("name"), *_accuracies(r)) for r in shown], ("own test data", "everybody's"))
@@ -157,6 +156,11 @@ def clients(run: Run) -> Picture | None:
             [[r.get("name"), *_accuracies(r), number(r, "gate_global_share")] for r in known],
         ),
     )
+
+
+def clients_height(count: int) -> float:
+    """Inches for so many clients below each other."""
+    return max(2.4, min(7.0, 1.1 + (0.17 if count <= MOST_NAMES else 0.02) * count))
 
 
 def dumbbells(axes: Axes, rows: Sequence[tuple[Any, float | None, float | None]], labels: tuple[str, str]) -> None:
@@ -220,16 +224,20 @@ def frontier(run: Run) -> Picture | None:
 
 def partition(run: Run) -> Picture | None:
     """Who holds what."""
-    described = run.result.get("partition")
+    return partition_picture(run.result.get("partition"))
+
+
+def partition_picture(described: Any) -> Picture | None:
+    """Who holds what, from a result's `partition`; nothing where it has none."""
     if not isinstance(described, dict) or not described.get("counts"):
         return None
-    classes, rows = described["classes"], zip(described["clients"], described["counts"], strict=True)
+    rows = zip(described["clients"], described["counts"], strict=True)
     return Picture(
         "partition",
         "Partition",
         "How many samples of each class each client holds for training and validation.",
         partition_figure(described),
-        Numbers(("client", *classes), [[client, *counts] for client, counts in rows]),
+        Numbers(("client", *described["classes"]), [[client, *counts] for client, counts in rows]),
         wide=True,
     )
 

@@ -44,12 +44,12 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     # result.json comes first: it is written last, so its absence is the usual reason
-    result = _read(folder, "result.json", json.loads)
+    result = read_mapping(folder, "result.json", json.loads)
     return Run(
         folder=folder,
-        config=_read(folder, "config.yaml", yaml.safe_load),
-        environment=_read(folder, "environment.json", json.loads),
-        rounds=_read_rounds(folder),
+        config=read_mapping(folder, "config.yaml", yaml.safe_load),
+        environment=read_mapping(folder, "environment.json", json.loads),
+        rounds=read_rounds(folder),
         result=result,
     )
 
@@ -74,22 +74,33 @@ def spans(rounds: Iterable[Mapping[str, Any]]) -> list[Span]:
     return out
 
 
-def _read_rounds(folder: Path) -> list[dict[str, Any]]:
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder's `metrics.jsonl`, in order.
+
+    Raises:
+        FedmsError: the file is not there or damaged.
+    """
+
     def parse(text: str) -> dict[str, Any]:
         return {"lines": [json.loads(line) for line in text.splitlines() if line.strip()]}
 
-    rounds: list[Any] = _read(folder, "metrics.jsonl", parse)["lines"]
+    rounds: list[Any] = read_mapping(folder, "metrics.jsonl", parse)["lines"]
     if not all(isinstance(record, dict) for record in rounds):
         raise FedmsError(f"{folder / 'metrics.jsonl'}: damaged: a line is not a record")
     return rounds
 
 
-def _read(folder: Path, name: str, parse: Callable[[str], Any]) -> dict[str, Any]:
+def read_mapping(folder: Path, name: str, parse: Callable[[str], Any], what: str = "run") -> dict[str, Any]:
+    """The mapping that a file of a folder holds; `what` is what the folder should be.
+
+    Raises:
+        FedmsError: the file is not there, cannot be read, or is damaged.
+    """
     path = folder / name
     try:
         value = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FedmsError(f"{folder}: not a finished run: it has no {name}") from None
+        raise FedmsError(f"{folder}: not a finished {what}: it has no {name}") from None
     except OSError as error:
         raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError, yaml.YAMLError):  # JSON and UTF-8 errors are ValueErrors
