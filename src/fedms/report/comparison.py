@@ -68,11 +68,8 @@ def _cards(comparison: Comparison) -> Iterable[str]:
         "global",
     )
     down, flops = scaled(baseline.mean("downlink_bytes"), "B"), scaled(baseline.mean("train_flops"), "FLOP")
-    yield card(
-        f"{name} sends",
-        scaled(baseline.mean("uplink_bytes"), "B"),
-        f"All clients and rounds of a run; {down} come down, {flops} are spent.",
-    )
+    meaning = f"All clients and rounds of a run; {down} come down, {flops} are spent."
+    yield card(f"{name} sends", scaled(baseline.mean("uplink_bytes"), "B"), meaning)
 
 
 def _best(comparison: Comparison, metric: str) -> str:
@@ -124,10 +121,15 @@ def _differences(comparison: Comparison) -> str:
 
 def _difference(versus: Mapping[str, Any]) -> list[str]:
     difference, low, high, p = (number(versus, key) for key in ("difference", "low", "high", "p"))
-    shown = MISSING if difference is None else f"{100 * difference:+.1f}"
-    between = MISSING if low is None or high is None else f"{100 * low:+.1f} to {100 * high:+.1f}"
+    shown = _points(difference)
+    between = MISSING if low is None or high is None else f"{_points(low)} to {_points(high)}"
     chance = MISSING if p is None else "< 0.001" if p < 0.001 else decimal(p)
     return [Strong(shown) if versus.get("distinguishable") is True else shown, between, chance]
+
+
+def _points(share: float | None) -> str:
+    """-0.0123 is `−1.2`."""
+    return MISSING if share is None else f"{100 * share:+.1f}".replace("-", "−")
 
 
 def _standing(row: Row, metric: str) -> str:

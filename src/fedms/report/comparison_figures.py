@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from fedms.report.comparison_frontier import MARKERS, frontier
 from fedms.report.comparison_metrics import Comparison, Moment, Row, moments, records, unlikeness
-from fedms.report.drawing import GLOBAL, GRID, INK, LOCAL, MUTED, SURFACE, WIDTH, Numbers, Picture, heat_map, plain, style
+from fedms.report.drawing import GLOBAL, INK, LOCAL, MUTED, SURFACE, WIDTH, Numbers, Picture, heat_map, plain, style
 from fedms.report.figures import MOST_DOTS, clients_height, dumbbells, partition_picture
 from fedms.report.metrics import number
 from fedms.report.words import decimal, scale
@@ -61,14 +61,13 @@ def _progress(comparison: Comparison, name: str, title: str, xlabel: str, unit: 
     shown = [row for row in comparison.rows if curves[row.name]]
     if not shown:
         return None
-    reached = [reach(moment) for row in shown for moment in curves[row.name] if reach(moment) > 0]
+    reached = [reach(moment) for row in shown for moment in curves[row.name]]
     power, prefix = scale(max(reached, default=0.0)) if unit else (0, "")
-    logarithmic = bool(unit and reached) and max(reached) > 100 * min(reached)
 
     def lines(row: Row) -> list[list[tuple[float, float, float]]]:
         """A line a stage, since stages score different models."""
         return [
-            [(reach(m) / 10**power, m.score or 0.0, m.spread or 0.0) for m in stage if reach(m) > 0 or not logarithmic]
+            [(reach(m) / 10**power, m.score or 0.0, m.spread or 0.0) for m in stage]
             for _, stage in groupby(curves[row.name], key=lambda moment: moment.stage)
         ]
 
@@ -87,7 +86,8 @@ def _progress(comparison: Comparison, name: str, title: str, xlabel: str, unit: 
         for at, axes in enumerate(panels):
             axes.set_visible(at < len(shown))
             axes.tick_params(labelsize=7.5, labelbottom=at + columns >= len(shown))
-        _progress_scale(panels[0], logarithmic)
+        panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        panels[0].yaxis.set_major_locator(MaxNLocator(4))
         figure.supxlabel(f"{xlabel} ({prefix}{unit or 'count'})", fontsize=9, color=INK)
         figure.supylabel("accuracy on validation data (share)", fontsize=9, color=INK)
         figure.legend(handles=_progress_key(comparison, shown), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
@@ -111,29 +111,18 @@ def _progress_panel(axes: Axes, own: Sequence[Sequence[tuple[float, ...]]], othe
     gap = [(float("nan"), float("nan"), 0.0)]
     joined = [point for line in others for point in (*line, *gap)]  # one path, which keeps the file small
     if joined:
-        axes.plot([p[0] for p in joined], [p[1] for p in joined], color=GRID, linewidth=1, zorder=1)
+        axes.plot([p[0] for p in joined], [p[1] for p in joined], color=MUTED, alpha=0.35, linewidth=1, zorder=1)
     for line in own:
         x, low, high = [p[0] for p in line], [p[1] - p[2] for p in line], [p[1] + p[2] for p in line]
         axes.fill_between(x, low, high, color=GLOBAL, alpha=0.2, linewidth=0, zorder=2)
         axes.plot(x, [p[1] for p in line], color=GLOBAL, marker="o", markersize=2.6, linewidth=1.6, zorder=4)
 
 
-def _progress_scale(axes: Axes, logarithmic: bool) -> None:
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=5))
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-
-
 def _progress_key(comparison: Comparison, shown: Sequence[Row]) -> list[Any]:
     own = Line2D([], [], color=GLOBAL, marker="o", markersize=3, label="the row named")
     band = Patch(color=GLOBAL, alpha=0.2, linewidth=0, label="± 1 sd over seeds")
     baseline = Line2D([], [], color=LOCAL, linestyle=(0, (4, 2)), linewidth=1.3, label=plain(comparison.baseline.name))
-    others = Line2D([], [], color=GRID, label="all others")
+    others = Line2D([], [], color=MUTED, alpha=0.35, label="all others")
     return [own, band, *([baseline] if comparison.baseline in shown else []), *([others] if len(shown) > 2 else [])]
 
 

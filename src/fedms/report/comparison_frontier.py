@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ MOST_NAMED = 10
 COLOURS = (GLOBAL, THIRD, FOURTH, FIFTH, INK)
 MARKERS = ("o", "s", "^", "v", "P", "X", "h")
 LINES: Sequence[Any] = ("--", "-.", ":", (0, (6, 2)))
-RINGS = (4, 7, 11, 16, 23, 32, 42, 54, 68, 84)
+RINGS = (1, 4, 8, 12, 16, 23, 32, 42, 54, 68, 84)
 """Points between a mark and its label, tried from the nearest."""
 Box = tuple[float, float, float, float]
 
@@ -60,15 +61,12 @@ def frontier(comparison: Comparison) -> Picture | None:
             handles = [_handle(mark) for mark in marks]
             figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=7.5, handlelength=2.6)
         _label(axes, marks, comparison.baseline)
-    ahead = (
-        f"The curve of {comparison.baseline.name} runs over its prior, the diamond is its default. "
-        if comparison.baseline.frontier()
-        else ""
-    )
+    name = comparison.baseline.name
+    curve = f"The curve of {name} runs over its prior, the diamond is its default. " if comparison.baseline.frontier() else ""
     return Picture(
         "frontier",
         "Frontier",
-        f"Up: better on a client's own data; to the right: better on everybody's. {ahead}Thin bars: one standard deviation over seeds.",
+        f"Up: better on a client's own data; to the right: better on everybody's. {curve}Thin bars: one standard deviation over seeds.",
         figure,
         _numbers(comparison.rows),
         spoken="Accuracy on own and on everybody's test data: " + "; ".join(_spoken(mark) for mark in marks) + ".",
@@ -91,8 +89,10 @@ def _marks(comparison: Comparison) -> list[Mark]:
         curves.append(curve)
         prior = number(row.runs[0].result, "prior") if row.runs and row is baseline and row.frontier() else None
         name = plain(row.name, 26) + ("" if prior is None else f", prior {prior:g}")
-        look = (LOCAL, "D", "-") if row is baseline else (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], LINES[at % len(LINES)])
-        marks.append(Mark(row, x, y, curve, *look, text=str(at + 1) if numbered else name, key=f"{at + 1}  {name}" if numbered else ""))
+        look = (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], LINES[at % len(LINES)])
+        colour, marker, line = (LOCAL, "D", "-") if row is baseline else look
+        text, key = (str(at + 1), f"{at + 1}  {name}") if numbered else (name, "")
+        marks.append(Mark(row, x, y, curve, colour, marker, line, text, key))
     return marks
 
 
@@ -101,15 +101,15 @@ def _draw(axes: Axes, mark: Mark, is_baseline: bool) -> None:
         look: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 2.2} if is_baseline else {"linewidth": 1, "alpha": 0.75}
         _, x, y = zip(*mark.curve, strict=True)
         axes.plot(x, y, color=mark.colour, linestyle=mark.line, zorder=3 if is_baseline else 2, **look)
-    bars = {"xerr": mark.row.spread("accuracy_global"), "yerr": mark.row.spread("accuracy_local")}
+    bars: dict[str, Any] = {"xerr": mark.row.spread("accuracy_global"), "yerr": mark.row.spread("accuracy_local")}
     axes.errorbar(mark.x, mark.y, **bars, fmt="none", ecolor=mark.colour, elinewidth=0.7, alpha=0.6, zorder=3)
     size = 9 if is_baseline else 6.5
-    edge = {"markeredgecolor": SURFACE, "markeredgewidth": 0.7}
+    edge: dict[str, Any] = {"markeredgecolor": SURFACE, "markeredgewidth": 0.7}
     axes.plot([mark.x], [mark.y], marker=mark.marker, markersize=size, color=mark.colour, linestyle="none", zorder=5, **edge)
 
 
 def _handle(mark: Mark) -> Line2D:
-    line = mark.line if mark.curve else "none"
+    line: Any = mark.line if mark.curve else "none"
     return Line2D([], [], color=mark.colour, marker=mark.marker, markersize=6, linestyle=line, linewidth=1.2, label=mark.key)
 
 
@@ -125,11 +125,12 @@ def _label(axes: Axes, marks: Sequence[Mark], baseline: Row) -> None:
         across, up = axes.transData.transform((x, y))
         return across / unit, up / unit
 
-    wanted = [(mark.x, mark.y, mark.text, {"color": mark.colour, "weight": "bold" if mark.row is baseline else "normal"}) for mark in marks]
+    wanted: list[tuple[float, float, str, dict[str, Any]]] = []
+    for mark in marks:
+        wanted.append((mark.x, mark.y, mark.text, {"color": mark.colour, "weight": "bold" if mark.row is baseline else "normal"}))
     ends = next((mark.curve for mark in marks if mark.row is baseline and len(mark.curve) > 1), [])
     for prior, x, y in (ends[0], ends[-1]) if ends else ():
-        if all(math.dist(place(x, y), place(mark.x, mark.y)) > 6 for mark in marks):
-            wanted.append((x, y, f"prior {prior:g}", {"color": MUTED, "style": "italic"}))
+        wanted.append((x, y, f"prior {prior:g}", {"color": MUTED, "style": "italic"}))
 
     frame = axes.get_window_extent()
     room = (frame.x0 / unit, frame.y0 / unit, frame.x1 / unit, frame.y1 / unit)
@@ -144,7 +145,7 @@ def _label(axes: Axes, marks: Sequence[Mark], baseline: Row) -> None:
         extent = Text.get_window_extent(trial)
         trial.remove()
         right, up, leader = _free(place(x, y), (extent.width / unit, extent.height / unit), room, hard, soft)
-        arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4} if leader else None
+        arrow: dict[str, Any] | None = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4} if leader else None
         note = axes.annotate(
             text, (x, y), (right, up), textcoords="offset points", ha="center", va="center", fontsize=8, arrowprops=arrow, zorder=6, **font
         )
@@ -160,7 +161,7 @@ def _free(point: tuple[float, float], size: tuple[float, float], room: Box, hard
             across, upward = math.cos(turn * math.pi / 12), math.sin(turn * math.pi / 12)
             right, up = across * (5 + ring + width / 2), upward * (5 + ring + height / 2)
             box = (x + right - width / 2, y + up - height / 2, x + right + width / 2, y + up + height / 2)
-            leader = ring > 11
+            leader = ring > 4
             path = [_around(*at, 0.5) for at in _along([point, (x + right, y + up)])][4:] if leader else []
             cost = ring / 3 + (abs(upward) < 0.1 or abs(across) < 0.1) * -0.5 + leader
             cost += 60 * sum(_meet(box, other) for other in hard) + 2.5 * sum(_meet(box, other) for other in soft)
@@ -182,7 +183,7 @@ def _meet(one: Box, other: Box) -> bool:
 def _along(corners: Sequence[tuple[float, float]]) -> Iterable[tuple[float, float]]:
     """Points every few points along a line."""
     steps = []
-    for (x, y), (to_x, to_y) in zip(corners, corners[1:], strict=False):
+    for (x, y), (to_x, to_y) in pairwise(corners):
         count = max(1, round(math.dist((x, y), (to_x, to_y)) / 4))
         steps += [(x + (to_x - x) * step / count, y + (to_y - y) * step / count) for step in range(count + 1)]
     return steps
