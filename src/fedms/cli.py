@@ -159,15 +159,14 @@ def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help=
     from fedms.report.metrics import read_run
     from fedms.report.tables import result_table
 
-    compared = [(folder / FILE).exists() for folder in folders]
-    # everything is read before anything is written
-    results = [None if is_compared else read_run(folder).result for folder, is_compared in zip(folders, compared, strict=True)]
-    for folder, is_compared in zip(folders, compared, strict=True):
-        if is_compared:
-            read_comparison(folder)
-    written = [write_comparison_report(f) if is_compared else write_report(f) for f, is_compared in zip(folders, compared, strict=True)]
-    if single := [result for result in results if result is not None]:
-        _print(result_table(single))
+    compared = [folder for folder in folders if (folder / FILE).exists()]
+    single = [folder for folder in folders if folder not in compared]
+    for folder in compared:
+        read_comparison(folder)  # everything is read before anything is written
+    results = [read_run(folder).result for folder in single]
+    written = [write_comparison_report(folder) if folder in compared else write_report(folder) for folder in folders]
+    if results:
+        _print(result_table(results))
     for path in written:
         typer.echo(f"report  {path}")
 

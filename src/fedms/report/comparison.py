@@ -14,6 +14,7 @@ from fedms.report.page import Strong, as_yaml, card, cards, fact, folded, frame,
 from fedms.report.words import MISSING, clip, decimal, duration, percent, plural, scaled, three_figures
 
 HEADLINE = ("accuracy_local", "accuracy_global")
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def write_comparison_report(folder: Path) -> Path:
@@ -67,6 +68,8 @@ def _cards(comparison: Comparison) -> Iterable[str]:
         f"Accuracy of a client's model on everybody's test data. {_best(comparison, 'accuracy_global')}",
         "global",
     )
+    worst = f"The same for the tenth of the clients that fare worst. {_best(comparison, 'accuracy_local_worst')}"
+    yield card(f"{name}, worst tenth", _share(baseline, "accuracy_local_worst"), worst, "local")
     down, flops = scaled(baseline.mean("downlink_bytes"), "B"), scaled(baseline.mean("train_flops"), "FLOP")
     meaning = f"All clients and rounds of a run; {down} come down, {flops} are spent."
     yield card(f"{name} sends", scaled(baseline.mean("uplink_bytes"), "B"), meaning)
@@ -77,7 +80,7 @@ def _best(comparison: Comparison, metric: str) -> str:
     if not others:
         return ""
     best = max(others, key=lambda row: row.mean(metric) or 0.0)
-    return f"The best of the others: {clip(best.name)}, {_share(best, metric)}."
+    return f"The best of the others: {clip(best.name)}, {_share(best, metric).replace(' ', NO_BREAK)}."
 
 
 def _results(comparison: Comparison) -> str:
@@ -129,7 +132,7 @@ def _difference(versus: Mapping[str, Any]) -> list[str]:
 
 def _points(share: float | None) -> str:
     """-0.0123 is `−1.2`."""
-    return MISSING if share is None else f"{100 * share:+.1f}".replace("-", "−")
+    return MISSING if share is None else f"{round(100 * share, 1) or 0.0:+.1f}".replace("-", "−")
 
 
 def _standing(row: Row, metric: str) -> str:

@@ -17,7 +17,7 @@ from fedms.report.comparison_metrics import Comparison, Moment, Row, moments, re
 from fedms.report.drawing import GLOBAL, INK, LOCAL, MUTED, SURFACE, WIDTH, Numbers, Picture, heat_map, plain, style
 from fedms.report.figures import MOST_DOTS, clients_height, dumbbells, partition_picture
 from fedms.report.metrics import number
-from fedms.report.words import decimal, scale
+from fedms.report.words import clip, decimal, scale
 
 PANELS = 4
 """Small pictures side by side."""
@@ -29,11 +29,11 @@ def pictures(comparison: Comparison) -> list[Picture]:
     """All pictures this comparison has the data for."""
     drawers: list[Callable[[Comparison], Picture | None]] = [
         frontier,
-        clients,
+        gate,
         over_rounds,
         over_bytes,
         over_flops,
-        gate,
+        clients,
         blocks,
         partition,
     ]
@@ -77,8 +77,10 @@ def _progress(comparison: Comparison, name: str, title: str, xlabel: str, unit: 
         figure = Figure(figsize=(8, 1.1 + 1.5 * height))
         panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
         for axes, row in zip(panels, shown, strict=False):
-            _progress_panel(axes, lines(row), [line for other in shown if other is not row for line in lines(other)])
             is_baseline = row is comparison.baseline
+            _progress_panel(
+                axes, LOCAL if is_baseline else GLOBAL, lines(row), [line for other in shown if other is not row for line in lines(other)]
+            )
             if not is_baseline and comparison.baseline in shown:
                 for line in lines(comparison.baseline):
                     axes.plot([p[0] for p in line], [p[1] for p in line], color=LOCAL, linestyle=(0, (4, 2)), linewidth=1.3, zorder=3)
@@ -86,12 +88,12 @@ def _progress(comparison: Comparison, name: str, title: str, xlabel: str, unit: 
         for at, axes in enumerate(panels):
             axes.set_visible(at < len(shown))
             axes.tick_params(labelsize=7.5, labelbottom=at + columns >= len(shown))
-        panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=not unit))
         panels[0].yaxis.set_major_locator(MaxNLocator(4))
         figure.supxlabel(f"{xlabel} ({prefix}{unit or 'count'})", fontsize=9, color=INK)
         figure.supylabel("accuracy on validation data (share)", fontsize=9, color=INK)
         figure.legend(handles=_progress_key(comparison, shown), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
-    silent = [row.name for row in comparison.rows if row not in shown]
+    silent = [clip(row.name) for row in comparison.rows if row not in shown]
     return Picture(
         name,
         title,
@@ -107,15 +109,17 @@ def _progress(comparison: Comparison, name: str, title: str, xlabel: str, unit: 
     )
 
 
-def _progress_panel(axes: Axes, own: Sequence[Sequence[tuple[float, ...]]], others: Sequence[Sequence[tuple[float, ...]]]) -> None:
+def _progress_panel(
+    axes: Axes, colour: str, own: Sequence[Sequence[tuple[float, ...]]], others: Sequence[Sequence[tuple[float, ...]]]
+) -> None:
     gap = [(float("nan"), float("nan"), 0.0)]
     joined = [point for line in others for point in (*line, *gap)]  # one path, which keeps the file small
     if joined:
         axes.plot([p[0] for p in joined], [p[1] for p in joined], color=MUTED, alpha=0.35, linewidth=1, zorder=1)
     for line in own:
         x, low, high = [p[0] for p in line], [p[1] - p[2] for p in line], [p[1] + p[2] for p in line]
-        axes.fill_between(x, low, high, color=GLOBAL, alpha=0.2, linewidth=0, zorder=2)
-        axes.plot(x, [p[1] for p in line], color=GLOBAL, marker="o", markersize=2.6, linewidth=1.6, zorder=4)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
+        axes.plot(x, [p[1] for p in line], color=colour, marker="o", markersize=2.6, linewidth=1.6, zorder=4)
 
 
 def _progress_key(comparison: Comparison, shown: Sequence[Row]) -> list[Any]:
@@ -193,7 +197,7 @@ def gate(comparison: Comparison) -> Picture | None:
             x, y = zip(*((x, y) for of, _, x, y in points if of == seed), strict=True)
             look: dict[str, Any] = {"color": (LOCAL, GLOBAL, MUTED)[at % 3], "marker": MARKERS[at % len(MARKERS)], "edgecolors": SURFACE}
             axes.scatter(x, y, s=34, linewidths=0.6, alpha=0.85, label=f"seed {seed}", clip_on=False, zorder=3, **look)
-        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.margins(0.12)
         axes.set(xlabel="unlikeness of the client's classes to everybody's (0 to 1)", ylabel="gate's share for the global expert")
         if 1 < len(seeds) <= len(MARKERS):
             figure.legend(loc="outside upper left", ncols=5, frameon=False, handletextpad=0.2)

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +89,24 @@ class Picture:
     spoken: str = ""
     """What the picture shows, for those who cannot see it; the caption where there is no more to say."""
 
+    @cached_property
+    def svg(self) -> str:
+        """The figure as an SVG file on a light ground."""
+        buffer = io.StringIO()
+        with style(self.name):
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return buffer.getvalue()
+
 
 def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
     """Write each picture as NAME.png, NAME.svg and, what it shows, NAME.csv."""
     folder.mkdir(exist_ok=True)
     for picture in pictures:
-        save_png(picture.figure, folder / f"{picture.name}.png")
         with style(picture.name):
-            picture.figure.savefig(folder / f"{picture.name}.svg", format="svg", metadata={"Date": None})
+            picture.figure.draw_without_rendering()
+        picture.figure.set_layout_engine("none")  # it stays as it was laid out now: that is the slow part of drawing
+        save_png(picture.figure, folder / f"{picture.name}.png")
+        (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
         with (folder / f"{picture.name}.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([picture.numbers.columns, *picture.numbers.rows])
@@ -109,11 +120,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 def to_svg(picture: Picture) -> str:
     """The figure as an SVG element to stand inside an HTML page, its colours CSS variables."""
-    buffer = io.StringIO()
-    with style(picture.name):
-        picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
+    svg = picture.svg[picture.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)  # HTML's parser knows the namespaces
     # several pictures share one page: make their identifiers differ
