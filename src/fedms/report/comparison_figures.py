@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from fedms.report.comparison_frontier import MARKERS, frontier
+from fedms.report.comparison_frontier import MARKERS, close_up, frontier
 from fedms.report.comparison_metrics import Comparison, Moment, Row, moments, records, unlikeness
 from fedms.report.drawing import GLOBAL, INK, LOCAL, MUTED, SURFACE, WIDTH, Numbers, Picture, heat_map, plain, style
 from fedms.report.figures import MOST_DOTS, clients_height, dumbbells, partition_picture
@@ -29,6 +29,7 @@ def pictures(comparison: Comparison) -> list[Picture]:
     """All pictures this comparison has the data for."""
     drawers: list[Callable[[Comparison], Picture | None]] = [
         frontier,
+        close_up,
         gate,
         over_rounds,
         over_bytes,
@@ -91,7 +92,7 @@ def _progress(comparison: Comparison, name: str, title: str, xlabel: str, unit: 
         panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=not unit))
         panels[0].yaxis.set_major_locator(MaxNLocator(4))
         figure.supxlabel(f"{xlabel} ({prefix}{unit or 'count'})", fontsize=9, color=INK)
-        figure.supylabel("accuracy on validation data (share)", fontsize=9, color=INK)
+        figure.supylabel("validation accuracy (share)", fontsize=9, color=INK)
         figure.legend(handles=_progress_key(comparison, shown), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
     silent = [clip(row.name) for row in comparison.rows if row not in shown]
     return Picture(

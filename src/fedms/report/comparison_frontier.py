@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from fedms.report.comparison_metrics import Comparison, Row
 from fedms.report.drawing import FIFTH, FOURTH, GLOBAL, INK, LOCAL, MUTED, SURFACE, THIRD, WIDTH, Numbers, Picture, plain, style
 from fedms.report.metrics import number
-from fedms.report.words import percent
+from fedms.report.words import clip, percent
 
 MOST_NAMED = 10
 """Most rows that are labelled by name; more are numbered, with a key below."""
@@ -48,29 +48,60 @@ def frontier(comparison: Comparison) -> Picture | None:
     marks = _marks(comparison)
     if not marks:
         return None
-    keyed = any(mark.key for mark in marks)
-    below = 0.17 * math.ceil(len(marks) / 2) + 0.1 if keyed else 0.0
-    with style("frontier"):
-        figure = Figure(figsize=(WIDTH, 4.4 + below))
-        axes = figure.subplots()
-        for mark in reversed(marks):  # the baseline on top
-            _draw(axes, mark, is_baseline=mark.row is comparison.baseline)
-        axes.set(xlabel="accuracy on everybody's test data (share)", ylabel="accuracy on own test data (share)")
-        axes.margins(0.07)
-        if keyed:
-            handles = [_handle(mark) for mark in marks]
-            figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=7.5, handlelength=2.6)
-        _label(axes, marks, comparison.baseline)
     name = comparison.baseline.name
     curve = f"The curve of {name} runs over its prior, the diamond is its default. " if comparison.baseline.frontier() else ""
     return Picture(
         "frontier",
         "Frontier",
         f"Up: better on a client's own data; to the right: better on everybody's. {curve}Thin bars: one standard deviation over seeds.",
-        figure,
+        _drawn("frontier", comparison, marks),
         _numbers(comparison.rows),
-        spoken="Accuracy on own and on everybody's test data: " + "; ".join(_spoken(mark) for mark in marks) + ".",
+        spoken=_spoken(marks),
     )
+
+
+def close_up(comparison: Comparison) -> Picture | None:
+    """The frontier around the baseline's, where a row far off would make the rest of it small."""
+    marks = _marks(comparison)
+    points = [(x, y) for mark in marks if mark.row is comparison.baseline for _, x, y in [*mark.curve, (0.0, mark.x, mark.y)]]
+    if len(points) < 3:
+        return None
+    (left, right), (low, high) = (_wider(min(each), max(each)) for each in zip(*points, strict=True))
+    near = [mark for mark in marks if left <= mark.x <= right and low <= mark.y <= high]
+    if len(near) in (1, len(marks)):
+        return None
+    outside = ", ".join(clip(mark.row.name) for mark in marks if mark not in near)
+    return Picture(
+        "frontier-near",
+        "Frontier, close up",
+        f"The same around the curve of {comparison.baseline.name}. Outside: {outside}.",
+        _drawn("frontier-near", comparison, near, xlim=(left, right), ylim=(low, high)),
+        _numbers([mark.row for mark in near]),
+        spoken=_spoken(near),
+    )
+
+
+def _wider(low: float, high: float) -> tuple[float, float]:
+    more = max(0.005, 0.4 * (high - low))
+    return low - more, high + more
+
+
+def _drawn(name: str, comparison: Comparison, marks: Sequence[Mark], **limits: tuple[float, float]) -> Figure:
+    keyed = any(mark.key for mark in marks)
+    below = 0.17 * math.ceil(len(marks) / 2) + 0.1 if keyed else 0.0
+    with style(name):
+        figure = Figure(figsize=(WIDTH, 4.4 + below))
+        axes = figure.subplots()
+        for mark in reversed(marks):  # the baseline on top
+            _draw(axes, mark, is_baseline=mark.row is comparison.baseline)
+        axes.set(xlabel="accuracy on everybody's test data (share)", ylabel="accuracy on own test data (share)")
+        axes.margins(0.14)
+        axes.set(**limits)
+        if keyed:
+            handles = [_handle(mark) for mark in marks]
+            figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=7.5, handlelength=2.6)
+        _label(axes, marks, comparison.baseline)
+    return figure
 
 
 def _marks(comparison: Comparison) -> list[Mark]:
@@ -162,7 +193,7 @@ def _free(point: tuple[float, float], size: tuple[float, float], room: Box, hard
             right, up = across * (5 + ring + width / 2), upward * (5 + ring + height / 2)
             box = (x + right - width / 2, y + up - height / 2, x + right + width / 2, y + up + height / 2)
             leader = ring > 4
-            path = [_around(*at, 0.5) for at in _along([point, (x + right, y + up)])][4:] if leader else []
+            path = [_around(*at, 0.5) for at in _along([point, (x + right, y + up)])][2:] if leader else []
             cost = ring / 3 + (abs(upward) < 0.1 or abs(across) < 0.1) * -0.5 + leader
             cost += 60 * sum(_meet(box, other) for other in hard) + 2.5 * sum(_meet(box, other) for other in soft)
             cost += 15 * sum(any(_meet(step, other) for step in path) for other in hard if not _meet(other, _around(x, y, 0.1)))
@@ -198,5 +229,6 @@ def _numbers(rows: Sequence[Row]) -> Numbers:
     return Numbers(("row", "kind", "prior", "accuracy_global", "accuracy_local", "accuracy_global_sd", "accuracy_local_sd"), out)
 
 
-def _spoken(mark: Mark) -> str:
-    return f"{mark.row.name} {percent(mark.y)} and {percent(mark.x)}"
+def _spoken(marks: Sequence[Mark]) -> str:
+    each = "; ".join(f"{mark.row.name} {percent(mark.y)} and {percent(mark.x)}" for mark in marks)
+    return f"Accuracy on own and on everybody's test data: {each}."
