@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from fedms.report.comparison_metrics import Comparison, Row
@@ -54,7 +55,7 @@ def frontier(comparison: Comparison) -> Picture | None:
         "frontier",
         "Frontier",
         f"Up: better on a client's own data; to the right: better on everybody's. {curve}Thin bars: one standard deviation over seeds.",
-        _drawn("frontier", comparison, marks),
+        _drawn("frontier", comparison, marks, frame=_crowd(comparison, marks)),
         _numbers(comparison.rows),
         spoken=_spoken(marks),
     )
@@ -63,22 +64,29 @@ def frontier(comparison: Comparison) -> Picture | None:
 def close_up(comparison: Comparison) -> Picture | None:
     """The frontier around the baseline's, where a row far off would make the rest of it small."""
     marks = _marks(comparison)
-    points = [(x, y) for mark in marks if mark.row is comparison.baseline for _, x, y in [*mark.curve, (0.0, mark.x, mark.y)]]
-    if len(points) < 3:
+    frame = _crowd(comparison, marks)
+    if frame is None:
         return None
-    (left, right), (low, high) = (_wider(min(each), max(each)) for each in zip(*points, strict=True))
-    near = [mark for mark in marks if left <= mark.x <= right and low <= mark.y <= high]
-    if len(near) in (1, len(marks)):
-        return None
+    near = [mark for mark in marks if _inside(mark, frame)]
     outside = ", ".join(clip(mark.row.name) for mark in marks if mark not in near)
     return Picture(
         "frontier-near",
         "Frontier, close up",
-        f"The same around the curve of {comparison.baseline.name}. Outside: {outside}.",
-        _drawn("frontier-near", comparison, near, xlim=(left, right), ylim=(low, high)),
+        f"The frame of the picture before, around the curve of {comparison.baseline.name}. Outside: {outside}.",
+        _drawn("frontier-near", comparison, near, limits=frame),
         _numbers([mark.row for mark in near]),
         spoken=_spoken(near),
     )
+
+
+def _crowd(comparison: Comparison, marks: Sequence[Mark]) -> Box | None:
+    """Around the baseline's curve, where some rows lie inside that and others do not."""
+    points = [(x, y) for mark in marks if mark.row is comparison.baseline for _, x, y in [*mark.curve, (0.0, mark.x, mark.y)]]
+    if len(points) < 3:
+        return None
+    (left, right), (low, high) = (_wider(min(each), max(each)) for each in zip(*points, strict=True))
+    frame = (left, low, right, high)
+    return frame if 1 < sum(_inside(mark, frame) for mark in marks) < len(marks) else None
 
 
 def _wider(low: float, high: float) -> tuple[float, float]:
@@ -86,21 +94,31 @@ def _wider(low: float, high: float) -> tuple[float, float]:
     return low - more, high + more
 
 
-def _drawn(name: str, comparison: Comparison, marks: Sequence[Mark], **limits: tuple[float, float]) -> Figure:
-    keyed = any(mark.key for mark in marks)
+def _inside(mark: Mark, frame: Box) -> bool:
+    return frame[0] <= mark.x <= frame[2] and frame[1] <= mark.y <= frame[3]
+
+
+def _drawn(name: str, comparison: Comparison, marks: Sequence[Mark], frame: Box | None = None, limits: Box | None = None) -> Figure:
+    """The figure of these marks. What lies in `frame` is named in a key, since the close-up of it has the room for labels."""
+    keyed = frame is not None or any(mark.key for mark in marks)
     below = 0.17 * math.ceil(len(marks) / 2) + 0.1 if keyed else 0.0
+    labelled = [mark for mark in marks if frame is None or mark.row is comparison.baseline or not _inside(mark, frame)]
     with style(name):
         figure = Figure(figsize=(WIDTH, 4.4 + below))
         axes = figure.subplots()
         for mark in reversed(marks):  # the baseline on top
             _draw(axes, mark, is_baseline=mark.row is comparison.baseline)
         axes.set(xlabel="accuracy on everybody's test data (share)", ylabel="accuracy on own test data (share)")
-        axes.margins(0.14)
-        axes.set(**limits)
+        axes.margins(0.08)
+        if limits:
+            axes.set(xlim=limits[::2], ylim=limits[1::2])
+        if frame:
+            size = frame[2] - frame[0], frame[3] - frame[1]
+            axes.add_patch(Rectangle(frame[:2], *size, fill=False, edgecolor=MUTED, linewidth=0.8, linestyle=(0, (4, 3))))
         if keyed:
             handles = [_handle(mark) for mark in marks]
             figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, fontsize=7.5, handlelength=2.6)
-        _label(axes, marks, comparison.baseline)
+        _label(axes, marks, labelled, comparison.baseline, frame)
     return figure
 
 
@@ -141,11 +159,11 @@ def _draw(axes: Axes, mark: Mark, is_baseline: bool) -> None:
 
 def _handle(mark: Mark) -> Line2D:
     line: Any = mark.line if mark.curve else "none"
-    return Line2D([], [], color=mark.colour, marker=mark.marker, markersize=6, linestyle=line, linewidth=1.2, label=mark.key)
+    return Line2D([], [], color=mark.colour, marker=mark.marker, markersize=6, linestyle=line, linewidth=1.2, label=mark.key or mark.text)
 
 
-def _label(axes: Axes, marks: Sequence[Mark], baseline: Row) -> None:
-    """Write each mark's label where it covers nothing, joined to its mark by a thin line where it stands apart."""
+def _label(axes: Axes, marks: Sequence[Mark], labelled: Sequence[Mark], baseline: Row, frame: Box | None) -> None:
+    """Write labels where they cover neither marks nor each other, joined to their mark by a thin line where they stand apart."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
@@ -157,16 +175,22 @@ def _label(axes: Axes, marks: Sequence[Mark], baseline: Row) -> None:
         return across / unit, up / unit
 
     wanted: list[tuple[float, float, str, dict[str, Any]]] = []
-    for mark in marks:
+    for mark in labelled:
         wanted.append((mark.x, mark.y, mark.text, {"color": mark.colour, "weight": "bold" if mark.row is baseline else "normal"}))
     ends = next((mark.curve for mark in marks if mark.row is baseline and len(mark.curve) > 1), [])
-    for prior, x, y in (ends[0], ends[-1]) if ends else ():
+    for prior, x, y in (ends[0], ends[-1]) if ends and not frame else ():
         wanted.append((x, y, f"prior {prior:g}", {"color": MUTED, "style": "italic"}))
 
-    frame = axes.get_window_extent()
-    room = (frame.x0 / unit, frame.y0 / unit, frame.x1 / unit, frame.y1 / unit)
+    inside = axes.get_window_extent()
+    room = (inside.x0 / unit, inside.y0 / unit, inside.x1 / unit, inside.y1 / unit)
     hard = [_around(*place(mark.x, mark.y), 5) for mark in marks]
     soft = [_around(*at, 2) for mark in marks for at in _along([place(x, y) for _, x, y in mark.curve])]
+    if frame:
+        left, low, right, high = frame
+        soft += [
+            _around(*at, 1)
+            for at in _along([place(x, y) for x, y in ((left, low), (right, low), (right, high), (left, high), (left, low))])
+        ]
     for mark in marks:
         across, up = mark.row.spread("accuracy_global") or 0.0, mark.row.spread("accuracy_local") or 0.0
         bars = [(mark.x - across, mark.y), (mark.x + across, mark.y)], [(mark.x, mark.y - up), (mark.x, mark.y + up)]
@@ -175,10 +199,19 @@ def _label(axes: Axes, marks: Sequence[Mark], baseline: Row) -> None:
         trial = axes.annotate(text, (x, y), fontsize=8, **font)
         extent = Text.get_window_extent(trial)
         trial.remove()
-        right, up, leader = _free(place(x, y), (extent.width / unit, extent.height / unit), room, hard, soft)
+        aside, above, leader = _free(place(x, y), (extent.width / unit, extent.height / unit), room, hard, soft)
         arrow: dict[str, Any] | None = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4} if leader else None
         note = axes.annotate(
-            text, (x, y), (right, up), textcoords="offset points", ha="center", va="center", fontsize=8, arrowprops=arrow, zorder=6, **font
+            text,
+            (x, y),
+            (aside, above),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize=8,
+            arrowprops=arrow,
+            zorder=6,
+            **font,
         )
         note.set_in_layout(False)
 
