@@ -21,6 +21,8 @@ from fedms.report.words import clip, percent
 
 MOST_NAMED = 10
 """Most rows that are labelled by name; more are numbered, with a key below."""
+MOST_CROWDED = 0.5
+"""The part of the picture that the rows around the baseline have to themselves; where it is less they get a close-up."""
 COLOURS = (GLOBAL, THIRD, FOURTH, FIFTH, INK)
 MARKERS = ("o", "s", "^", "v", "P", "X", "h")
 LINES: Sequence[Any] = ("--", "-.", ":", (0, (6, 2)))
@@ -80,13 +82,15 @@ def close_up(comparison: Comparison) -> Picture | None:
 
 
 def _crowd(comparison: Comparison, marks: Sequence[Mark]) -> Box | None:
-    """Around the baseline's curve, where some rows lie inside that and others do not."""
+    """Around the baseline's curve, where that holds several rows but little of the picture."""
     points = [(x, y) for mark in marks if mark.row is comparison.baseline for _, x, y in [*mark.curve, (0.0, mark.x, mark.y)]]
     if len(points) < 3:
         return None
     (left, right), (low, high) = (_wider(min(each), max(each)) for each in zip(*points, strict=True))
     frame = (left, low, right, high)
-    return frame if 1 < sum(_inside(mark, frame) for mark in marks) < len(marks) else None
+    across, up = (max(each) - min(each) for each in zip(*((mark.x, mark.y) for mark in marks), strict=True))
+    part = min(1.0, (right - left) / across if across else 1.0) * min(1.0, (high - low) / up if up else 1.0)
+    return frame if part < MOST_CROWDED and sum(_inside(mark, frame) for mark in marks) > 1 else None
 
 
 def _wider(low: float, high: float) -> tuple[float, float]:
@@ -187,10 +191,8 @@ def _label(axes: Axes, marks: Sequence[Mark], labelled: Sequence[Mark], baseline
     soft = [_around(*at, 2) for mark in marks for at in _along([place(x, y) for _, x, y in mark.curve])]
     if frame:
         left, low, right, high = frame
-        soft += [
-            _around(*at, 1)
-            for at in _along([place(x, y) for x, y in ((left, low), (right, low), (right, high), (left, high), (left, low))])
-        ]
+        corners = (left, low), (right, low), (right, high), (left, high), (left, low)
+        soft += [_around(*at, 1) for at in _along([place(*corner) for corner in corners])]
     for mark in marks:
         across, up = mark.row.spread("accuracy_global") or 0.0, mark.row.spread("accuracy_local") or 0.0
         bars = [(mark.x - across, mark.y), (mark.x + across, mark.y)], [(mark.x, mark.y - up), (mark.x, mark.y + up)]
@@ -201,18 +203,8 @@ def _label(axes: Axes, marks: Sequence[Mark], labelled: Sequence[Mark], baseline
         trial.remove()
         aside, above, leader = _free(place(x, y), (extent.width / unit, extent.height / unit), room, hard, soft)
         arrow: dict[str, Any] | None = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4} if leader else None
-        note = axes.annotate(
-            text,
-            (x, y),
-            (aside, above),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=8,
-            arrowprops=arrow,
-            zorder=6,
-            **font,
-        )
+        look: dict[str, Any] = {"fontsize": 8, "arrowprops": arrow, "zorder": 6, **font}
+        note = axes.annotate(text, (x, y), (aside, above), textcoords="offset points", ha="center", va="center", **look)
         note.set_in_layout(False)
 
 
