@@ -74,7 +74,7 @@ def close_up(comparison: Comparison) -> Picture | None:
     return Picture(
         "frontier-near",
         "Frontier, close up",
-        f"The frame of the picture before, around the curve of {comparison.baseline.name}. Outside: {outside}.",
+        f"What the dashed frame holds, around the curve of {comparison.baseline.name}. Outside: {outside}.",
         _drawn("frontier-near", comparison, near, limits=frame),
         _numbers([mark.row for mark in near]),
         spoken=_spoken(near),
