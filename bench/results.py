@@ -18,8 +18,8 @@ from typing import Any
 from fedms import compare
 from fedms.config import load
 from fedms.progress import observer
+from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import headline_markdown
-from fedms.report.metrics import Comparison, read_comparison
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
@@ -59,7 +59,7 @@ def draw(setting: str, comparison: Comparison, path: Path) -> None:
     figure = Figure(figsize=(7.2, 5.2), layout="constrained")
     axes = figure.subplots()
     colours = {"fedms": "#D55E00", "mixture-constant": "#0072B2", "statistics": "#009E73"}
-    rows = {row["name"]: row for row in comparison.methods}
+    rows = {row.name: row.record for row in comparison.rows}
     markers = dict(zip([name for name in rows if name not in colours], "DsP^vXh<>p*d8HosDP^vXh<>p", strict=False))
     ends = [point["accuracy_global"] for name in ("fedms", "mixture-constant") if name in rows for point in rows[name]["frontier"]]
     lowest = min(ends, default=0.05) - 0.05
@@ -91,7 +91,7 @@ def splice(page: Path, name: str, text: str) -> None:
 
 def is_whole(comparison: Comparison) -> bool:
     """Whether all rows and seeds are in it; a part of them belongs into no page."""
-    rows = [row["name"] for row in comparison.methods]
+    rows = [row.name for row in comparison.rows]
     return rows == [*COMPARED["methods"], *COMPARED["variants"]] and comparison.seeds == COMPARED["seeds"]
 
 
@@ -124,7 +124,7 @@ def main() -> None:
         if not (RUNS / setting / "comparison.json").exists():
             continue
         comparison = read_comparison(RUNS / setting)
-        made[setting] = {row["name"]: {"mean": row["mean"], "std": row["std"]} for row in comparison.methods}
+        made[setting] = {row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows}
         if is_whole(comparison):
             render(setting, comparison)
     print(json.dumps(made))

@@ -20,8 +20,8 @@ from fedms.config import Config, load
 from fedms.errors import ConfigError, FedmsError
 from fedms.federation.methods import METHODS
 from fedms.progress import Silent
+from fedms.report.comparison_metrics import read_comparison
 from fedms.report.comparison_tables import comparison_markdown, comparison_table
-from fedms.report.metrics import read_comparison
 from fedms.store import RunFolder
 
 TINY = {

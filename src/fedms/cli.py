@@ -148,8 +148,13 @@ def compare(
 
     with observer(quiet) as watcher:
         compare(checked, folder, watcher)
+
+    from fedms.report.comparison import write_comparison_report
+
+    report_path = write_comparison_report(folder)
     _show_comparison(folder)
     typer.echo(f"comparison  {folder / 'comparison.md'}")
+    typer.echo(f"report  {report_path}")
 
 
 @app.command(cls=Command)
@@ -170,7 +175,8 @@ def partition(
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:
-        from fedms.report.figures import partition_figure, save_png
+        from fedms.report.drawing import save_png
+        from fedms.report.figures import partition_figure
 
         out.parent.mkdir(parents=True, exist_ok=True)
         save_png(partition_figure(described), out)
@@ -179,17 +185,19 @@ def partition(
 
 @app.command(cls=Command)
 def report(folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")]) -> None:
-    """Write the report of finished runs again, and show their results side by side; show comparisons as tables."""
+    """Write the report of finished runs or comparisons again, and show their results side by side."""
+    from fedms.report.comparison import write_comparison_report
+    from fedms.report.comparison_metrics import is_comparison, read_comparison
     from fedms.report.html import write_report
-    from fedms.report.metrics import is_comparison, read_comparison, read_run
+    from fedms.report.metrics import read_run
     from fedms.report.tables import result_table
 
     comparisons = [folder for folder in folders if is_comparison(folder)]
     runs = [folder for folder in folders if folder not in comparisons]
     for folder in comparisons:
-        read_comparison(folder)
+        read_comparison(folder)  # everything is read before anything is written
     results = [read_run(folder).result for folder in runs]
-    written = [write_report(folder) for folder in runs]
+    written = [write_comparison_report(folder) if folder in comparisons else write_report(folder) for folder in folders]
     if results:
         _print(result_table(results))
     for folder in comparisons:
@@ -255,8 +263,8 @@ def methods() -> None:
 
 def _show_comparison(folder: Path) -> None:
     """A comparison as a table, and what its marks mean."""
+    from fedms.report.comparison_metrics import read_comparison
     from fedms.report.comparison_tables import MARKS, comparison_table
-    from fedms.report.metrics import read_comparison
 
     _print(comparison_table(read_comparison(folder)))
     typer.echo(MARKS)

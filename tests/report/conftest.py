@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fedms.report.comparison import write_comparison_report
 from fedms.report.html import write_report
 
 HOSTILE = "<b>x</b> $\\frac$ [red]&\"'"
@@ -121,3 +123,75 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_run(tmp_path_factory.mktemp("reported") / "run")
     write_report(folder)
     return folder
+
+
+ROWS = ("fedms", HOSTILE, "local", "prior 0.9")
+"""What a comparison compares."""
+METRICS = (
+    "accuracy_local",
+    "accuracy_local_worst",
+    "accuracy_global",
+    "gate_global_share",
+    "uplink_bytes",
+    "downlink_bytes",
+    "train_flops",
+    "seconds",
+    "trainable_fraction",
+)
+
+
+def write_comparison(folder: Path, rows: Sequence[str] = ROWS, seeds: Sequence[int] = (0, 1), clients: int = 6, **changes: Any) -> Path:
+    """Write a comparison's folder as `fedms compare` leaves it; `changes` replace keys of every row."""
+    (folder / "runs").mkdir(parents=True)
+    methods, runs = [], []
+    for at, name in enumerate(rows):
+        results = []
+        for seed in seeds:
+            shift = 0.01 * at - 0.004 * seed
+            better = {"accuracy_local": 0.88 + shift, "accuracy_global": 0.78 - 3 * shift, "method": name, "seed": seed}
+            results.append({**make_result(clients, seed=100 * at + seed), **better})
+            run = write_run(folder / "runs" / f"row{at}-{seed}", **results[-1])
+            runs.append({"row": name, "seed": seed, "folder": str(run.relative_to(folder)), "result": results[-1]})
+        values = {metric: [result[metric] for result in results] for metric in METRICS}
+        apart = {"difference": -0.0123, "low": -0.02, "high": -0.0051, "p": 0.0004, "pairs": 12, "distinguishable": True}
+        methods.append(
+            {
+                "name": name,
+                "method": "fedms",
+                "summary": "one of <many>",
+                "paper": "",
+                "overrides": {"gate.prior": 0.9} if name == "prior 0.9" else {},
+                "tuned": {"training.local_learning_rate": 0.003},
+                "mean": {metric: statistics.fmean(each) for metric, each in values.items()},
+                "std": {metric: statistics.stdev(each) if len(each) > 1 else None for metric, each in values.items()},
+                "versus_baseline": {"accuracy_local": apart, "accuracy_global": {**apart, "distinguishable": False}} if at else {},
+                "best": {"accuracy_local": "best" if name == rows[-1] else "equal", "accuracy_global": ""},
+                "frontier": make_result()["frontier"] if at != 2 else [],
+                **changes,
+            }
+        )
+    whole = {
+        "config": {"seed": 0, "model": {"name": "minilm"}, "data": {"source": "assistant"}},
+        "environment": ENVIRONMENT,
+        "seeds": list(seeds),
+        "baseline": "fedms",
+        "methods": methods,
+        "runs": runs,
+        "tuning": {"grid": {"training.local_learning_rate": [0.001, 0.003]}},
+    }
+    (folder / "comparison.json").write_text(json.dumps(whole), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison's folder with its report, for tests that only look."""
+    folder = write_comparison(tmp_path_factory.mktemp("compared") / "comparison")
+    write_comparison_report(folder)
+    return folder
+
+
+@pytest.fixture
+def make_comparison(tmp_path: Path) -> MakeRun:
+    """A comparison's folder, with these rows, seeds and changes to every row."""
+    return lambda **changes: write_comparison(tmp_path / "comparison", **changes)

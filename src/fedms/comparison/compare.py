@@ -21,8 +21,8 @@ from fedms.engines.local import forget_peak
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.progress import Observer, Silent
+from fedms.report.comparison_metrics import read_comparison
 from fedms.report.comparison_tables import comparison_markdown
-from fedms.report.metrics import read_comparison
 from fedms.report.statistics import summarise
 from fedms.store import read_json, write_bytes, write_json
 

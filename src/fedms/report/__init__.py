@@ -1,1 +1,1 @@
-"""Reads run folders and nothing else: numbers, tables, pictures, one HTML file."""
+"""Reads finished runs and comparisons, and nothing else: numbers, tables, pictures, one HTML file."""

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedms.report.metrics import Comparison, number
+from fedms.report.comparison_metrics import Comparison
+from fedms.report.metrics import number
 from fedms.report.statistics import ACCURACIES, FEWEST_PAIRS, RESAMPLES
 from fedms.report.words import MISSING, clip, decimal, three_figures
 
@@ -85,7 +86,7 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("method", overflow="fold")
     for column in columns:
         table.add_column(column.title.replace(" ", "\n"), justify="right", overflow="fold")
-    for row in comparison.methods:
+    for row in (each.record for each in comparison.rows):
         # the spread of the headline alone, so that a line fits
         cells = [(_cell(row, column, spread=column.metric in ACCURACIES), _best(row, column)) for column in columns]
         table.add_row(Text(clip(row["name"])), *(Text(text, style="bold" if best else "") for text, best in cells))
@@ -98,7 +99,7 @@ def comparison_markdown(comparison: Comparison) -> str:
     return PAGE.format(
         table=headline_markdown(comparison),
         marks=MARKS.replace("Bold", "**Bold**"),
-        baseline=comparison.baseline,
+        baseline=comparison.baseline.name,
         differences=_differences(comparison),
         resamples=RESAMPLES,
         fewest=FEWEST_PAIRS,
@@ -113,7 +114,7 @@ def comparison_markdown(comparison: Comparison) -> str:
 def headline_markdown(comparison: Comparison) -> str:
     """The rows as a Markdown table."""
     lines = []
-    for row in comparison.methods:
+    for row in (each.record for each in comparison.rows):
         cells = [(_cell(row, column), _best(row, column)) for column in COLUMNS]
         lines.append([_name(row), *(f"**{text}**" if best else text for text, best in cells)])
     return _table(["method", *(column.title for column in COLUMNS)], lines)
@@ -135,7 +136,7 @@ def _best(row: Mapping[str, Any], column: Column) -> bool:
 
 def _differences(comparison: Comparison) -> str:
     lines = []
-    for row in comparison.methods:
+    for row in (each.record for each in comparison.rows):
         if against := row.get("versus_baseline"):
             lines.append([_name(row), *(cell for key in ACCURACIES for cell in _difference(against[key]))])
     return _table(["method", "accuracy local", "p", "accuracy global", "p"], lines) if lines else "There is no other row."

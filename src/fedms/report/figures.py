@@ -1,73 +1,37 @@
-"""The pictures of a run, drawn once and saved twice: a PNG on white, and an SVG whose colours follow the page's theme.
-
-The colours below are the light theme. In the SVG each of them becomes a CSS variable, so the page decides. Series colours are of
-Okabe and Ito's set, which people with any colour vision can tell apart, and series differ in shape as well.
-"""
+"""The pictures of a run."""
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from fedms.report.drawing import (
+    GLOBAL,
+    GRID,
+    LOCAL,
+    MUTED,
+    SURFACE,
+    THIRD,
+    WIDTH,
+    Numbers,
+    Picture,
+    cumulative,
+    heat_map,
+    label,
+    name_ticks,
+    plain,
+    style,
+)
 from fedms.report.metrics import Run, Span, number, spans
-from fedms.report.words import clip, decimal, scaled
+from fedms.report.words import clip, decimal, scale, scaled
 
-INK, MUTED, GRID, SURFACE = "#1b1f24", "#5b6470", "#dfe3e8", "#fefefe"
-LOCAL, GLOBAL, THIRD = "#0072b2", "#d55e00", "#009e73"
-THEME = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface", LOCAL: "local", GLOBAL: "global", THIRD: "third"}
-HEAT = "#0a84c6"
-"""The heat map is pixels, which CSS cannot recolour: one blue that reads on white and on black, more or less transparent."""
-
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "text.color": INK,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.8,
-    "figure.facecolor": SURFACE,
-    "figure.constrained_layout.use": True,
-    "svg.fonttype": "none",
-}
-WIDTH = 5.2
-"""Inches. Narrow, so that the text stays readable when a phone shrinks the picture."""
 MOST_DOTS = 300
 MOST_NAMES = 60
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure with its file name (no suffix), title and caption."""
-
-    name: str
-    title: str
-    caption: str
-    figure: Figure
-    wide: bool = False
 
 
 def pictures(run: Run) -> list[Picture]:
@@ -76,34 +40,12 @@ def pictures(run: Run) -> list[Picture]:
     return [picture for drawer in drawers if (picture := drawer(run)) is not None]
 
 
-def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG on a light ground."""
-    with _style(path.stem):
-        figure.savefig(path, format="png", dpi=200)
-
-
-def to_svg(picture: Picture) -> str:
-    """The figure as an SVG element to stand inside an HTML page, its colours CSS variables."""
-    buffer = io.StringIO()
-    with _style(picture.name):
-        picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)  # HTML's parser knows the namespaces
-    # several pictures share one page: make their identifiers differ
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
-    for colour, variable in THEME.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return svg.replace("xlink:href", "href")
-
-
 def score(run: Run) -> Picture | None:
     """Validation score over rounds."""
     points = [(at, value) for at, record in enumerate(run.rounds, 1) if (value := number(record, "validation_score")) is not None]
     if not points:
         return None
-    with _style("score"):
+    with style("score"):
         figure, axes = _time_axes(spans(run.rounds), "accuracy on validation data (share)")
         for span in spans(run.rounds):  # a line must not join two stages: they score different models
             inside = [(at, value) for at, value in points if span.first <= at <= span.last]
@@ -116,7 +58,16 @@ def score(run: Run) -> Picture | None:
         "Validation score",
         "Mean accuracy on the clients' validation data after each round. Each stage scores the model that it trains, so the line breaks.",
         figure,
+        _by_step(run, "validation_score"),
     )
+
+
+def _by_step(run: Run, *keys: str) -> Numbers:
+    """The numbers of a picture over time: a row a line of metrics.jsonl."""
+    rows = [
+        [at, record.get("stage"), record.get("round"), *(number(record, key) for key in keys)] for at, record in enumerate(run.rounds, 1)
+    ]
+    return Numbers(("step", "stage", "round", *keys), rows)
 
 
 def blocks(run: Run) -> Picture | None:
@@ -125,7 +76,7 @@ def blocks(run: Run) -> Picture | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    with _style("blocks"):
+    with style("blocks"):
         figure, axes = _time_axes(spans(run.rounds), "active blocks (count)")
         edges = [at - 0.5 for at in range(1, len(values) + 2)]
         heights = [value or 0 for value in values]
@@ -138,18 +89,19 @@ def blocks(run: Run) -> Picture | None:
         "Active blocks",
         "How many transformer blocks had live LoRA matrices, so how deep each client trained, in each round.",
         figure,
+        _by_step(run, "active_blocks"),
     )
 
 
 def traffic(run: Run) -> Picture | None:
     """Bytes that travelled, added up over rounds."""
     kinds = (("uplink_bytes", "up", LOCAL, "-"), ("downlink_bytes", "down", GLOBAL, "--"), ("evaluation_bytes", "evaluation", THIRD, ":"))
-    sums = {key: _cumulative([number(record, key) or 0 for record in run.rounds]) for key, *_ in kinds}
+    sums = {key: cumulative([number(record, key) or 0 for record in run.rounds]) for key, *_ in kinds}
     top = max((values[-1] for values in sums.values() if values), default=0)
     if not top:
         return None
-    power, prefix = next(((p, s) for p, s in ((12, "T"), (9, "G"), (6, "M"), (3, "k")) if top >= 10**p), (0, ""))
-    with _style("traffic"):
+    power, prefix = scale(top)
+    with style("traffic"):
         figure, axes = _time_axes(spans(run.rounds), f"bytes so far ({prefix}B)")
         for key, label, colour, line in kinds:
             if sums[key][-1]:
@@ -163,6 +115,7 @@ def traffic(run: Run) -> Picture | None:
         "Traffic",
         "Bytes that clients sent (up) and got (down), added up over clients and rounds; models sent only to be scored count apart.",
         figure,
+        _by_step(run, *sums),
     )
 
 
@@ -176,39 +129,12 @@ def clients(run: Run) -> Picture | None:
     shown = known[::step]
     places = range(len(shown))
     gated = any(number(record, "gate_global_share") is not None for record in shown)
-    with _style("clients"):
-        height = min(7.0, 1.1 + (0.17 if len(shown) <= MOST_NAMES else 0.02) * len(shown))
-        figure = Figure(figsize=(WIDTH, max(2.4, height)))
+    with style("clients"):
+        figure = Figure(figsize=(WIDTH, clients_height(len(shown))))
         panels = figure.subplots(1, 2 if gated else 1, sharey=True, width_ratios=[3, 1] if gated else None, squeeze=False)[0]
         axes = panels[0]
-        size = 24 if len(shown) <= MOST_NAMES else 8
-        pairs = [
-            (place, own, everyone)
-            for place, r in zip(places, shown, strict=True)
-            for own, everyone in [_accuracies(r)]
-            if everyone is not None
-        ]
-        axes.hlines(
-            [p for p, *_ in pairs], [own for _, own, _ in pairs], [everyone for *_, everyone in pairs], color=GRID, linewidth=1.2, zorder=1
-        )
-        axes.scatter([_accuracies(r)[0] for r in shown], places, s=size, color=LOCAL, label="own test data", zorder=3, clip_on=False)
-        if pairs:
-            axes.scatter(
-                [e for *_, e in pairs],
-                [p for p, *_ in pairs],
-                s=size,
-                color=GLOBAL,
-                marker="D",
-                label="everybody's",
-                zorder=2,
-                clip_on=False,
-            )
-        axes.set(xlim=(0, 1), xlabel="accuracy (share)", ylim=(-0.8, len(shown) - 0.2))
-        axes.grid(axis="y", visible=False)
-        if len(shown) <= MOST_NAMES:
-            axes.set_yticks(places, [_plain(r.get("name"), 16) for r in shown], fontsize=7.5)
-        else:
-            axes.set(yticks=[], ylabel="clients, sorted by accuracy on own data")
+        dumbbells(axes, [(r.get("name"), *_accuracies(r)) for r in shown], ("own test data", "everybody's"))
+        axes.set_xlim(0, 1)
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, frameon=False, handletextpad=0.2)
         if gated:
             share = panels[1]
@@ -225,7 +151,35 @@ def clients(run: Run) -> Picture | None:
         "Clients",
         f"Each client's model on its own test data and on everybody's, sorted by the former.{gate_note}{note}",
         figure,
+        Numbers(
+            ("client", "accuracy_local", "accuracy_global", "gate_global_share"),
+            [[r.get("name"), *_accuracies(r), number(r, "gate_global_share")] for r in known],
+        ),
     )
+
+
+def clients_height(count: int) -> float:
+    """Inches for so many clients below each other."""
+    return max(2.4, min(7.0, 1.1 + (0.17 if count <= MOST_NAMES else 0.02) * count))
+
+
+def dumbbells(axes: Axes, rows: Sequence[tuple[Any, float | None, float | None]], labels: tuple[str, str]) -> None:
+    """Two accuracies of each client, (name, one, other) from the bottom up, joined by a line."""
+    named = len(rows) <= MOST_NAMES
+    size = 24 if named else 8
+    pairs = [(at, one, other) for at, (_, one, other) in enumerate(rows) if one is not None and other is not None]
+    axes.hlines([at for at, *_ in pairs], [one for _, one, _ in pairs], [other for *_, other in pairs], color=GRID, linewidth=1.2, zorder=1)
+    for which, (colour, marker) in enumerate(((LOCAL, "o"), (GLOBAL, "D"))):
+        marks = [(row[1 + which], at) for at, row in enumerate(rows) if row[1 + which] is not None]
+        if marks:
+            x, y = zip(*marks, strict=True)
+            axes.scatter(x, y, s=size, color=colour, marker=marker, label=labels[which], zorder=3 - which, clip_on=False)
+    axes.set(xlabel="accuracy (share)", ylim=(-0.8, len(rows) - 0.2))
+    axes.grid(axis="y", visible=False)
+    if named:
+        axes.set_yticks(range(len(rows)), [plain(name, 16) for name, *_ in rows], fontsize=7.5)
+    else:
+        axes.set(yticks=[], ylabel="clients, sorted by accuracy on own data")
 
 
 def _accuracies(record: Mapping[str, Any]) -> tuple[float, float | None]:
@@ -246,17 +200,17 @@ def frontier(run: Run) -> Picture | None:
     points.sort(key=lambda point: point[2])
     used = number(run.result, "prior")
     own, everyone = number(run.result, "accuracy_local"), number(run.result, "accuracy_global")
-    with _style("frontier"):
+    with style("frontier"):
         figure = Figure(figsize=(WIDTH, 3.6))
         axes = figure.subplots()
         axes.plot([p[0] for p in points], [p[1] for p in points], color=MUTED, marker="o", markersize=4.5, linewidth=1.4)
         ends = (points[0], "global expert", -8, 0), (points[-1], "local expert", 0, 8)
         for (x, y, prior), name, right, up in ends if points[0][:2] != points[-1][:2] else ():
             if prior != used:
-                _label(axes, x, y, f"prior {prior:g}" + (f" ({name})" if prior in (0, 1) else ""), right, up, color=MUTED)
+                label(axes, x, y, f"prior {prior:g}" + (f" ({name})" if prior in (0, 1) else ""), right, up, color=MUTED)
         if used is not None and own is not None and everyone is not None:
             axes.plot([everyone], [own], marker="D", markersize=9, color=GLOBAL, markeredgecolor=SURFACE, linestyle="none", zorder=4)
-            _label(axes, everyone, own, f"prior {used:g} (this run)", 4, 8, color=GLOBAL, weight="bold")
+            label(axes, everyone, own, f"prior {used:g} (this run)", 4, 8, color=GLOBAL, weight="bold")
         axes.set(xlabel="accuracy on everybody's test data (share)", ylabel="accuracy on own test data (share)")
         axes.margins(x=0.2, y=0.2)
     return Picture(
@@ -264,25 +218,26 @@ def frontier(run: Run) -> Picture | None:
         "Frontier",
         "What the prior trades: towards 1 a client trusts its local expert, towards 0 the global one. Up and to the right is better.",
         figure,
+        Numbers(("prior", "accuracy_global", "accuracy_local"), [(prior, x, y) for x, y, prior in points]),
     )
-
-
-def _label(axes: Axes, x: float, y: float, text: str, right: float, up: float, **font: Any) -> None:
-    """A text so many points to the right of (or, negative, to the left of) and above a point."""
-    side, height = "right" if right < 0 else "left", "bottom" if up else "center"
-    axes.annotate(text, (x, y), (right, up), textcoords="offset points", ha=side, va=height, fontsize=8, **font)
 
 
 def partition(run: Run) -> Picture | None:
     """Who holds what."""
-    described = run.result.get("partition")
+    return partition_picture(run.result.get("partition"))
+
+
+def partition_picture(described: Any) -> Picture | None:
+    """Who holds what, from a result's `partition`; nothing where it has none."""
     if not isinstance(described, dict) or not described.get("counts"):
         return None
+    rows = zip(described["clients"], described["counts"], strict=True)
     return Picture(
         "partition",
         "Partition",
         "How many samples of each class each client holds for training and validation.",
         partition_figure(described),
+        Numbers(("client", *described["classes"]), [[client, *counts] for client, counts in rows]),
         wide=True,
     )
 
@@ -294,35 +249,19 @@ def partition_figure(described: Mapping[str, Any]) -> Figure:
         described: `classes` and `clients` (names), `counts` (a row a client, a column a class).
     """
     classes, names, counts = described["classes"], described["clients"], described["counts"]
-    with _style("partition"):
+    with style("partition"):
         figure = Figure(figsize=(8, min(9.0, 1.9 + 0.16 * len(names))))
         axes = figure.subplots()
-        shades = LinearSegmentedColormap.from_list("heat", [(*_rgb(HEAT), 0.0), (*_rgb(HEAT), 1.0)])
         top = max((max(row, default=0) for row in counts), default=0)
         sharp = "none" if len(names) <= 1000 else "nearest"  # "none" puts one pixel a cell into the SVG, which scales without blur
-        image = axes.imshow(counts, aspect="auto", cmap=shades, norm=PowerNorm(0.5, 0, max(1, top)), interpolation=sharp)
-        axes.grid(False)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(True)
-        _names(axes.set_xticks, classes, 64, rotation=90)
-        _names(axes.set_yticks, names, 48)
+        image = heat_map(axes, counts, norm=PowerNorm(0.5, 0, max(1, top)), interpolation=sharp)
+        name_ticks(axes.set_xticks, classes, 64, rotation=90)
+        name_ticks(axes.set_yticks, names, 48)
         axes.set(xlabel=f"classes ({len(classes):,})", ylabel=f"clients ({len(names):,})")
         bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, label="samples (count)")
         bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         bar.ax.grid(False)
     return figure
-
-
-def _names(set_ticks: Callable[..., Any], names: Sequence[Any], most: int, **text: Any) -> None:
-    """Name every tick, or every n-th when they are too many."""
-    step = -(-len(names) // most)
-    places = range(0, len(names), max(1, step))
-    set_ticks(places, [_plain(names[place], 22) for place in places], fontsize=7, **text)
-
-
-def _rgb(colour: str) -> tuple[float, float, float]:
-    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-    return red, green, blue
 
 
 def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
@@ -347,24 +286,5 @@ def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
             "xycoords": "axes fraction",
             "textcoords": "offset points",
         }
-        axes.annotate(_plain(name), **place, fontsize=8, color=MUTED, style="italic")
+        axes.annotate(plain(name), **place, fontsize=8, color=MUTED, style="italic")
     return figure, axes
-
-
-def _cumulative(values: Sequence[float]) -> list[float]:
-    out: list[float] = []
-    for value in values:
-        out.append((out[-1] if out else 0.0) + value)
-    return out
-
-
-def _plain(name: Any, length: int = 28) -> str:
-    """A name for a picture: clipped, and a dollar sign is a dollar sign, not mathematics."""
-    return clip(str(name), length).replace("$", r"\$")
-
-
-@contextmanager
-def _style(salt: str) -> Iterator[None]:
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks; the SVG shows it all the same
-        yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +27,6 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What comparison.json says (its schema: docs/architecture.md)."""
-
-    folder: Path
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    seeds: list[int]
-    baseline: str
-    """The row that the others are measured against."""
-    methods: list[dict[str, Any]]
-    """A row each, in order."""
-    runs: list[dict[str, Any]]
-    """A row and seed each: `row`, `seed`, `folder` (below this one), `result`."""
-    tuning: dict[str, Any]
-    """Empty where nothing was tuned."""
-
-
-@dataclass(frozen=True)
 class Span:
     """A stage on the time axis of all rounds: its first and last round, counted from 1 over the whole run."""
 
@@ -62,57 +44,14 @@ def read_run(folder: Path) -> Run:
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     # result.json comes first: it is written last, so its absence is the usual reason
-    result = _read(folder, "result.json", json.loads)
+    result = read_mapping(folder, "result.json", json.loads)
     return Run(
         folder=folder,
-        config=_read(folder, "config.yaml", yaml.safe_load),
-        environment=_read(folder, "environment.json", json.loads),
-        rounds=_read_rounds(folder),
+        config=read_mapping(folder, "config.yaml", yaml.safe_load),
+        environment=read_mapping(folder, "environment.json", json.loads),
+        rounds=read_rounds(folder),
         result=result,
     )
-
-
-def is_comparison(folder: Path) -> bool:
-    """Whether the folder is a comparison's, finished or not, and no run's."""
-    return (folder / "comparison.json").exists() or (folder / "comparison.yaml").exists()
-
-
-def read_comparison(folder: Path) -> Comparison:
-    """Read a comparison's folder.
-
-    Raises:
-        FedmsError: the folder is not there, the comparison did not finish, or its file is damaged.
-    """
-    if not folder.is_dir():
-        raise FedmsError(f"{folder}: no such folder")
-    said = _read(folder, "comparison.json", json.loads, "comparison")
-    parts: dict[str, Any] = {field.name: said.get(field.name) for field in fields(Comparison) if field.name != "folder"}
-    kinds = {"config": dict, "environment": dict, "seeds": list, "baseline": str, "methods": list, "runs": list, "tuning": dict}
-    damaged = [key for key, kind in kinds.items() if not isinstance(parts[key], kind)]
-    if not damaged:
-        methods, runs = parts["methods"], parts["runs"]
-        damaged += ["methods"] * (not methods or not all(_holds(row, ROW) for row in methods))
-        damaged += ["runs"] * (not all(_holds(run, {"row": str, "seed": int, "folder": str, "result": dict}) for run in runs))
-    if damaged:
-        raise FedmsError(f"{folder / 'comparison.json'}: damaged: {damaged[0]} is not as it should be")
-    return Comparison(folder=folder, **parts)
-
-
-ROW: dict[str, type] = {
-    "name": str,
-    "method": str,
-    "overrides": dict,
-    "tuned": dict,
-    "mean": dict,
-    "std": dict,
-    "best": dict,
-    "frontier": list,
-}
-"""What every row of a comparison has, at least."""
-
-
-def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
 
 
 def number(record: Mapping[str, Any], key: str) -> float | None:
@@ -135,17 +74,28 @@ def spans(rounds: Iterable[Mapping[str, Any]]) -> list[Span]:
     return out
 
 
-def _read_rounds(folder: Path) -> list[dict[str, Any]]:
+def read_rounds(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder's `metrics.jsonl`, in order.
+
+    Raises:
+        FedmsError: the file is not there or damaged.
+    """
+
     def parse(text: str) -> dict[str, Any]:
         return {"lines": [json.loads(line) for line in text.splitlines() if line.strip()]}
 
-    rounds: list[Any] = _read(folder, "metrics.jsonl", parse)["lines"]
+    rounds: list[Any] = read_mapping(folder, "metrics.jsonl", parse)["lines"]
     if not all(isinstance(record, dict) for record in rounds):
         raise FedmsError(f"{folder / 'metrics.jsonl'}: damaged: a line is not a record")
     return rounds
 
 
-def _read(folder: Path, name: str, parse: Callable[[str], Any], what: str = "run") -> dict[str, Any]:
+def read_mapping(folder: Path, name: str, parse: Callable[[str], Any], what: str = "run") -> dict[str, Any]:
+    """The mapping that a file of a folder holds; `what` is what the folder should be.
+
+    Raises:
+        FedmsError: the file is not there, cannot be read, or is damaged.
+    """
     path = folder / name
     try:
         value = parse(path.read_text(encoding="utf-8"))

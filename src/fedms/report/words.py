@@ -24,10 +24,14 @@ def scaled(value: float | None, unit: str) -> str:
     """1234567, "B" is `1.23 MB`: three figures and a decimal prefix."""
     if value is None:
         return MISSING
-    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(value) >= 0.9995 * 10**power:
-            return f"{three_figures(value / 10**power)} {prefix}{unit}"
-    return f"{value:.0f} {unit}"
+    power, prefix = scale(value)
+    return f"{three_figures(value / 10**power)} {prefix}{unit}" if power else f"{value:.0f} {unit}"
+
+
+def scale(value: float) -> tuple[int, str]:
+    """The power of ten and the decimal prefix that suit a value: 1234567 is 6, `M`."""
+    prefixes = ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k"))
+    return next(((power, prefix) for power, prefix in prefixes if abs(value) >= 0.9995 * 10**power), (0, ""))
 
 
 def three_figures(value: float) -> str:
