@@ -148,8 +148,10 @@ class Personal:
         return Judged(predicts, mix_on, world, own, log_ratio, self.evidence_scale)
 
     def _everyone_prior(self) -> Tensor:
+        """Everyone's label prior [C], as the sums say it; uniform where none travelled."""
         counts = self.arrays["own.counts"]
-        return self.arrays.get("everyone.prior", torch.full((len(counts),), 1 / len(counts)))
+        uniform = torch.full((len(counts),), 1 / len(counts))
+        return self.arrays.get("discriminant.prior", self.arrays.get("everyone.prior", uniform))
 
     def _likeness(self, compute: Compute, samples: Samples, boundary: int) -> Tensor:
         """Mean cosine of each sample's frozen feature to some of the client's own, at least 0, [n] (FedDPA, arXiv 2403.19211)."""
