@@ -17,6 +17,7 @@ from typing import Any
 
 from fedms import compare
 from fedms.config import load
+from fedms.federation.methods import METHODS
 from fedms.progress import observer
 from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import headline_markdown
@@ -25,26 +26,28 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 
-COMMON = ["training.batch_size=16", "evaluation.everyone=250", "evaluation.validation=false", "engine.workers=1"]
-BANKING = ["data.source=DATA/banking77", "data.limit=2500", *COMMON]
-SETTINGS: dict[str, tuple[str, list[str]]] = {
-    "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"]),
-    "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"]),
-    "pacs": ("pacs", ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", "data.limit=1200", *COMMON]),
-}
-"""Name -> example, and the keys in which the setting departs from it; DATA stands for --data."""
-COMPARED: dict[str, Any] = {
-    "methods": ["statistics", "fedavg-sal", "fedms", "mixture-constant", "fedavg", "fedavg-finetune", "local"],
-    "variants": {"sal-fixed": {"method": "fedavg-sal", "activation.rule": "fixed"}},
+COMMON = ["evaluation.everyone=250", "evaluation.validation=false", "engine.workers=1"]
+BANKING = ["data.source=DATA/banking77", *COMMON]
+PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
+CORE = {
+    "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal", "sal-fixed", "local"],
     "seeds": [0, 1, 2],
 }
-"""The section `compare` of every setting: rows, seeds, and what is tuned."""
+EVERY: dict[str, Any] = {"seeds": [0, 1, 2]}
+SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
+    "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
+    "pacs": ("pacs", [*PACS, "data.limit=2400"], CORE),
+    "banking77-every-method": ("banking77", [*BANKING, "partition.alpha=0.1", "data.limit=2500", "training.batch_size=16"], EVERY),
+    "pacs-every-method": ("pacs", [*PACS, "data.limit=1200"], EVERY),
+}
+"""Name -> example, the keys in which the setting departs from it (DATA stands for --data), and its section `compare`."""
 
 
 def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | None) -> None:
     """What of a setting is not there yet."""
-    example, keys = SETTINGS[setting]
-    section = f"compare={json.dumps(COMPARED)}"
+    example, keys, compared = SETTINGS[setting]
+    section = f"compare={json.dumps(compared)}"
     placed = [key.replace("=DATA/", f"={data}/") for key in keys]
     config = load(ROOT / "examples" / f"{example}.yaml", [section, *placed])
     print(f"== {setting}", flush=True)
@@ -89,10 +92,10 @@ def splice(page: Path, name: str, text: str) -> None:
         page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
-def is_whole(comparison: Comparison) -> bool:
+def is_whole(setting: str, comparison: Comparison) -> bool:
     """Whether all rows and seeds are in it; a part of them belongs into no page."""
-    rows = [row.name for row in comparison.rows]
-    return rows == [*COMPARED["methods"], *COMPARED["variants"]] and comparison.seeds == COMPARED["seeds"]
+    compared = SETTINGS[setting][2]
+    return [row.name for row in comparison.rows] == compared.get("methods", list(METHODS)) and comparison.seeds == compared["seeds"]
 
 
 def render(setting: str, comparison: Comparison) -> None:
@@ -125,7 +128,7 @@ def main() -> None:
             continue
         comparison = read_comparison(RUNS / setting)
         made[setting] = {row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows}
-        if is_whole(comparison):
+        if is_whole(setting, comparison):
             render(setting, comparison)
     print(json.dumps(made))
 
