@@ -262,6 +262,11 @@ class Engine(Section):
     """Worker processes of one torch thread each; default: one for each core; 1 stays in this process."""
 
 
+class Log(Section):
+    tensorboard: bool = False
+    """Write TensorBoard event files, too, into the run folder's `tensorboard/`. Wants the extra `fedms[tensorboard]`."""
+
+
 class Compare(Section):
     """What `fedms compare` lays side by side; a single run does not read it."""
 
@@ -319,6 +324,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     cache: Cache = Cache()
     engine: Engine = Engine()
+    log: Log = Log()
     compare: Compare = Compare()
 
     @model_validator(mode="after")
