@@ -69,9 +69,9 @@ def test_a_run_that_goes_on_has_no_line_twice(tmp_path):
         folder.append_metrics(record(number))
         events.round_done(record(number))
     # killed here; the last line is taken back, the others may be told again, and the round is done once more
+    events = Events(folder)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
-    events = Events(folder)
     events.round_done(record(2))
     folder.append_metrics(record(7))
     events.round_done(record(7))

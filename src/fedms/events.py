@@ -30,8 +30,8 @@ def require_tensorboard(config: Config) -> None:
 class Events(Silent):
     """Follows a run folder's metrics.jsonl: what it says is written, whatever wrote it, and every line once.
 
-    A run that goes on has its event files written afresh from the lines that are there. A step is a line of metrics.jsonl, counted
-    from 1 over the run, as in the report's pictures.
+    A run that goes on has its event files written afresh, from the lines that are there when its first round is done. A step is a line
+    of metrics.jsonl, counted from 1 over the run, as in the report's pictures.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -44,10 +44,9 @@ class Events(Silent):
         self._metrics = folder.path / "metrics.jsonl"
         self._read = self._step = 0
         self._sums: Counter[str] = Counter()
-        self._follow()
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """The line that the round has added."""
+        """The lines that are new; the record is the last of them."""
         self._follow()
 
     def end(self, result: dict[str, Any]) -> None:
@@ -56,8 +55,6 @@ class Events(Silent):
         self._writer.close()
 
     def _follow(self) -> None:
-        if not self._metrics.exists():
-            return
         with self._metrics.open(encoding="utf-8") as file:
             file.seek(self._read)
             lines = file.readlines()
