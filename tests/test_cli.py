@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import fedms
 from fedms.cli import app
 from fedms.errors import ConfigError, FedmsError
+from fedms.report.drawing import SUFFIXES
 
 runner = CliRunner()
 PARTITION = {
@@ -136,6 +137,7 @@ def test_debug_shows_the_traceback_and_keeps_the_code(play: Play, config: str, e
         (["run", "quick.yaml", "--set", "gate.prior=2"], 2),
         (["run", "quick.yaml", "--set", "gate"], 2),
         (["partition", "quick.yaml", "--set", "partition.clients=0"], 2),
+        (["partition", "quick.yaml", "--out", "who.jpg"], 2),
         (["report", "nowhere"], 1),
         (["report", "."], 1),
     ],
@@ -156,11 +158,20 @@ def test_a_wrong_use_exits_with_two(config: str, arguments: list[str]) -> None:
 
 def test_the_partition_is_a_table_and_a_picture(play: Play, config: str) -> None:
     play(raiser(AssertionError("must not train")))
-    result = runner.invoke(app, ["partition", config, "--out", "pictures/who.png"])
+    result = runner.invoke(app, ["partition", config, "--out", "pictures/partition.png"])
     assert result.exit_code == 0, result.output
     assert "client-1" in result.stdout and "7/1/2" in result.stdout and "[red]price" in result.stdout
     assert "2 clients, 2 classes, 16 samples" in result.stdout and "\x1b" not in result.output
-    assert Path("pictures/who.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("pictures/partition.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_partition_looks_before_training_as_in_the_report_after_it(play: Play, config: str) -> None:
+    play(fake_run)
+    assert runner.invoke(app, ["run", config, "--out", "done", "--quiet"]).exit_code == 0
+    for suffix in SUFFIXES:
+        before, after = Path(f"partition{suffix}"), Path(f"done/figures/partition{suffix}")
+        assert runner.invoke(app, ["partition", config, "--out", str(before)]).exit_code == 0
+        assert before.read_bytes() == after.read_bytes()
 
 
 def test_a_report_can_be_written_again_and_side_by_side(play: Play, config: str) -> None:
@@ -174,7 +185,7 @@ def test_a_report_can_be_written_again_and_side_by_side(play: Play, config: str)
     assert result.stdout.count("0.8750") == 2
 
 
-def test_methods_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_pipe_methods_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     methods = {
         "fedms": SimpleNamespace(name="fedms", summary="global and local experts", paper="arXiv 2312.15926"),
         "local": SimpleNamespace(name="local", summary="nothing travels", paper=None),
@@ -182,7 +193,7 @@ def test_methods_are_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedms.federation.methods.METHODS", methods)
     result = runner.invoke(app, ["methods"])
     assert result.exit_code == 0, result.output
-    assert result.stdout == "fedms  global and local experts (arXiv 2312.15926)\nlocal  nothing travels\n"
+    assert result.stdout == "fedms\tglobal and local experts\tarXiv 2312.15926\nlocal\tnothing travels\n"
 
 
 def test_version() -> None:

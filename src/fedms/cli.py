@@ -161,12 +161,19 @@ def compare(
 def partition(
     config: ConfigFile,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="PNG", help="Write the picture here, too.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write the report's picture of it: .png, .svg or .csv.")] = None,
 ) -> None:
     """Show who holds what, before any training."""
     from fedms.config import load
 
     checked = load(config, overrides or [])
+
+    from fedms.report.drawing import SUFFIXES, save_picture
+
+    if out is not None and out.suffix not in SUFFIXES:
+        from fedms.errors import ConfigError
+
+        raise ConfigError(f"--out {out}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
     from fedms import experiment
     from fedms.report.tables import partition_summary, partition_table
@@ -175,11 +182,12 @@ def partition(
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:
-        from fedms.report.drawing import save_png
-        from fedms.report.figures import partition_figure
+        from fedms.report.figures import partition_picture
 
+        picture = partition_picture(described)
+        assert picture is not None, "a partition that was just made has counts"
         out.parent.mkdir(parents=True, exist_ok=True)
-        save_png(partition_figure(described), out)
+        save_picture(picture, out)
         typer.echo(f"picture  {out}")
 
 
@@ -253,12 +261,17 @@ def export(
 
 @app.command(cls=Command)
 def methods() -> None:
-    """List the methods that can be named in a config."""
+    """List the methods that can be named in a config: a table, or in a pipe a line each, with tabs between name, summary and paper."""
     from fedms.federation.methods import METHODS
 
-    width = max((len(name) for name in METHODS), default=0)
-    for name, method in METHODS.items():
-        typer.echo(f"{name:<{width}}  {method.summary}" + (f" ({method.paper})" if method.paper else ""))
+    listed = [(method.name, method.summary, method.paper or "") for method in METHODS.values()]
+    if sys.stdout.isatty():
+        from fedms.report.tables import methods_table
+
+        _print(methods_table(listed))
+        return
+    for cells in listed:
+        typer.echo("\t".join(cells).rstrip())
 
 
 def _show_comparison(folder: Path) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from fedms.config_keys import first_wrong, overridden, placed, tuples
 from fedms.errors import ConfigError
-from fedms.yaml_text import parse, plain, read_yaml
+from fedms.yaml_text import plain, read_yaml
 
 ROW = re.compile(r"(?![.\s])(?!.*\.\.)[^/\\,]+(?<!\s)")
 """What can name a row of a comparison, which is part of a folder's name."""
@@ -261,6 +262,11 @@ class Engine(Section):
     """Worker processes of one torch thread each; default: one for each core; 1 stays in this process."""
 
 
+class Log(Section):
+    tensorboard: bool = False
+    """Write TensorBoard event files, too, into the run folder's `tensorboard/`. Wants the extra `fedms[tensorboard]`."""
+
+
 class Compare(Section):
     """What `fedms compare` lays side by side; a single run does not read it."""
 
@@ -318,6 +324,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     cache: Cache = Cache()
     engine: Engine = Engine()
+    log: Log = Log()
     compare: Compare = Compare()
 
     @model_validator(mode="after")
@@ -367,19 +374,11 @@ def load(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) 
     """
     values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:
-        values = _override(values, override)
+        values = overridden(values, override)
     try:
-        return Config.model_validate(_lists_to_tuples(values))
+        return Config.model_validate(tuples(values))
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
-
-
-def _override(values: dict[str, Any], text: str) -> dict[str, Any]:
-    key, equals, value = text.partition("=")
-    option = f"--set {plain(text)}"
-    if not equals or not key:
-        raise ConfigError(f"{option}: must be KEY=VALUE, for example seed=1 or model.name=minilm")
-    return _placed(values, key, parse(value, option), option)
+        raise ConfigError(first_wrong(error, Config)) from None
 
 
 def changed(config: Config, keys: Mapping[str, Any]) -> Config:
@@ -390,52 +389,5 @@ def changed(config: Config, keys: Mapping[str, Any]) -> Config:
     """
     values = config.model_dump(exclude={"compare"})
     for key, value in keys.items():
-        values = _placed(values, key, value, plain(key))
+        values = placed(values, key, value, plain(key))
     return load(values)
-
-
-def _placed(values: dict[str, Any], key: str, value: Any, whose: str) -> dict[str, Any]:
-    """The mapping with the value at this dotted key; `whose` it is, for the message."""
-    out = dict(values)
-    node = out
-    *parents, last = key.split(".")
-    for parent in parents:
-        child = node.get(parent)
-        if child is not None and not isinstance(child, dict):
-            raise ConfigError(f"{whose}: {plain(parent)} is a value, not a section")
-        node[parent] = dict(child or {})
-        node = node[parent]
-    node[last] = value
-    return out
-
-
-def _lists_to_tuples(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _lists_to_tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_lists_to_tuples(item) for item in value)
-    return value
-
-
-def _one_line(error: ValidationError) -> str:
-    """The first thing wrong, naming the key and what is allowed."""
-    first = error.errors(include_url=False)[0]
-    key = ".".join(plain(str(part)) for part in first["loc"])
-    kind, message, given = first["type"], first["msg"], first.get("input")
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key; allowed: {', '.join(_siblings(first['loc']))}{more}"
-    if kind == "value_error":
-        text = message.removeprefix("Value error, ")
-        return f"{key}.{text}{more}" if key else f"{text}{more}"
-    return f"{key}: {message[0].lower()}{message[1:]}, not {plain(repr(given))}{more}"
-
-
-def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    section: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, int):
-            section = get_args(section)[0]
-        elif part in getattr(section, "model_fields", {}):
-            section = section.model_fields[part].annotation
-    return list(getattr(section, "model_fields", {}))

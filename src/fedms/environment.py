@@ -15,17 +15,20 @@ PACKAGES = ("fedms", "torch", "transformers", "datasets", "safetensors", "numpy"
 
 
 def describe_environment(config: Config) -> dict[str, Any]:
-    """Versions, seed, threads, device, git commit (of the installed source tree, where there is one)."""
+    """Versions, seed, workers, threads, device, git commit and whether the work tree differs from it."""
     import torch
+
+    from fedms.engines.local import worker_count
 
     return {
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "seed": config.seed,
+        "workers": worker_count(config),
         "threads_per_worker": 1,
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
-        "git_commit": _commit(),
+        **_sources(),
     }
 
 
@@ -36,8 +39,16 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def _sources() -> dict[str, Any]:
+    """The commit that the package's sources are of, and whether their work tree differs from it; null outside of one."""
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:  # an installed copy, perhaps inside another's work tree
+        return {"git_commit": None, "git_dirty": None}
+    status = _git("status", "--porcelain")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if status is None else status != ""}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -16,13 +16,14 @@ from fedms.data.partition import partition
 from fedms.engines.local import LocalEngine
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
+from fedms.events import Events, require_tensorboard
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find, of
 from fedms.federation.personal import gate_reads_statistics
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
-from fedms.progress import Observer, Silent
+from fedms.progress import Observer, Several, Silent
 from fedms.result import make_result
 from fedms.store import RunFolder, refuse_used
 
@@ -39,6 +40,7 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
     """
     config = find(config.method).configure(config)
     refuse_used(out)  # before anything is loaded
+    require_tensorboard(config)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -46,7 +48,8 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
         world = open_world(config)
         folder = RunFolder.create(out, config.to_yaml(), describe_environment(config))
         with LocalEngine(world, folder.path) as engine:
-            return Experiment(world, folder, engine, observer or Silent()).run(first)
+            watchers = [observer or Silent(), *([Events(folder)] if config.log.tensorboard else [])]
+            return Experiment(world, folder, engine, Several(watchers)).run(first)
     finally:
         torch.set_num_threads(threads)
 
@@ -94,6 +97,7 @@ LATER: dict[str, set[str] | bool] = {
     "evaluation": {"everyone", "validation"},
     "cache": True,
     "engine": True,
+    "log": True,
     "compare": True,
 }
 """Keys that say nothing of a first, global stage: what comes after it, and how it is computed."""
@@ -167,6 +171,7 @@ class Experiment:
         server.settle()
         result = make_result(self.world, method, self._finish(), self.records, self.engine.peak_memory(), self.server)
         self.folder.write_result(result)
+        self.observer.end(result)
         return result
 
     def _take(self, reuse: RunFolder) -> None:

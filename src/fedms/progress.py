@@ -9,7 +9,7 @@ import math
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -28,6 +28,9 @@ class Observer(Protocol):
     def note(self, text: str) -> None:
         """Anything else worth a line."""
 
+    def end(self, result: dict[str, Any]) -> None:
+        """After the test, with what result.json says."""
+
 
 class Watcher(Observer, Protocol):
     """An observer that is also a context manager, so that what it shows always ends."""
@@ -44,6 +47,33 @@ def observer(quiet: bool) -> Watcher:
     return Live() if sys.stdout.isatty() else PlainLines()
 
 
+class Several:
+    """Tells each of several observers, in order."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def begin(self, config: Any, facts: dict[str, Any]) -> None:
+        """To each."""
+        for each in self._observers:
+            each.begin(config, facts)
+
+    def round_done(self, record: dict[str, Any]) -> None:
+        """To each."""
+        for each in self._observers:
+            each.round_done(record)
+
+    def note(self, text: str) -> None:
+        """To each."""
+        for each in self._observers:
+            each.note(text)
+
+    def end(self, result: dict[str, Any]) -> None:
+        """To each."""
+        for each in self._observers:
+            each.end(result)
+
+
 class Silent:
     """Says nothing."""
 
@@ -54,6 +84,9 @@ class Silent:
         """Nothing."""
 
     def note(self, text: str) -> None:
+        """Nothing."""
+
+    def end(self, result: dict[str, Any]) -> None:
         """Nothing."""
 
     def __enter__(self) -> Self:

@@ -50,9 +50,10 @@ def test_the_command_shows_a_table_and_says_where_it_is(tiny, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(tiny().to_yaml())
     command = ["compare", "tiny.yaml", "--methods", "fedavg,statistics", "--seeds", "0,1"]
-    done = CliRunner().invoke(app, command)
+    done = CliRunner().invoke(app, [*command, "--set", "log.tensorboard=true"])
     assert done.exit_code == 0, done.output
     assert "run 1 of 4: fedavg, seed 0" in done.stdout and "global 1/2" in done.stdout and "runs/tiny-compare/comparison.md" in done.stdout
+    assert len(list((tmp_path / "runs/tiny-compare").glob("runs/*/tensorboard/events.*"))) == 4
     again = CliRunner().invoke(app, command)
     assert "4 of 4 runs are there" in again.stdout and "global 1/2" not in again.stdout
     assert CliRunner().invoke(app, ["report", "runs/tiny-compare"]).exit_code == 0

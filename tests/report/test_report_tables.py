@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from fedms.federation.methods import METHODS
 from fedms.report import words
-from fedms.report.tables import ROWS, markdown_table, partition_summary, partition_table, result_table, strip
+from fedms.report.tables import ROWS, markdown_table, methods_table, partition_summary, partition_table, result_table, strip
 
 
 def text(table: Any, width: int = 80) -> str:
@@ -47,6 +48,13 @@ def test_the_terminal_table_fits_and_takes_names_literally(result: dict[str, Any
     shown = text(result_table([{**result, "method": "[red]x"}]))
     assert "[red]x" in shown and "0.8829" in shown and "\x1b" not in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_all_methods_fit_the_terminal_and_nothing_is_cut() -> None:
+    methods = [(method.name, method.summary, method.paper or "") for method in METHODS.values()]
+    shown = text(methods_table(methods))
+    assert max(map(len, shown.splitlines())) <= 80 and "…" not in shown
+    assert set(" ".join(map(" ".join, methods)).split()) <= set(shown.split())
 
 
 def test_a_pipe_in_a_name_does_not_split_a_cell() -> None:

@@ -20,6 +20,7 @@ from fedms.config import Config
 from fedms.engines.local import forget_peak
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
+from fedms.events import require_tensorboard
 from fedms.progress import Observer, Silent
 from fedms.report.comparison_metrics import read_comparison
 from fedms.report.comparison_tables import comparison_markdown
@@ -36,6 +37,7 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
         ConfigError: a row, a variant or a candidate is not a whole experiment. Nothing has been written then.
         FedmsError: the folder holds something else, or a run failed. What has finished stays, and is not run again.
     """
+    require_tensorboard(config)
     watcher = observer or Silent()
     compared = rows(config)
     trials = {row.name: trials_of(row, config) for row in compared}

@@ -16,7 +16,7 @@ from fedms.store import refuse_used, write_bytes
 DECLARED = "comparison.yaml"
 """The comparison's config, every default filled in: what makes a folder a comparison's."""
 ELSEWHERE = "name another folder with --out"
-HOW = {"engine", "cache", "compare"}
+HOW = {"engine", "cache", "log", "compare"}
 """Keys that do not change what a run comes to."""
 
 

@@ -64,6 +64,8 @@ STYLE: dict[Any, Any] = {
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
 }
+SUFFIXES = (".png", ".svg", ".csv")
+"""As what a picture can be saved."""
 WIDTH = 5.2
 """Inches. Narrow, so that the text stays readable when a phone shrinks the picture."""
 
@@ -90,11 +92,19 @@ class Picture:
     """What the picture shows, for those who cannot see it; the caption where there is no more to say."""
 
     @cached_property
+    def laid_out(self) -> Figure:
+        """The figure with its layout found, which is the slow part of drawing, and fixed: it is the same in every file."""
+        with style(self.name):
+            self.figure.draw_without_rendering()
+        self.figure.set_layout_engine("none")
+        return self.figure
+
+    @cached_property
     def svg(self) -> str:
         """The figure as an SVG file on a light ground."""
         buffer = io.StringIO()
         with style(self.name):
-            self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+            self.laid_out.savefig(buffer, format="svg", metadata={"Date": None})
         return buffer.getvalue()
 
 
@@ -102,20 +112,20 @@ def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
     """Write each picture as NAME.png, NAME.svg and, what it shows, NAME.csv."""
     folder.mkdir(exist_ok=True)
     for picture in pictures:
+        for suffix in SUFFIXES:
+            save_picture(picture, folder / f"{picture.name}{suffix}")
+
+
+def save_picture(picture: Picture, path: Path) -> None:
+    """Write the picture on a light ground, or the numbers that it shows, as the path's suffix says: one of `SUFFIXES`."""
+    if path.suffix == ".png":
         with style(picture.name):
-            picture.figure.draw_without_rendering()
-        picture.figure.set_layout_engine("none")  # it stays as it was laid out now: that is the slow part of drawing
-        save_png(picture.figure, folder / f"{picture.name}.png")
-        (folder / f"{picture.name}.svg").write_text(picture.svg, encoding="utf-8")
-        with (folder / f"{picture.name}.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows([picture.numbers.columns, *picture.numbers.rows])
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write the figure as a PNG on a light ground."""
-    with style(path.stem):
-        figure.savefig(path, format="png", dpi=200)
+            picture.laid_out.savefig(path, format="png", dpi=200)
+    elif path.suffix == ".svg":
+        path.write_text(picture.svg, encoding="utf-8")
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([picture.numbers.columns, *picture.numbers.rows])
 
 
 def to_svg(picture: Picture) -> str:

@@ -49,6 +49,21 @@ def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def methods_table(methods: Sequence[tuple[str, str, str]]) -> Table:
+    """Name, summary and paper of each method for the terminal; only the summary gives way where it is narrow."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True, style="bold")
+    table.add_column("what it does")
+    table.add_column("paper", no_wrap=True)
+    for cells in methods:
+        table.add_row(*map(Text, cells))
+    return table
+
+
 def partition_table(partition: Mapping[str, Any], width: int = 100) -> Table:
     """Who holds what: a line a client, with a strip of its classes as shades, no wider than `width` characters."""
     from rich.box import SIMPLE_HEAD

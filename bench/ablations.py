@@ -1,0 +1,84 @@
+"""Every ablation of examples/ablations/, by `fedms compare`; a table each into docs/results.md.
+
+    python bench/ablations.py                        # all, on the embedded corpus: hours on 2 cores; goes on where it was interrupted
+    python bench/ablations.py head rank              # these
+    python bench/ablations.py --data DIR             # on BANKING77, from DIR/banking77
+    python bench/ablations.py --render               # the tables again, from the comparisons that are there
+
+A comparison lies in runs/ablations/DATA/NAME, or NAME-VALUE. The tables stand between the marks `ablation NAME` (BANKING77:
+`ablation banking77 NAME`). The last line printed is one JSON object: for each comparison, each row's means and standard deviations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from fedms import compare
+from fedms.config import load
+from fedms.progress import observer
+from fedms.report.comparison_metrics import Comparison, read_comparison
+from fedms.report.comparison_tables import headline_markdown
+from results import ROOT, splice
+
+EXAMPLES = ROOT / "examples" / "ablations"
+RUNS = ROOT / "runs" / "ablations"
+PAGE = ROOT / "docs" / "results.md"
+SWEPT = {"alpha": ("partition.alpha", ("0.05", "0.1", "0.5", "1.0")), "clients": ("partition.clients", ("10", "20", "40"))}
+"""Ablations of the partition: the rows of a comparison share theirs, so every value is a comparison of its own."""
+BANKING = ("data.limit=2500", "evaluation.everyone=250", "training.batch_size=16")
+"""As in the results on BANKING77."""
+
+
+def settings(name: str) -> dict[str, list[str]]:
+    """The comparisons that an ablation consists of, each with the keys in which it departs from the example."""
+    if name not in SWEPT:
+        return {name: []}
+    key, values = SWEPT[name]
+    return {f"{name}-{value}": [f"{key}={value}"] for value in values}
+
+
+def perform(name: str, runs: Path, keys: list[str]) -> None:
+    """What of an ablation is not there yet."""
+    for folder, own in settings(name).items():
+        print(f"== {folder}", flush=True)
+        with observer(quiet=False) as watching:
+            compare(load(EXAMPLES / f"{name}.yaml", [*keys, *own]), out=runs / folder, observer=watching)
+
+
+def section(name: str, made: dict[str, Comparison]) -> str:
+    """An ablation's tables: one, or of a sweep one under each value."""
+    tables = {folder: headline_markdown(comparison) for folder, comparison in made.items()}
+    if name not in SWEPT:
+        return tables[name]
+    key, _ = SWEPT[name]
+    return "\n\n".join(f"`{key}` {folder.removeprefix(f'{name}-')}:\n\n{table}" for folder, table in tables.items())
+
+
+def main() -> None:
+    known = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ablations", nargs="*", metavar="NAME", help=f"default: all of {', '.join(known)}")
+    parser.add_argument("--data", type=Path, help="folder with banking77/; without it the embedded corpus is used")
+    parser.add_argument("--render", action="store_true", help="only write the tables of what is there into the docs")
+    given = parser.parse_args()
+    if unknown := [name for name in given.ablations if name not in known]:
+        parser.error(f"{unknown[0]}: no such ablation; there are {', '.join(known)}")
+    names = given.ablations or known
+    data = ["data.source=" + str(given.data.resolve() / "banking77"), *BANKING] if given.data else []
+    runs, mark = (RUNS / "banking77", "ablation banking77") if given.data else (RUNS / "assistant", "ablation")
+    for name in [] if given.render else names:
+        perform(name, runs, data)
+    results = {}
+    for name in names:
+        made = {folder: read_comparison(runs / folder) for folder in settings(name) if (runs / folder / "comparison.json").exists()}
+        for folder, comparison in made.items():
+            results[folder] = {row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows}
+        if made.keys() == settings(name).keys():
+            splice(PAGE, f"{mark} {name}", section(name, made))
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""The ablations' script at tiny size: one that compares rows, one that sweeps the partition."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def ablations(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
+    return importlib.import_module("ablations")
+
+
+@pytest.fixture
+def small(text_model, corpus):
+    keys = {"model.name": text_model, "data.source": corpus, "partition.clients": 4, "federation.cohort": 2, "compare.seeds": "[0]"}
+    keys |= {"federation.rounds_global": 1, "federation.rounds_local": 1, "engine.workers": 1}
+    return [f"{key}={value}" for key, value in keys.items()]
+
+
+def test_an_ablation_is_a_comparison_and_a_table(ablations, small, tmp_path):
+    ablations.perform("gate-share", tmp_path, small)
+    table = ablations.section("gate-share", {"gate-share": ablations.read_comparison(tmp_path / "gate-share")})
+    assert [line.split("|")[1].split(" (")[0].strip() for line in table.splitlines()[2:]] == ["fedms", "share none", "share all"]
+
+
+def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, tmp_path, monkeypatch):
+    monkeypatch.setitem(ablations.SWEPT, "alpha", ("partition.alpha", ("0.5", "1.0")))
+    ablations.perform("alpha", tmp_path, [*small, "compare.methods=[statistics]"])
+    made = {folder: ablations.read_comparison(tmp_path / folder) for folder in ablations.settings("alpha")}
+    assert [comparison.config["partition"]["alpha"] for comparison in made.values()] == [0.5, 1.0]
+    text = ablations.section("alpha", made)
+    assert text.index("`partition.alpha` 0.5:") < text.index("`partition.alpha` 1.0:") and text.count("| statistics |") == 2

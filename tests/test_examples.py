@@ -1,0 +1,33 @@
+"""Every config in examples/ is a whole experiment, and its head says how to run it."""
+
+from pathlib import Path
+
+import pytest
+
+from fedms.comparison.rows import rows
+from fedms.config import load
+
+ROOT = Path(__file__).parent.parent
+ALL = sorted((ROOT / "examples").rglob("*.yaml"))
+ABLATIONS = [path for path in ALL if path.parent.name == "ablations"]
+MINILM_BLOCKS = 6
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+def test_it_is_checked_strictly_and_names_its_command(path):
+    rows(load(path))  # every row a whole experiment
+    head = path.read_text().split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines()) and str(path.relative_to(ROOT)) in head
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=lambda path: path.stem)
+def test_an_ablation_compares_what_its_model_can_do_and_has_a_place_in_the_docs(path):
+    config = load(path)
+    compared = rows(config)
+    assert len(compared) > 1
+    experiments = [row.experiment(config, 0, {}) for row in compared]
+    assert len({experiment.to_yaml() for experiment in experiments}) == len(experiments), "two rows are the same"
+    named = [getattr(each.activation, key) for each in experiments for key in ("blocks", "blocks_local", "maximum")]
+    assert all(value <= MINILM_BLOCKS for value in named if isinstance(value, int))
+    page = (ROOT / "docs" / "results.md").read_text()
+    assert f"<!-- ablation {path.stem} -->" in page and f"<!-- end ablation {path.stem} -->" in page
