@@ -349,7 +349,7 @@ def test_a_linear_probe_is_logistic_regression_on_frozen_features(federation):
     assert all(update.metrics["flops"] == 0 for update in updates.values()), "a block was run"
     client, samples = "client-1", made.world.samples("client-1", "train")
     x = made.host.compute.outputs(None, samples, 3).features
-    weight, bias = (nn.Parameter(start[f"head.{name}"]) for name in ("weight", "bias"))
+    weight, bias = (nn.Parameter(start[f"head.{name}"].clone()) for name in ("weight", "bias"))
     optimizer = torch.optim.AdamW([weight, bias], lr=0.01, weight_decay=0.0)
     order = seeds.numpy_generator(made.world.config.seed, "batches", "global", 1, client)
     for _ in range(2):
