@@ -112,6 +112,15 @@ def test_ditto_is_finetuning_pulled_to_where_it_starts(federation):
         assert distance(start, plain[client]) > distance(start, some[client]) > distance(start, much[client]) > 0
 
 
+def test_ditto_is_pulled_to_one_place_in_all_rounds(federation, monkeypatch):
+    plans = []
+    monkeypatch.setattr("fedms.federation.client.train_expert", lambda *given: plans.append(given[2]) or train_expert(*given))
+    _, start = finetuned(federation("ditto", "training.proximal=1"))
+    local = [plan for plan in plans if plan.proximal]
+    assert len(local) == 8 and not any(plan.anchor for plan in plans[:-8])
+    assert all(torch.equal(plan.anchor[name], start[name]) for plan in local for name in start if name.startswith("block."))
+
+
 # FFA-LoRA, FedEx-LoRA, FlexLoRA
 
 

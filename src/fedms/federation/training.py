@@ -16,6 +16,7 @@ from fedms.data.features import Samples
 from fedms.data.inputs import batches
 from fedms.errors import FedmsError
 from fedms.federation.compute import Compute
+from fedms.model import flops
 from fedms.model import gate as gates
 from fedms.model.expert import Expert, block_of, group
 from fedms.model.statistics import Discriminant, Evidence, normalise
@@ -89,7 +90,7 @@ def train_expert(
 def reached(names: Sequence[str]) -> list[int]:
     """The blocks that a loss goes back to, to train these arrays; a prompt lies below them all."""
     if "prompt.tokens" in names:
-        return [0]
+        return [flops.BELOW]
     return sorted({block for name in names if (block := block_of(name)) is not None})
 
 
