@@ -25,11 +25,34 @@ MIXTURES = {
     "likelihood": {"gate__objective": "likelihood", "head__kind": "text"},
     "constant": {"method": "mixture-constant", "activation__order": "bottom-up"},
 }
-ALONE = {name: {"method": name} for name in ("fedavg", "fedavg-finetune", "local")}
+ALONE = {name: {"method": name} for name in ("fedavg", "fedavg-finetune", "local", "fedavg-prior", "fedsa-lora")}
+COMPARED = {
+    "counts": {"method": "mixture-count", "gate__prior": 0.7},
+    "own likelihood": {"method": "pfl-moe"},
+    "drawn A": {"method": "ffa-lora"},
+    "product": {
+        "method": "flexlora",
+        "lora__tiers": ({"share": 0.5, "rank": 2}, {"share": 0.5, "rank": 4}),
+        "federation__aggregation": "svd",
+    },
+}
+NO_ADAPTER = {
+    "feddpa": "weighs two experts' pairs against each other within every layer",
+    "fedalt": "weighs other clients' pairs against its own within every layer",
+    "fedclip": "puts an attention before the head",
+    "promptfl": "puts soft prompts before every input",
+    "linear-probe": "trains no LoRA pair",
+    "fedncm": "trains no LoRA pair",
+    "statistics": "trains no expert",
+}
 TEXTS = ["turn on the light", "play music please", "off"]
 
 
-@pytest.mark.parametrize("changes", [*MIXTURES.values(), *ALONE.values(), {"method": "statistics"}, {"family": "vit"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [*MIXTURES.values(), *ALONE.values(), *COMPARED.values(), *({"method": name} for name in NO_ADAPTER), {"family": "vit"}],
+    ids=str,
+)
 def test_a_client_predicts_as_it_was_tested(finished, changes):  # noqa: F811
     run = finished(**changes)
     world = open_world(RunFolder(run).config())
@@ -155,7 +178,7 @@ def program_of(folder):
     return names
 
 
-@pytest.mark.parametrize("changes", [*MIXTURES.values(), *ALONE.values(), {"family": "vit"}], ids=str)
+@pytest.mark.parametrize("changes", [*MIXTURES.values(), *ALONE.values(), *COMPARED.values(), {"family": "vit"}], ids=str)
 def test_an_export_predicts_the_same_without_fedms(finished, tmp_path, monkeypatch, changes):  # noqa: F811
     pytest.importorskip("peft")
     client = fedms.load(finished(**changes), "client-1")
@@ -186,6 +209,29 @@ def test_an_export_says_what_its_gate_is(finished, tmp_path):  # noqa: F811
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("global", "local", "gate.json", "gate.safetensors", "labels.json", "README.md")
     }
+
+
+def test_an_export_of_a_count_gate_holds_the_counts(finished, tmp_path):  # noqa: F811
+    client = fedms.load(finished(**COMPARED["counts"]), "client-1")
+    export(client, tmp_path / "out")
+    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert gate["kind"] == "counts" and gate["prior"] == 0.7 and gate["counts"] == client.personal.arrays["own.counts"].tolist()
+    assert set(gate) == {"client", "kind", "prior", "mixture_on", "counts", "formulas"}
+    assert "sum_c softmax(global logits)_c n_c / (n_c + 2)" in gate["formulas"]["local_weight"]
+    assert not (tmp_path / "out" / "gate.safetensors").exists()
+
+
+def test_an_exports_page_says_where_the_label_prior_is(finished, tmp_path):  # noqa: F811
+    export(fedms.load(finished(method="fedavg-prior"), "client-1"), tmp_path / "out")
+    assert "predicts alone, with this client's label prior in its head's bias." in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("method", "why"), NO_ADAPTER.items())
+def test_what_is_no_adapter_is_refused_in_one_line(finished, tmp_path, method, why):  # noqa: F811
+    with pytest.raises(FedmsError) as caught:
+        export(fedms.load(finished(method=method), "client-0"), tmp_path / "out")
+    assert str(caught.value) == f"method {method} {why}, so there is nothing that PEFT could load"
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_is_whole_or_not_at_all(finished, tmp_path, monkeypatch):  # noqa: F811

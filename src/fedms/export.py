@@ -14,10 +14,10 @@ from fedms.errors import FedmsError
 from fedms.export_readme import readme
 from fedms.federation.personal import Personal
 from fedms.model.backbone import locate
-from fedms.model.expert import Expert
-from fedms.model.gate import ADAPTER, NETWORK
+from fedms.model.expert import Arrays, Expert
+from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
 from fedms.model.peft import save_plain, write_peft
-from fedms.model.statistics import Discriminant
+from fedms.model.statistics import Discriminant, label_shift
 from fedms.predict import Client
 
 GATE_WEIGHTS, GATE_CONFIG, LABELS, README = "gate.safetensors", "gate.json", "labels.json", "README.md"
@@ -33,6 +33,10 @@ WEIGHT_FORMULA = "local_weight = sigmoid(log(prior / (1 - prior)) + evidence_sca
 LOG_R_FORMULA = (
     "log_r(u) = logsumexp(evidence.own.weight u + evidence.own.bias) - logsumexp(evidence.everyone.weight u + evidence.everyone.bias)"
 )
+COUNT_FORMULA = (
+    f"local_weight = sigmoid(log(prior / (1 - prior)) + logit(sum_c softmax(global logits)_c n_c / (n_c + {COUNT_STRENGTH:g}))), "
+    "n = counts, global_weight = 1 - local_weight"
+)
 DELTA_FORMULA = (
     "delta(u) = gate.network.out.weight gelu(gate.network.hidden.weight a + gate.network.hidden.bias) + gate.network.out.bias, "
     "a = u + gate.adapter.up gelu(gate.adapter.down u)"
@@ -43,12 +47,12 @@ def export(client: Client, to: Path) -> list[Path]:
     """Write the client's model into a new folder, whole or not at all; return its files.
 
     Raises:
-        FedmsError: something is there already, it cannot be written, or the method trains no expert.
+        FedmsError: something is there already, it cannot be written, or the method trains no expert or one that is no adapter.
     """
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise FedmsError(f"{to}: already there and not empty; name another folder with --to")
-    if not _experts(client.personal):
-        raise FedmsError(f"method {client.personal.method.name} trains no expert, so there is nothing to export")
+    if why := _unwritable(client.personal):
+        raise FedmsError(f"method {client.personal.method.name} {why}, so there is nothing that PEFT could load")
     to.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
     try:
@@ -61,11 +65,38 @@ def export(client: Client, to: Path) -> list[Path]:
     return sorted(path for path in to.rglob("*") if path.is_file())
 
 
+def _unwritable(personal: Personal) -> str | None:
+    """Why the experts cannot be PEFT adapters with a head each; None where they can."""
+    if personal.method.predicts == "blend":
+        return "weighs two experts' pairs against each other within every layer"
+    found = _experts(personal)
+    if not found:
+        return "trains no expert"
+    names = {name.partition(".")[0] for expert in found.values() for name in expert.arrays}
+    told = {
+        "beside": "weighs other clients' pairs against its own within every layer",
+        "attention": "puts an attention before the head",
+        "prompt": "puts soft prompts before every input",
+    }
+    if more := names & told.keys():
+        return told[more.pop()]
+    return None if "block" in names else "trains no LoRA pair"
+
+
 def _experts(personal: Personal) -> dict[str, Expert]:
     """The experts that predict."""
     wanted = {"mixture": ("global", "local"), "global": ("global",), "local": ("local",)}.get(personal.method.predicts, ())
     found = {"global": personal.global_expert, "local": personal.local_expert}
     return {name: expert for name in wanted if (expert := found[name]) is not None}
+
+
+def _head_with_prior(client: Client, arrays: Arrays) -> Arrays:
+    """The expert's arrays with the client's label prior in the bias, where the method puts it on the logits."""
+    personal = client.personal
+    if not personal.method.label_prior:
+        return arrays
+    shift = label_shift(personal.arrays["own.counts"].float(), personal.everyone_prior(), client.prior)
+    return arrays | {"head.bias": arrays["head.bias"] + shift / arrays["head.log_scale"].exp()}
 
 
 def _write(client: Client, folder: Path) -> None:
@@ -74,7 +105,7 @@ def _write(client: Client, folder: Path) -> None:
     source = locate(personal.config.model.name)
     base_model = str(Path(source).resolve()) if Path(source).is_dir() else source
     for name, expert in experts.items():
-        write_peft(folder / name, expert.arrays, client.backbone, personal.config.lora, base_model, labels)
+        write_peft(folder / name, _head_with_prior(client, expert.arrays), client.backbone, personal.config.lora, base_model, labels)
     gate = _gate(client) if personal.method.predicts == "mixture" else None
     if gate:
         described, tensors = gate
@@ -93,6 +124,9 @@ def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
     formulas = {"mixture": MIXTURE_FORMULAS[config.mixture.on]}
     if personal.method.gate == "constant":
         return described | {"formulas": formulas | {"local_weight": "local_weight = prior"}}, {}
+    if personal.method.gate == "counts":
+        counts = personal.arrays["own.counts"].tolist()
+        return described | {"counts": counts, "formulas": formulas | {"local_weight": COUNT_FORMULA}}, {}
     evidence, kept = personal.evidence, personal.network_kept
     tensors: dict[str, Tensor] = {}
     if evidence:

@@ -8,7 +8,9 @@ from string import Template
 from typing import Any
 
 from fedms.config import Config
+from fedms.federation.methods import of
 from fedms.model.backbone import Backbone
+from fedms.model.gate import COUNT_STRENGTH
 
 PAGE = Template("""\
 # Client `$client`, exported by fedms
@@ -88,6 +90,11 @@ LOG_R = (
     'any_kind = F.linear(u, gate["evidence.everyone.weight"], gate["evidence.everyone.bias"])',
     "log_r = own_kind.logsumexp(1) - any_kind.logsumexp(1)",
 )
+COUNTS = (
+    'counts = torch.tensor(json.load(open("gate.json", encoding="utf-8"))["counts"])',
+    f"known = everyone.softmax(1) @ (counts / (counts + {COUNT_STRENGTH}))",
+    "local_weight = torch.sigmoid(torch.logit(torch.tensor(prior)) + torch.logit(known, eps=1e-6))[:, None]",
+)
 DELTA = (
     'a = u + F.linear(F.gelu(F.linear(u, gate["gate.adapter.down"])), gate["gate.adapter.up"])',
     'hidden = F.gelu(F.linear(a, gate["gate.network.hidden.weight"], gate["gate.network.hidden.bias"]))',
@@ -106,9 +113,10 @@ def readme(client: str, config: Config, backbone: Backbone, base_model: str, exp
     if gate and gate["kind"] == "learned":
         files.append(("gate.safetensors", "the gate's arrays"))
     mixed = "A global expert of the whole federation and this client's own local expert, mixed by a gate."
+    prior = ", with this client's label prior in its head's bias" if of(config).label_prior else ""
     return PAGE.substitute(
         client=client,
-        what=mixed if gate else f"The {experts[0]} expert, which predicts alone.",
+        what=mixed if gate else f"The {experts[0]} expert, which predicts alone{prior}.",
         base=base_model,
         files="\n".join(f"| `{name}` | {what} |" for name, what in files),
         pillow=", pillow" if backbone.kind == "image" else "",
@@ -154,6 +162,8 @@ def _mixing(gate: Mapping[str, Any]) -> list[str]:
     ]
     if gate["kind"] == "constant":
         lines.append("local_weight = prior")
+    elif gate["kind"] == "counts":
+        lines += COUNTS
     else:
         terms = {"log_r": LOG_R} if gate["evidence"] != "none" else {}
         terms |= {"delta": DELTA} if gate["network_kept"] else {}

@@ -110,7 +110,7 @@ class Client:
             return self.prior
         method = self.personal.method
         if not method.has_frontier:
-            raise ConfigError(f"prior: has no meaning for method {method.name}, where the {method.predicts} expert predicts alone")
+            raise ConfigError(f"prior: has no meaning for method {method.name}, whose predictions do not move with it")
         if not 0 <= prior <= 1:
             raise ConfigError(f"prior: must be from 0 to 1, not {prior}")
         return float(prior)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedms.federation.aggregation import average, exact
+from fedms.federation.aggregation import average, exact, svd
 from fedms.federation.messages import Update
 
 SCALE = 2.0
@@ -88,3 +88,51 @@ def test_exact_has_nothing_to_keep_where_the_clients_agree(generator):
     same = updates(generator, weights=(1,))[0].arrays
     new = exact({}, [Update("a", same, 3), Update("b", same, 5)], SCALE)
     assert new["block.1.query.residual"].abs().max() < 1e-6
+
+
+# singular value decomposition
+
+PAIR = {name: shape for name, shape in SHAPES.items() if name.startswith("block.")}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_svd_is_the_best_of_its_rank_whatever_the_clients_ranks(generator, rank):
+    answers = [
+        Update(
+            f"client-{number}",
+            {"block.1.query.lora_A": A, "block.1.query.lora_B": B, "head.weight": torch.randn(3, 6, generator=generator)},
+            weight,
+        )
+        for number, (held, weight) in enumerate(((2, 30), (1, 7), (3, 5)))
+        for A, B in [(torch.randn(held, 6, generator=generator), torch.randn(5, held, generator=generator))]
+    ]
+    wanted = sum(update.weight / 42 * product(update.arrays) / SCALE for update in answers)
+    shared = {"block.1.query.lora_A": torch.randn(rank, 6), "block.1.query.lora_B": torch.randn(5, rank)}
+    new = svd(shared, answers, rank)
+    assert (new["block.1.query.lora_A"].shape, new["block.1.query.lora_B"].shape) == ((rank, 6), (5, rank))
+    U, S, Vt = torch.linalg.svd(wanted, full_matrices=False)
+    for cut in range(1, rank + 1):  # what a client of this rank takes
+        taken = {"block.1.query.lora_A": new["block.1.query.lora_A"][:cut], "block.1.query.lora_B": new["block.1.query.lora_B"][:, :cut]}
+        torch.testing.assert_close(product(taken) / SCALE, U[:, :cut] * S[:cut] @ Vt[:cut], atol=1e-6, rtol=1e-5)
+        assert float((product(taken) / SCALE - wanted).norm()) == pytest.approx(float(S[cut:].norm()), abs=1e-5)
+    np.testing.assert_allclose(new["head.weight"].numpy(), numpy_mean(answers, "head.weight"), atol=1e-7)
+
+
+def test_svd_of_one_client_is_its_product(generator):
+    (alone,) = updates(generator, weights=(3,), shapes=PAIR)
+    new = svd(dict(alone.arrays), [alone], 2)
+    torch.testing.assert_close(product(new), product(alone.arrays), atol=1e-6, rtol=1e-5)
+
+
+def test_svd_leaves_no_direction_without_a_gradient(generator):
+    """Where the product lacks directions, B is zero and A what it was, as at the start."""
+    shared = updates(generator, weights=(1,), shapes=PAIR)[0].arrays
+    answers = updates(generator, shapes=PAIR)
+    for update in answers:
+        update.arrays["block.1.query.lora_B"].zero_()
+    new = svd(shared, answers, 2)
+    assert torch.equal(new["block.1.query.lora_A"], shared["block.1.query.lora_A"]) and not new["block.1.query.lora_B"].any()
+    answers[0].arrays["block.1.query.lora_B"][:, 0] = 1.0
+    new = svd(shared, answers, 2)
+    assert torch.equal(new["block.1.query.lora_A"][1], shared["block.1.query.lora_A"][1]) and not new["block.1.query.lora_B"][:, 1].any()
+    assert new["block.1.query.lora_B"][:, 0].abs().min() > 0

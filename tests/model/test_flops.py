@@ -88,6 +88,14 @@ def test_pairs_alone(case):
     assert flops.pairs(backbone, BATCH, tokens, RANK, [0, 2]) == more
 
 
+def test_what_trains_below_all_blocks_is_reached_through_all_of_them(case):
+    backbone, hidden = case
+    backbone.attach({})
+    hidden = hidden.detach().requires_grad_()
+    out = backbone.run(hidden, None).sum()
+    assert flops.backward(backbone, BATCH, hidden.shape[1], 0, [flops.BELOW]) == pytest.approx(counted(lambda: out.backward()), rel=WITHIN)
+
+
 def test_nothing_trained_costs_no_backward_pass(case):
     backbone, _ = case
     assert flops.backward(backbone, BATCH, 32, RANK, []) == 0

@@ -11,8 +11,12 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedms.federation.messages import Update
+
+NEGLIGIBLE = 1e-9
+"""Singular values below this share of the largest are rounding."""
 
 
 def average(shared: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
@@ -61,15 +65,13 @@ def svd(shared: Mapping[str, Tensor], updates: Sequence[Update], rank: int) -> d
         # the product's decomposition from those of its thin factors
         left, right = torch.linalg.qr(B), torch.linalg.qr(A.T)
         U, S, Vt = torch.linalg.svd(left.R @ right.R.T)
-        root = S[:rank].sqrt()
-        new[f"{stem}.lora_A"] = _rows(root[:, None] * (Vt[:rank] @ right.Q.T), rank).float()
-        new[f"{stem}.lora_B"] = _rows((left.Q @ U[:, :rank] * root).T, rank).T.float().contiguous()
+        kept = min(rank, int(S.gt(NEGLIGIBLE * S[0]).sum()))
+        root = S[:kept].sqrt()
+        # where the product has fewer directions than the rank, A keeps its own: with A and B zero, neither would train again
+        rest = shared[f"{stem}.lora_A"].double()[kept:] if kept < rank else A[:0]
+        new[f"{stem}.lora_A"] = torch.cat([root[:, None] * (Vt[:kept] @ right.Q.T), rest]).float()
+        new[f"{stem}.lora_B"] = F.pad(left.Q @ U[:, :kept] * root, (0, rank - kept)).float()
     return new
-
-
-def _rows(array: Tensor, count: int) -> Tensor:
-    """With rows of zeros up to so many."""
-    return torch.cat([array, array.new_zeros(count - len(array), array.shape[1])])
 
 
 def _ordered(updates: Sequence[Update]) -> list[Update]:

@@ -20,7 +20,7 @@ from fedms.federation.compute import Compute
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import of
-from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed
+from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
 from fedms.federation.start import Start
 from fedms.federation.training import Loss, Plan, network_helps, train_expert, train_gate
 from fedms.federation.world import World
@@ -54,7 +54,8 @@ class ClientHost:
         """Do what the task asks."""
         before = self.compute.flops
         if sent := {name: array for name, array in task.arrays.items() if name.startswith(("global/", "discriminant.", "everyone."))}:
-            self._folder(task).save(RECEIVED, (self._number(task), task.round), self._load(task, RECEIVED) | sent, {})
+            sent = self._load(task, RECEIVED) | self._drawn(task, sent) | sent
+            self._folder(task).save(RECEIVED, (self._number(task), task.round), sent, {})
         update: Update = getattr(self, f"_{task.kind}")(task)
         update.metrics.setdefault("flops", self.compute.flops - before)
         return update
@@ -66,6 +67,12 @@ class ClientHost:
 
     def _folder(self, task: Task) -> ClientFolder:
         return ClientFolder(self.folder / "clients" / task.client)
+
+    def _drawn(self, task: Task, sent: Arrays) -> Arrays:
+        """The A that belong to what was sent: one that nobody trained is not sent, but drawn again by the seed."""
+        blocks = {experts.split_name(name)[0] for name in strip(sent, "global/") if name.endswith(".lora_B")}
+        fresh = experts.fresh_lora(self.world.backbone, blocks, self.world.ranks[task.client], self.config.seed)
+        return prefixed({name: array for name, array in fresh.items() if group(name) == "A"}, "global/")
 
     def _number(self, task: Task) -> int:
         """The place of the task's stage in the method; what comes after all stages counts on."""

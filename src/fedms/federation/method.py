@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from fedms import config as cfg
+from fedms.errors import ConfigError
 
 Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
 """Parameter groups: the LoRA pairs' two matrices, the task head, an attention over the pooled feature, soft prompts, what weighs
@@ -36,6 +37,11 @@ class Stage:
     expert started."""
     average: Literal["replaces", "beside"] = "replaces"
     """Whether the clients' average replaces what a client trained, or is set beside it, frozen, as the rest of the world."""
+
+    @property
+    def averages_products(self) -> bool:
+        """Whether both matrices of a pair are shared, so that their product can be averaged in their place."""
+        return {*LORA} <= {*self.shares} and self.average == "replaces"
 
     def without(self, group: Group) -> Stage:
         """The same without this group."""
@@ -76,8 +82,15 @@ class Method:
         return self.predicts == "mixture" or self.label_prior
 
     def configure(self, config: cfg.Config) -> cfg.Config:
-        """The experiment with the keys that this method fixes."""
-        return cfg.load(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
+        """The experiment with the keys that this method fixes.
+
+        Raises:
+            ConfigError: they do not go with the others, or the method averages what would differ in shape.
+        """
+        config = cfg.load(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
+        if config.lora.tiers and any({*LORA} & {*stage.shares} and not stage.averages_products for stage in self.stages):
+            raise ConfigError(f"lora.tiers: method {self.name} averages A and B apart, which must be of one rank")
+        return config
 
 
 GLOBAL = Stage("global", "global", "global", (*LORA, "head"), (*LORA, "head"), "all")

@@ -17,7 +17,7 @@ from fedms.federation.method import Method
 from fedms.model import gate as gates
 from fedms.model.expert import Arrays, Expert
 from fedms.model.mixture import mix
-from fedms.model.statistics import Discriminant, Evidence, Statistics, mixed_prior
+from fedms.model.statistics import Discriminant, Evidence, Statistics, label_shift, mixed_prior
 
 PRIORS = tuple(step / 10 for step in range(11))
 """Where the frontier is measured."""
@@ -62,9 +62,10 @@ class Judged:
         assert logits is not None
         if self.label_priors is not None:
             counts, everyone = self.label_priors
-            logits = logits + mixed_prior(counts, everyone, prior).log()
             if self.predicts == "global":  # which has everyone's in it
-                logits = logits - everyone.log()
+                logits = logits + label_shift(counts, everyone, prior)
+            else:
+                logits = logits + mixed_prior(counts, everyone, prior).log()
         return F.log_softmax(logits, dim=1)
 
     def accuracy(self, labels: Tensor, prior: float) -> float:
@@ -125,7 +126,7 @@ class Personal:
     def judge(self, compute: Compute, samples: Samples, boundary: int) -> Judged:
         """Run whatever predicts over the samples."""
         predicts, mix_on, method = self.method.predicts, self.config.mixture.on, self.method
-        priors = (self.arrays["own.counts"].float(), self._everyone_prior()) if method.label_prior else None
+        priors = (self.arrays["own.counts"].float(), self.everyone_prior()) if method.label_prior else None
         if predicts == "statistics":
             x = compute.frozen_outputs("backbone", None, samples, boundary).features
             return Judged(predicts, mix_on, self.discriminant.scores(x), label_priors=priors)
@@ -147,7 +148,7 @@ class Personal:
             log_ratio = log_ratio + gates.delta(self.arrays, x).detach()
         return Judged(predicts, mix_on, world, own, log_ratio, self.evidence_scale)
 
-    def _everyone_prior(self) -> Tensor:
+    def everyone_prior(self) -> Tensor:
         """Everyone's label prior [C], as the sums say it; uniform where none travelled."""
         counts = self.arrays["own.counts"]
         uniform = torch.full((len(counts),), 1 / len(counts))

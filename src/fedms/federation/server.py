@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from fedms.config import Config
 from fedms.federation import aggregation
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
-from fedms.federation.method import LORA, Method, Stage
+from fedms.federation.method import Method, Stage
 from fedms.federation.personal import PRIORS, SCALES, prefixed, strip
 from fedms.model import expert as experts
 from fedms.model import gate as gates
@@ -30,7 +31,7 @@ class Server:
         frozen: what no stage averages any more: the start of what is private, and the global expert once it is settled.
         settled: whether the global expert is finished and frozen.
         delivered: who has what is frozen.
-        averaged: of what round the present average is, and of how many samples, where clients take themselves out of it.
+        averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it.
         prior: how often a client meets its own kind of data, as the mixture will assume.
         evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
     """
@@ -143,8 +144,7 @@ class Server:
         """The shared expert becomes the frozen global one that later stages stand on."""
         if self.settled or not self.method.has_global:
             return
-        pairs = self._fresh(self.method.stages[0]) if self.method.stages else {}  # those of which only one matrix was shared
-        self.frozen, self.shared, self.settled = pairs | self.frozen | self.shared, {}, True
+        self.frozen, self.shared, self.settled = self.frozen | self.shared, {}, True
         self.delivered.clear()
 
     def start_head(self, classes: int, class_embeddings: Tensor | None) -> None:
@@ -164,10 +164,14 @@ class Server:
         """The shared state from what clients sent."""
         kind, lora = self.config.federation.aggregation, self.config.lora
         if stage.average == "beside":
-            self.averaged = {"stage": stage.name, "round": number, "weight": sum(update.weight for update in updates)}
-        if {*LORA} <= {*stage.shares} and stage.average == "replaces" and kind == "exact":
+            weights: dict[str, float] = defaultdict(float)  # by block, since not everybody need train every one
+            for update in updates:
+                for block in {experts.block_of(name) for name in update.arrays}:
+                    weights[str(block)] += update.weight
+            self.averaged = {"stage": stage.name, "round": number, "weights": dict(weights)}
+        if stage.averages_products and kind == "exact":
             self.shared = aggregation.exact(self.shared, updates, lora.alpha / lora.rank)
-        elif {*LORA} <= {*stage.shares} and stage.average == "replaces" and kind == "svd":
+        elif stage.averages_products and kind == "svd":
             self.shared = aggregation.svd(self.shared, updates, lora.rank)
         else:
             self.shared = aggregation.average(self.shared, updates)

@@ -10,12 +10,12 @@ from torch import Tensor
 from fedms.federation.activation import trainable
 from fedms.federation.compute import Compute
 from fedms.federation.messages import Task
-from fedms.federation.method import Stage
+from fedms.federation.method import LORA, Stage
 from fedms.federation.personal import prefixed, strip
 from fedms.federation.world import World
 from fedms.model import expert as experts
-from fedms.model.expert import Arrays, Expert
-from fedms.model.statistics import Statistics, mixed_prior
+from fedms.model.expert import Arrays, Expert, group
+from fedms.model.statistics import Statistics, label_shift
 
 
 class Start:
@@ -43,11 +43,13 @@ class Start:
             fresh = self._fresh(stage)
             return self._expert(fresh | strip(self.sent, "global/") | shared)
         own = self.kept or self.local(stage)
-        return self._expert(own | (self._others(stage, shared) if stage.average == "beside" else shared))
+        return self._expert(own | (self._others(stage, own, shared) if stage.average == "beside" else shared))
 
     def local(self, stage: Stage) -> Arrays:
         """A local expert that has not trained yet: from the global one or what else everybody starts from, or the client's alone."""
-        fresh, sent = self._fresh(stage, self.task.client), strip(self.sent, "global/")
+        # matrices that are averaged apart from each other must begin alike everywhere
+        alike = any(matrix in stage.shares for matrix in LORA)
+        fresh, sent = self._fresh(stage, *(() if alike else (self.task.client,))), strip(self.sent, "global/")
         if "head.weight" not in sent:
             return fresh | self._own_head()
         start = fresh | (sent if self.config.mixture.local_start == "global" else _heads(sent))
@@ -66,26 +68,23 @@ class Start:
     def _expert(self, arrays: Arrays) -> Expert:
         return Expert(arrays, self.config.lora.alpha / self.config.lora.rank).to(self.world.backbone.device)
 
-    def _others(self, stage: Stage, average: Arrays) -> Arrays:
+    def _others(self, stage: Stage, own: Arrays, average: Arrays) -> Arrays:
         """The average over the other clients: over all, less this one where it was among them."""
+        rest = {name: array for name, array in own.items() if group(name) in LORA} | average  # one that nobody trains is everybody's
         averaged = self.task.settings.get("averaged")
-        own: Arrays = {}
         if averaged and self.when == {"stage": averaged["stage"], "round": averaged["round"]}:
-            share = len(self.world.samples(self.task.client, "train")) / averaged["weight"]
-            own = {name: self.kept[name] for name in average}
-        # alone in that round there are no others, whose pairs are then as they began, and change nothing
-        rest = {
-            name: array if not own else (array - share * own[name]) / (1 - share) if share < 1 else torch.zeros_like(array)
-            for name, array in average.items()
-        }
+            weight = len(self.world.samples(self.task.client, "train"))
+            for name in average.keys() & self.names(stage):
+                share = weight / averaged["weights"][str(experts.block_of(name))]
+                # who trained it alone has no others, and what stands in their place changes nothing
+                rest[name] = (average[name] - share * own[name]) / (1 - share) if share < 1 else torch.zeros_like(own[name])
         return prefixed(rest, "beside.")
 
     def _label_prior(self) -> Tensor:
         """log p_k(c) - log q(c): how much likelier each class is here than with everyone, as far as that is trusted, [C]."""
         counts = torch.bincount(self.world.samples(self.task.client, "train").labels, minlength=self.world.classes).float()
         uniform = torch.full_like(counts, 1 / len(counts))
-        everyone = self.sent.get("everyone.prior", uniform)
-        return mixed_prior(counts, everyone, self.config.head.label_prior).log() - everyone.log()
+        return label_shift(counts, self.sent.get("everyone.prior", uniform), self.config.head.label_prior)
 
     def _own_head(self) -> Arrays:
         """A head from the client's own data alone, of the configured kind."""

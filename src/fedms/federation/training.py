@@ -16,6 +16,7 @@ from fedms.data.features import Samples
 from fedms.data.inputs import batches
 from fedms.errors import FedmsError
 from fedms.federation.compute import Compute
+from fedms.model import flops
 from fedms.model import gate as gates
 from fedms.model.expert import Expert, block_of, group
 from fedms.model.statistics import Discriminant, Evidence, normalise
@@ -33,7 +34,7 @@ class Plan:
     rates: tuple[float, float]
     """Learning rates of the head and of all else"""
     phases: tuple[tuple[str, ...], ...] = ()
-    """Parameter groups between which an epoch's steps are divided; empty: all at once"""
+    """Parameter groups between which the round's steps are divided; empty, or with fewer steps than these: all at once"""
     anchor: Mapping[str, Tensor] = field(default_factory=dict)
     """Where a proximal term pulls"""
     proximal: float = 0.0
@@ -58,14 +59,16 @@ def train_expert(
     optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
     lengths = compute.cache.inputs.lengths(samples.rows)
     labels = samples.labels.to(compute.backbone.device)
-    steps = -(-len(samples) // config.batch_size)
+    per_epoch = -(-len(samples) // config.batch_size)
+    steps = per_epoch * config.epochs
+    phases = plan.phases if steps >= len(plan.phases) else ()  # or what comes last would never train
     total = torch.zeros((), device=compute.backbone.device)
     trained = reached(names)
-    for _ in range(config.epochs):
+    for epoch in range(config.epochs):
         total.zero_()
-        for step, picks in enumerate(batches(lengths, config.batch_size, order)):
-            if plan.phases:
-                phase = plan.phases[min(step * len(plan.phases) // steps, len(plan.phases) - 1)]
+        for step, picks in enumerate(batches(lengths, config.batch_size, order), epoch * per_epoch):
+            if phases:
+                phase = phases[step * len(phases) // steps]
                 for name, leaf in zip(names, leaves, strict=True):
                     leaf.requires_grad_(group(name) in phase)
                 trained = reached([name for name in names if group(name) in phase])
@@ -87,7 +90,7 @@ def train_expert(
 def reached(names: Sequence[str]) -> list[int]:
     """The blocks that a loss goes back to, to train these arrays; a prompt lies below them all."""
     if "prompt.tokens" in names:
-        return [0]
+        return [flops.BELOW]
     return sorted({block for name in names if (block := block_of(name)) is not None})
 
 

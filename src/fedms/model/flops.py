@@ -12,6 +12,9 @@ from collections.abc import Collection
 
 from fedms.model.backbone import Backbone
 
+BELOW = -1
+"""The place of what trains below all blocks: a soft prompt."""
+
 
 def forward(backbone: Backbone, samples: int, tokens: int, start: int, stop: int | None = None) -> int:
     """Blocks `start` to `stop` for a batch."""
@@ -36,13 +39,15 @@ def backward(backbone: Backbone, samples: int, tokens: int, rank: int, trained: 
     """What a loss at the top costs on its way down to the lowest of the `trained` blocks; nothing where none trains.
 
     Exact for pairs on query and value. For pairs elsewhere too much, never too little: the lowest block counts as if all of
-    it were passed through.
+    it were passed through. So does the block above what is trained below them all (`BELOW`), which it is.
     """
     if not trained:
         return 0
-    lowest = min(trained)
+    lowest = max(min(trained), 0)
     passed = forward(backbone, samples, tokens, lowest)
     twice_attention = samples * (backbone.depth - lowest) * 4 * tokens * tokens * backbone.width
+    if min(trained) == BELOW:
+        return passed + twice_attention
     unused = 2 * tokens * 3 * backbone.width * backbone.width  # below the lowest block's query, key and value
     if set(backbone.targets) == set(backbone.family.targets):  # query and value: no gradient of the key, none below each A
         unused += 2 * tokens * tokens * backbone.width + len(backbone.targets) * 2 * tokens * rank * backbone.width

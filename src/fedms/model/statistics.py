@@ -157,6 +157,11 @@ def mixed_prior(own: Tensor, everyone: Tensor, prior: float) -> Tensor:
     return prior * own / own.sum().clamp_min(1) + (1 - prior) * everyone
 
 
+def label_shift(own: Tensor, everyone: Tensor, prior: float) -> Tensor:
+    """What the mixed prior adds to the logits of a model that has everyone's in it, [C]."""
+    return mixed_prior(own, everyone, prior).log() - everyone.log()
+
+
 class Evidence:
     """log r(x): how much likelier x is under this client's mixture of classes than under everybody's.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fedms.config import Config
 from fedms.errors import ConfigError
-from fedms.federation.method import Method
+from fedms.federation.method import LORA, Method
 from fedms.federation.methods import fedavg, fedms, frozen, mixtures, partly_shared, personal
 
 METHODS: dict[str, Method] = {
@@ -30,8 +30,8 @@ def find(name: str) -> Method:
 
 
 def of(config: Config) -> Method:
-    """The experiment's method. With aggregation `freeze-a`, no stage trains an A that it would share (arXiv 2403.12313)."""
+    """The experiment's method. With aggregation `freeze-a`, no stage trains an A that it would share beside B (arXiv 2403.12313)."""
     method = find(config.method)
     if config.federation.aggregation != "freeze-a":
         return method
-    return replace(method, stages=tuple(stage.without("A") if "A" in stage.shares else stage for stage in method.stages))
+    return replace(method, stages=tuple(stage.without("A") if {*LORA} <= {*stage.shares} else stage for stage in method.stages))
