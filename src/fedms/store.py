@@ -209,8 +209,7 @@ class RunFolder:
     def checkpoint(self, number: int, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         clients = {name: newest for name, folder in self._clients().items() if (newest := folder.newest())}
         write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": clients})
-        for old in sorted(self._checkpoints())[:-CHECKPOINTS]:
-            remove(self._checkpoint_path(old))
+        self._forget_checkpoints(number)
 
     def go_back(self, note: Callable[[str], None]) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         """The newest checkpoint that is whole, with all that clients kept then, and the folder as it was at that moment.
@@ -229,21 +228,25 @@ class RunFolder:
             except FedmsError as error:
                 note(f"{error}; going on from before it")
         number, _, meta = found
-        for later in self._checkpoints():
-            if later > number:
-                remove(self._checkpoint_path(later))
+        self._forget_checkpoints(number)
         for name, folder in self._clients().items():
             folder.rewind(meta["clients"].get(name, {}))
         lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in meta["records"])
         write_bytes(self.path / METRICS, lines.encode())
         return found
 
+    def _forget_checkpoints(self, number: int) -> None:
+        """Remove all but this one and those right before it."""
+        held = self._checkpoints()
+        for other in held - set(sorted(each for each in held if each <= number)[-CHECKPOINTS:]):
+            remove(self._checkpoint_path(other))
+
     def _checkpoint_path(self, number: int) -> Path:
         return self.path / "server" / f"state-{number}.safetensors"
 
-    def _checkpoints(self) -> list[int]:
+    def _checkpoints(self) -> set[int]:
         names = [path.stem.removeprefix("state-") for path in (self.path / "server").glob("state-*.safetensors")]
-        return [int(name) for name in names if name.isdecimal()]
+        return {int(name) for name in names if name.isdecimal()}
 
 
 def difference(path: Path, config: Config, ignored: set[str]) -> str | None:
