@@ -175,15 +175,15 @@ def locked(path: Path) -> Iterator[None]:
     """The folder for this process alone, until it lets go or ends, however it does.
 
     Raises:
-        FedmsError: another process holds it.
+        FedmsError: another process holds it, or it cannot be locked.
     """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise FedmsError(f"{path}: another process is at work in this folder") from None
-    try:
+    with contextlib.ExitStack() as held:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FedmsError(f"{path}: another process is at work in this folder") from None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be locked: {_reason(error)}") from None
         yield
-    finally:
-        os.close(handle)

@@ -15,7 +15,9 @@ class Killed(BaseException):
 
 
 class Watched:
-    """Does what it is asked, and calls `before` ahead of each point: with the call's name, the file's path, and its other arguments."""
+    """Does what it is asked, and calls `before` ahead of each point: with the call's name, the file's path, and the arguments.
+
+    What `before` returns, where that is something, is done instead."""
 
     def __init__(self, before: Callable[[str, Path, tuple[Any, ...]], Any]) -> None:
         self._before = before
@@ -28,7 +30,7 @@ class Watched:
 
         def call(first: Any, *more: Any) -> Any:
             path = self._paths[first] if isinstance(first, int) else Path(first)
-            instead = self._before(name, path, more)
+            instead = self._before(name, path, (first, *more))
             result = real(first, *more) if instead is None else instead()
             if name == "open":
                 self._paths[result] = path

@@ -32,7 +32,7 @@ def fork(config: Config, folder: Path, writes: float) -> int:
         return pid
     done = []
 
-    def count(name: str, path: Path, more: tuple[Any, ...]) -> None:
+    def count(name: str, path: Path, arguments: tuple[Any, ...]) -> None:
         done.append(name)
         if len(done) > writes:
             os.kill(os.getpid(), signal.SIGKILL)
