@@ -212,8 +212,8 @@ class Experiment:
         self.server.restore(arrays, meta)
         self.records, self.reused = meta["records"], meta["reused"]
         self.base_means = arrays.get(BASE)
-        last = self.records[-1]
-        self.observer.note(f"going on after {last['stage']}" + (f" round {last['round']}" if last["rounds"] else ""))
+        for last in self.records[-1:]:
+            self.observer.note(f"going on after {last['stage']}" + (f" round {last['round']}" if last["rounds"] else ""))
 
     def _take(self, reuse: RunFolder | None) -> None:
         """The first stage from another run, as if it had been trained here."""

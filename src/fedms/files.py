@@ -163,7 +163,7 @@ def _digest(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
     sha = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         sha.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
-        sha.update(array.reshape(-1).view(torch.uint8).numpy())
+        sha.update(array.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
