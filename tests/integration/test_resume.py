@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from faults import Killed, Watched, site
 from outcomes import outcome
+from PIL import Image
 from typer.testing import CliRunner
 
 import fedms
 from fedms import experiment, files
 from fedms.cli import app
+from fedms.config import load
 from fedms.engines.local import LocalEngine
 from fedms.errors import FedmsError, StorageError
 from fedms.federation.client import ClientHost
@@ -402,3 +404,19 @@ def test_the_python_face_goes_on(stopped, config, finished):
     run = stopped(3)
     fedms.run(config, run, resume=True, report=False)
     assert outcome(run) == outcome(finished().folder)
+
+
+def test_a_run_on_pictures_goes_on(image_model, tmp_path):
+    """What the untrained model is judged by is learned before the first round, and needed after the last."""
+    for shade, name in ((40, "dark"), (200, "bright")):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(24):
+            Image.new("RGB", (32, 32), (shade, shade, 5 * number)).save(tmp_path / "pictures" / name / f"{number}.png")
+    keys = {"model": {"name": str(image_model)}, "data": {"source": str(tmp_path / "pictures")}, "engine": {"workers": 1}}
+    keys |= {"partition": {"clients": 3, "alpha": 1.0}, "federation": {"cohort": 2, "rounds_global": 1, "rounds_local": 1}}
+    config = load(keys)
+    experiment.run(config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        experiment.run(config, tmp_path / "run", Notes(4))
+    experiment.run(config, tmp_path / "run", resume=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
