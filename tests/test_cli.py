@@ -31,7 +31,7 @@ ROUND = {"stage": "global", "round": 1, "rounds": 1, "active_blocks": 1, "train_
 Play = Callable[[Callable[..., Any]], None]
 
 
-def fake_run(config: Any, out: Path, observer: Any) -> dict[str, Any]:
+def fake_run(config: Any, out: Path, observer: Any, resume: bool = False) -> dict[str, Any]:
     """What the real one leaves behind, without the training."""
     observer.begin(config, {"clients": 2, "model": "minilm", "plan": [{"stage": "global", "rounds": 1}]})
     observer.round_done(ROUND)
@@ -64,7 +64,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def raiser(error: BaseException) -> Callable[..., Any]:
-    def function(*_: Any) -> Any:
+    def function(*_: Any, **__: Any) -> Any:
         raise error
 
     return function
@@ -84,14 +84,14 @@ def test_a_run_leaves_a_report_and_says_where(play: Play, config: str) -> None:
 def test_overrides_and_out_reach_the_experiment(play: Play, config: str) -> None:
     seen: list[Any] = []
 
-    def watch(checked: Any, out: Path, observer: Any) -> dict[str, Any]:
-        seen.append((checked.seed, checked.gate.prior, out))
+    def watch(checked: Any, out: Path, observer: Any, resume: bool) -> dict[str, Any]:
+        seen.append((checked.seed, checked.gate.prior, out, resume))
         return fake_run(checked, out, observer)
 
     play(watch)
-    result = runner.invoke(app, ["run", config, "--set", "seed=5", "--set", "gate.prior=0.3", "--out", "there", "--quiet"])
+    result = runner.invoke(app, ["run", config, "--set", "seed=5", "--set", "gate.prior=0.3", "--out", "there", "--quiet", "--resume"])
     assert result.exit_code == 0, result.output
-    assert seen == [(5, 0.3, Path("there"))]
+    assert seen == [(5, 0.3, Path("there"), True)]
     assert "global 1/1" not in result.stdout and "0.8750" in result.stdout
 
 
@@ -111,7 +111,7 @@ def test_overrides_and_out_reach_the_experiment(play: Play, config: str) -> None
         (MemoryError(), 1, "error: out of memory"),
         (ValueError("\nbad\nworse"), 1, "error: unexpected ValueError: bad; run again with --debug for the traceback"),
         (KeyError(), 1, "error: unexpected KeyError; run again with --debug for the traceback"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "interrupted; go on with: fedms run quick.yaml --out runs/quick-fedms-3 --resume"),
     ],
 )
 def test_a_failure_is_one_line_and_a_code(play: Play, config: str, error: BaseException, code: int, line: str) -> None:

@@ -51,8 +51,11 @@ class Played:
         self.score: Callable[[Config], float] = lambda config: 0.5
         self.test: Callable[[Config], float] = lambda config: 0.5 + 0.01 * len(config.method)
 
-    def __call__(self, config: Config, out: Path, observer: Any, reuse: Path | None = None) -> dict[str, Any]:
-        folder = RunFolder.create(out, config.to_yaml(), {})
+    def __call__(self, config: Config, out: Path, observer: Any, reuse: Path | None = None, resume: bool = False) -> dict[str, Any]:
+        assert resume, "what was begun is gone on with"
+        folder = RunFolder(out)
+        with folder.claimed(config, {}, resume):
+            pass
         if self.fails_at == len(self.ran):
             raise KeyboardInterrupt
         if reuse:
@@ -295,8 +298,8 @@ def test_a_comparison_can_grow_and_a_spent_first_stage_may_go(played, tmp_path):
     ("place", "says"),
     [
         ("notes.txt", "already there and not empty"),
-        ("runs/fedms-1/thesis.txt", "holds files that are not this comparison's"),
-        ("runs/fedms-1", "holds files that are not this comparison's"),
+        ("runs/fedms-1/thesis.txt", "holds files that are no run's"),
+        ("runs/fedms-1", "holds files that are no run's"),
     ],
 )
 def test_foreign_files_are_refused_and_left_alone(played, tmp_path, place, says):
@@ -325,7 +328,7 @@ def test_a_folder_of_another_config_is_refused(played, tmp_path):
 
 def test_two_processes_do_not_compare_in_one_folder(played, tmp_path):
     def meanwhile(config: Config) -> float:
-        with pytest.raises(FedmsError, match="another process is comparing in this folder"):
+        with pytest.raises(FedmsError, match="another process is at work in this folder"):
             compare(config_of(), tmp_path / "c")
         return 0.5
 
@@ -334,7 +337,7 @@ def test_two_processes_do_not_compare_in_one_folder(played, tmp_path):
 
 
 def test_a_run_that_fails_is_named(monkeypatch, tmp_path):
-    def fails(*_: Any) -> None:
+    def fails(*_: Any, **__: Any) -> None:
         raise ConfigError("head.kind: pictures have no class names")
 
     monkeypatch.setattr(experiment, "run", fails)

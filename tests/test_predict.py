@@ -164,7 +164,7 @@ def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch)
     monkeypatch.setattr(experiment, "run", lambda *given: asked.append(given) or {"seed": given[0].seed})
     for each in (config, finished() / "config.yaml", str(finished() / "config.yaml"), config.model_dump(mode="json")):
         assert fedms.run(each, str(tmp_path / "out"), report=False) == {"seed": 0}
-    assert all(given == (config, tmp_path / "out", None, None) for given in asked)
+    assert all(given == (config, tmp_path / "out", None, None, False) for given in asked)
 
 
 # --- export ----------------------------------------------------------------------------------------------------------------------------

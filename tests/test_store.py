@@ -10,7 +10,8 @@ import torch
 import fedms
 from fedms.config import load
 from fedms.errors import FedmsError
-from fedms.store import ClientFolder, RunFolder, read_arrays, read_json, write_arrays, write_bytes, write_json
+from fedms.files import read_arrays, read_json, write_arrays, write_bytes, write_json
+from fedms.store import ClientFolder, RunFolder
 
 
 class PowerCut(BaseException):
@@ -64,6 +65,16 @@ def test_a_truncated_file_is_damaged_in_one_line(tmp_path, keep):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["an array", "a value"])
+def test_an_altered_file_is_damaged(tmp_path, part):
+    path = tmp_path / "state.safetensors"
+    write_arrays(path, arrays(1), {"prior": 0.25})
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if part == "an array" else data.replace(b"0.25", b"0.35"))
+    with pytest.raises(FedmsError, match="damaged: what it holds is not what was written"):
+        read_arrays(path)
+
+
 def test_a_file_that_is_not_there_or_not_ours_is_one_line(tmp_path):
     from safetensors.torch import save_file
 
@@ -114,10 +125,10 @@ def test_a_round_done_again_reads_the_same_and_writes_over(client):
     assert (value(client, (0, 2)), value(client, (0, 3))) == (1, 3)
 
 
-def test_a_client_keeps_the_newest_version_and_the_one_before(client):
+def test_a_client_keeps_the_newest_version_and_the_two_before(client):
     for at in ((0, 1), (0, 2), (0, 10), (1, 1)):
         client.save("state", at, arrays(1), {})
-    assert names(client.path) == ["state-0-10.safetensors", "state-1-1.safetensors"]
+    assert names(client.path) == ["state-0-10.safetensors", "state-0-2.safetensors", "state-1-1.safetensors"]
 
 
 def test_kinds_are_apart_and_foreign_files_are_left_alone(client):

@@ -41,15 +41,17 @@ def run(
     *,
     observer: Observer | None = None,
     reuse: str | Path | None = None,
+    resume: bool = False,
     report: bool = True,
 ) -> dict[str, Any]:
-    """Run one experiment into a new folder; return what its result.json says.
+    """Run one experiment into a folder; return what its result.json says.
 
     Args:
         config: the experiment: a `Config`, a YAML file, or a mapping of its keys.
-        out: the run folder, which must not hold anything yet.
+        out: the run folder, which must not hold anything yet, but for `resume`.
         observer: hears of the progress; default: nobody.
         reuse: a finished run of the same experiment's first stage alone, which is then not trained again.
+        resume: go on with the run that is in the folder, to the result that it would have come to; where there is none, begin.
         report: write report.html and its figures, too.
 
     Raises:
@@ -62,7 +64,7 @@ def run(
 
     from fedms import experiment
 
-    result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse))
+    result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse), resume)
     if report:
         from fedms.report.html import write_report
 

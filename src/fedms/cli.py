@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +27,8 @@ class Command(TyperCommand):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
+        except KeyboardInterrupt as stop:
+            typer.echo("; ".join(["interrupted", *stop.args]), err=True)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -101,6 +104,7 @@ def run(
     config: ConfigFile,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default: runs/CONFIG-METHOD-SEED.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is in the folder; begin where there is none.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
 ) -> None:
     """Run one experiment: both stages, a run folder, a report."""
@@ -110,11 +114,14 @@ def run(
     checked = load(config, overrides or [])
     folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
 
-    from fedms import experiment
-    from fedms.progress import observer
+    sets = [part for override in overrides or [] for part in ("--set", override)]
+    with _resumable("run", str(config), *sets, "--out", str(folder), "--resume"):
+        from fedms import experiment
+        from fedms.interrupt import Interruptible
+        from fedms.progress import observer
 
-    with observer(quiet) as watcher:
-        result = experiment.run(checked, folder, watcher)
+        with Interruptible(observer(quiet)) as watcher:
+            result = experiment.run(checked, folder, watcher, resume=resume)
 
     from fedms.report.html import write_report
     from fedms.report.tables import result_table
@@ -143,11 +150,15 @@ def compare(
     rows(checked)  # before anything heavy is imported, so that a typo is told at once
     folder = out or Path("runs") / f"{config.stem}-compare"
 
-    from fedms.comparison.compare import compare
-    from fedms.progress import observer
+    chosen = [part for name, value in (("--methods", methods), ("--seeds", seeds)) if value is not None for part in (name, value)]
+    sets = [part for override in overrides or [] for part in ("--set", override)]
+    with _resumable("compare", str(config), *chosen, *sets, "--out", str(folder)):
+        from fedms.comparison.compare import compare
+        from fedms.interrupt import Interruptible
+        from fedms.progress import observer
 
-    with observer(quiet) as watcher:
-        compare(checked, folder, watcher)
+        with Interruptible(observer(quiet)) as watcher:
+            compare(checked, folder, watcher)
 
     from fedms.report.comparison import write_comparison_report
 
@@ -272,6 +283,15 @@ def methods() -> None:
         return
     for cells in listed:
         typer.echo("\t".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def _resumable(*command: str) -> Iterator[None]:
+    """What is interrupted in here says with which command it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with: {shlex.join(('fedms', *command))}") from None
 
 
 def _show_comparison(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The two errors a user can mend. Anything else that escapes is a bug in fedms."""
+"""The errors a user can mend. Anything else that escapes is a bug in fedms."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ class FedmsError(Exception):
     """Something the user can mend: a missing file, a column that is not there. One line, exit code 1."""
 
     exit_code = 1
+
+
+class StorageError(FedmsError):
+    """A file or folder that cannot be written: a full disk, a broken one, no permission. What was there before still is."""
 
 
 class ConfigError(FedmsError):

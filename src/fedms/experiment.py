@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +26,36 @@ from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.progress import Observer, Several, Silent
 from fedms.result import make_result
-from fedms.store import RunFolder, refuse_used
+from fedms.store import RunFolder
 
 
-def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path | None = None) -> dict[str, Any]:
+def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path | None = None, resume: bool = False) -> dict[str, Any]:
     """Run one experiment into the folder `out`; return what its result.json says.
 
     `reuse` is the folder of a finished run of the first stage alone, with the same settings as far as they concern it: it
-    is taken from there, with what it cost, and not trained again.
+    is taken from there, with what it cost, and not trained again. With `resume`, a run that is there is gone on with, to the
+    same result; where there is none, it begins.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
         FedmsError: data, model or folder are not as needed. Nothing has been written then.
     """
     config = find(config.method).configure(config)
-    refuse_used(out)  # before anything is loaded
+    watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
+    folder.admit(config, resume)  # before anything is loaded
+    if resume and (result := folder.result()):
+        watcher.note(f"{out}: finished already")
+        return result
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
-        folder = RunFolder.create(out, config.to_yaml(), describe_environment(config))
-        with LocalEngine(world, folder.path) as engine:
-            watchers = [observer or Silent(), *([Events(folder)] if config.log.tensorboard else [])]
-            return Experiment(world, folder, engine, Several(watchers)).run(first)
+        with folder.claimed(config, describe_environment(config), resume), LocalEngine(world, out) as engine:
+            # the watcher comes last: it may end the run after a round
+            watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
+            return Experiment(world, folder, engine, Several(watchers)).run(first, resume)
     finally:
         torch.set_num_threads(threads)
 
@@ -86,6 +92,8 @@ def shared_first_stage(config: Config) -> Stage | None:
     return stages[0]
 
 
+BASE = "base.means"
+"""The federated class means of frozen features."""
 LATER: dict[str, set[str] | bool] = {
     "method": True,
     "federation": {"rounds_local", "cohort_local"},
@@ -135,8 +143,23 @@ class Round:
         return round(time.perf_counter() - self.began, 4)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One thing to do, in its turn."""
+
+    do: Callable[[], None]
+    closes: bool = False
+    """Whether it ends in a checkpoint. What does not is done again after a resumption, from the same state to the same state."""
+
+
 class Experiment:
-    """The loop over stages and rounds."""
+    """The loop over stages and rounds.
+
+    Attributes:
+        records: the lines of metrics.jsonl so far.
+        closed: how many checkpoints have been written: the number of the newest.
+        reused: whether the first stage is another run's.
+    """
 
     def __init__(self, world: World, folder: RunFolder, engine: LocalEngine, observer: Observer) -> None:
         self.world = world
@@ -147,44 +170,65 @@ class Experiment:
         self.method = of(self.config)
         self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks)
         self.records: list[dict[str, Any]] = []
+        self.closed = 0
+        self.reused = False
         self.base_means: torch.Tensor | None = None
 
-    def run(self, reuse: RunFolder | None = None) -> dict[str, Any]:
+    def run(self, reuse: RunFolder | None = None, resume: bool = False) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
-        server, method = self.server, self.method
         self.observer.begin(self.config, self._facts())
-        first = method.stages[0] if method.stages else None
-        if reuse:
-            self._take(reuse)
-        elif self._trains_on_statistics() or self.world.backbone.kind == "image":  # whose base accuracy stands on them
-            self._exchange_statistics(first, "backbone", evaluation=not self._trains_on_statistics())
-        if self._has_common_start() and not reuse:
-            text = self.config.head.kind in ("text", "text-init")
-            server.start_head(self.world.classes, self.world.class_embeddings if text else None)
-        for stage in method.stages[1 if reuse else 0 :]:
-            server.begin(stage)
-            if "gate" in stage.trains and self._gate_reads_statistics() and self.config.gate.features == "global":
-                self._exchange_statistics(stage, "global")
-            for number in range(1, server.rounds(stage) + 1):
-                self._round(stage, number)
-            self.folder.keep_stage(stage.name, *server.checkpoint())
-        server.settle()
-        result = make_result(self.world, method, self._finish(), self.records, self.engine.peak_memory(), self.server)
-        self.folder.write_result(result)
-        self.observer.end(result)
-        return result
+        self.reused = reuse is not None
+        if resume:
+            self._go_back()
+        steps = self._steps(reuse)
+        done = [number for number, step in enumerate(steps, start=1) if step.closes][: self.closed]
+        for step in steps[done[-1] if done else 0 :]:
+            step.do()
+        return self._finish()
 
-    def _take(self, reuse: RunFolder) -> None:
+    def _steps(self, reuse: RunFolder | None) -> list[Step]:
+        """All that comes before the end, in order: it follows from the config, so a number of checkpoints is a place in it."""
+        server, stages = self.server, self.method.stages
+        steps = []
+        if self.reused:
+            steps.append(Step(partial(self._take, reuse), closes=True))
+        elif self._trains_on_statistics() or self.world.backbone.kind == "image":  # whose base accuracy stands on them
+            evaluation = not self._trains_on_statistics()
+            steps.append(Step(partial(self._exchange_statistics, stages[0] if stages else None, "backbone", evaluation), closes=True))
+        if self._has_common_start() and not self.reused:
+            text = self.config.head.kind in ("text", "text-init")
+            steps.append(Step(lambda: server.start_head(self.world.classes, self.world.class_embeddings if text else None)))
+        for stage in stages[1 if self.reused else 0 :]:
+            steps.append(Step(partial(server.begin, stage)))
+            if "gate" in stage.trains and self._gate_reads_statistics() and self.config.gate.features == "global":
+                steps.append(Step(partial(self._exchange_statistics, stage, "global"), closes=True))
+            steps += [Step(partial(self._round, stage, number), closes=True) for number in range(1, server.rounds(stage) + 1)]
+            steps.append(Step(partial(self._keep_stage, stage)))
+        return [*steps, Step(server.settle)]
+
+    def _keep_stage(self, stage: Stage) -> None:
+        self.folder.keep_stage(stage.name, *self.server.checkpoint())
+
+    def _go_back(self) -> None:
+        """To the newest checkpoint."""
+        self.closed, arrays, meta = self.folder.go_back(self.observer.note)
+        if not self.closed:
+            return
+        self.server.restore(arrays, meta)
+        self.records, self.reused = meta["records"], meta["reused"]
+        self.base_means = arrays.get(BASE)
+        for last in self.records[-1:]:
+            self.observer.note(f"going on after {last['stage']}" + (f" round {last['round']}" if last["rounds"] else ""))
+
+    def _take(self, reuse: RunFolder | None) -> None:
         """The first stage from another run, as if it had been trained here."""
+        assert reuse is not None
         self.server.restore(*reuse.stage(self.method.stages[0].name))
-        self.server.delivered.clear()  # these clients have received nothing yet
+        self.server.forget_clients()  # these have received nothing yet, and computed nothing
         self.server.prior = self.config.gate.prior  # the other run may have had another one
         self._note_base()
-        for record in reuse.metrics():
-            if record["stage"] in ("statistics", self.method.stages[0].name):
-                self.records.append(record)
-                self.folder.append_metrics(record)
-                self.observer.round_done(record)
+        taken = [record for record in reuse.metrics() if record["stage"] in ("statistics", self.method.stages[0].name)]
+        self._close(*taken)
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -212,7 +256,7 @@ class Experiment:
         else:
             line.downlink_bytes += sent
             line.uplink_bytes += received
-            line.train_flops += sum(int(update.metrics.get("flops", 0)) for update in updates)
+            line.train_flops += self.server.book(updates)
         answered = self._answered(line, tasks, updates)
         self.server.heard_of(answered)
         return answered
@@ -226,12 +270,18 @@ class Experiment:
             raise FedmsError(f"no client could do {tasks[0].kind} in stage {line.stage}, round {line.number}: {failed[0].failure}")
         return [update for update in updates if update.failure is None]
 
-    def _close(self, line: Round) -> None:
-        record = line.record()
-        self.records.append(record)
-        self.folder.checkpoint(*self.server.checkpoint())
-        self.folder.append_metrics(record)
-        self.observer.round_done(record)
+    def _close(self, *records: dict[str, Any]) -> None:
+        """Write what has come about. The checkpoint holds the lines, too, so that whatever befalls metrics.jsonl after it is mended."""
+        arrays, meta = self.server.checkpoint()
+        if self.base_means is not None:
+            arrays[BASE] = self.base_means.clone()  # it may be the discriminant's own
+        self.records += records
+        self.closed += 1
+        self.folder.checkpoint(self.closed, arrays, {**meta, "records": self.records, "reused": self.reused})
+        for record in records:
+            self.folder.append_metrics(record)
+        for record in records:
+            self.observer.round_done(record)
 
     # statistics
 
@@ -258,7 +308,7 @@ class Experiment:
         server.calibrate(discriminant, answers)
         if features == "backbone":
             self._note_base()
-        self._close(line)
+        self._close(line.record())
 
     def _note_base(self) -> None:
         """Keep the federated class means of frozen features: for images, what the untrained model is judged by."""
@@ -282,23 +332,29 @@ class Experiment:
             line.validation_score = sum(update.metrics["correct"] for update in scored) / sum(update.weight for update in scored)
         if not last and server.observe(stage, line.validation_score):
             self.observer.note(f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now")
-        self._close(line)
+        self._close(line.record())
 
-    def _finish(self) -> list[Update]:
-        """Every client's final model, tested on its own and on everyone's data."""
+    def _finish(self) -> dict[str, Any]:
+        """Every client's final model, tested on its own and on everyone's data; no checkpoint, for it is soon done again."""
         server = self.server
         line = Round("end", 0, 0, len(server.active(self.method.stages[-1] if self.method.stages else None)), server.clients)
         arrays = dict(server.shared)
         if self.method.gate == "constant" or self._gate_reads_statistics():
             server.weigh(self._ask(line, "weigh", server.clients, None, arrays=arrays))
         if self.base_means is not None and self.world.backbone.kind == "image":
-            arrays |= {"base.means": self.base_means}
+            arrays[BASE] = self.base_means
         updates = self._ask(
             line, "test", server.clients, None, True, arrays=arrays, prior=server.prior, evidence_scale=server.evidence_scale
         )
-        self._close(line)
+        record = line.record()
+        self.records.append(record)
+        self.folder.append_metrics(record)
         answered = {update.client for update in updates}
         for failure in line.failures:
             if failure["client"] not in answered:
                 raise FedmsError(f"{failure['client']} could not be tested, so there is no result: {failure['reason']}")
-        return updates
+        result = make_result(self.world, self.method, updates, self.records, self.engine.peak_memory(), server)
+        self.folder.write_result(result)
+        self.observer.round_done(record)
+        self.observer.end(result)
+        return result

@@ -19,10 +19,11 @@ from fedms.errors import ConfigError, FedmsError
 from fedms.federation.compute import Compute
 from fedms.federation.methods import of
 from fedms.federation.personal import Judged, Personal
+from fedms.files import read_arrays
 from fedms.model import backbone as backbones
 from fedms.model.backbone import Backbone
 from fedms.report.metrics import read_run
-from fedms.store import RunFolder, read_arrays
+from fedms.store import RunFolder
 
 Input = str | Path | Image.Image
 """A text; or an image, as a file or decoded."""

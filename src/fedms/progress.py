@@ -23,7 +23,7 @@ class Observer(Protocol):
         """Before the first round. `facts`: clients, classes, samples, blocks, model, workers, plan (a list of `stage` and `rounds`)."""
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """After each round, with its line of `metrics.jsonl`."""
+        """After each round, with its line of `metrics.jsonl`. All is written by then, so to raise here ends a run that can be resumed."""
 
     def note(self, text: str) -> None:
         """Anything else worth a line."""

@@ -1,80 +1,50 @@
-"""Files: the run folder, and what a client keeps. Atomic writes; safetensors and JSON, never pickle."""
+"""The run folder, and what a client keeps: which files there are, and which of them a run goes on from."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import threading
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as save_arrays
 from torch import Tensor
 
 from fedms.config import Config, load
 from fedms.errors import FedmsError
+from fedms.files import (
+    append_line,
+    is_leftover,
+    locked,
+    make_folder,
+    read_arrays,
+    read_json,
+    remove,
+    sweep,
+    write_arrays,
+    write_bytes,
+    write_json,
+)
 
+CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
+ELSEWHERE = "name another folder with --out"
+HOW = {"engine", "cache", "log", "compare"}
+"""Keys that do not change what a run comes to."""
+KEPT_BEFORE = 2
+"""Versions of a client's file that are kept beside the newest: a round that is run again needs the one before it, and so does the
+round before that one, which is run again where the newest checkpoint is damaged."""
+CHECKPOINTS = 2
+"""Checkpoints of the server that are kept: the newest, and one to go on from where that is damaged."""
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise FedmsError(f"{path}: not valid JSON") from None
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Arrays and plain values in one safetensors file."""
-    plain = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
-    write_bytes(path, save_arrays(plain, metadata={"fedms": json.dumps(dict(meta))}))
-
-
-def read_arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_arrays` wrote; FedmsError where the file is missing or damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return arrays, json.loads((file.metadata() or {})["fedms"])
-    except FileNotFoundError:
-        raise FedmsError(f"{path}: there is no such file") from None
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise FedmsError(f"{path}: damaged: {error}") from None
+Version = tuple[int, int]
 
 
 class ClientFolder:
     """What one client keeps on its own disk: files by kind, each versioned by (stage, round).
 
     A task of a round always reads what stood before that round, so a round that is run again gives the same result.
-    The version written and the one before it are kept.
     """
 
     _name = re.compile(r"(?P<kind>[a-z]+)-(?P<stage>\d+)-(?P<round>\d+)\.safetensors")
@@ -82,29 +52,46 @@ class ClientFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def _versions(self, kind: str) -> dict[tuple[int, int], Path]:
-        found = {}
-        for path in self.path.glob(f"{kind}-*.safetensors"):
+    def versions(self) -> dict[str, dict[Version, Path]]:
+        """All versioned files, by kind; oldest first."""
+        found: dict[str, dict[Version, Path]] = {}
+        for path in self.path.glob("*.safetensors"):
             if match := self._name.fullmatch(path.name):
-                found[int(match["stage"]), int(match["round"])] = path
-        return dict(sorted(found.items()))
+                found.setdefault(match["kind"], {})[int(match["stage"]), int(match["round"])] = path
+        return {kind: dict(sorted(files.items())) for kind, files in sorted(found.items())}
 
-    def load(self, kind: str, before: tuple[int, int]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def load(self, kind: str, before: Version) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The newest of this kind from before (stage, round); empty where there is none."""
-        older = [path for version, path in self._versions(kind).items() if version < before]
+        older = [path for version, path in self.versions().get(kind, {}).items() if version < before]
         return read_arrays(older[-1]) if older else ({}, {})
 
-    def save(self, kind: str, at: tuple[int, int], arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def save(self, kind: str, at: Version, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         write_arrays(self.path / f"{kind}-{at[0]}-{at[1]}.safetensors", arrays, meta)
-        older = [path for version, path in self._versions(kind).items() if version < at]
-        for path in older[:-1]:
-            path.unlink(missing_ok=True)
+        older = [path for version, path in self.versions()[kind].items() if version < at]
+        for path in older[:-KEPT_BEFORE]:
+            remove(path)
+
+    def newest(self) -> dict[str, Version]:
+        """The newest version of each kind."""
+        return {kind: max(files) for kind, files in self.versions().items()}
+
+    def check(self, newest: Mapping[str, Version]) -> None:
+        """FedmsError where one of these is missing or damaged."""
+        for kind, at in newest.items():
+            read_arrays(self.path / f"{kind}-{at[0]}-{at[1]}.safetensors")
+
+    def rewind(self, newest: Mapping[str, Version]) -> None:
+        """Remove whatever is newer than these."""
+        for kind, files in self.versions().items():
+            for version, path in files.items():
+                if kind not in newest or version > newest[kind]:
+                    remove(path)
 
 
 def refuse_used(path: Path) -> None:
-    """FedmsError where a run folder is to be and something is there already."""
+    """FedmsError where a folder is to be and something is there already."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FedmsError(f"{path}: already there and not empty; name another folder with --out")
+        raise FedmsError(f"{path}: already there and not empty; {ELSEWHERE}")
 
 
 class RunFolder:
@@ -113,18 +100,65 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    # whose it is
+
     @classmethod
     def create(cls, path: Path, config_yaml: str, environment: Mapping[str, Any]) -> RunFolder:
         """A new run folder; FedmsError where something is there already."""
         refuse_used(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FedmsError(f"{path}: cannot be made: {error.strerror}") from None
+        make_folder(path)
         folder = cls(path)
-        write_bytes(path / "config.yaml", config_yaml.encode())
-        write_json(path / "environment.json", environment)
+        folder._declare(config_yaml, environment)
         return folder
+
+    def _declare(self, config_yaml: str, environment: Mapping[str, Any]) -> None:
+        """The first two files, the config first: it says that the folder is a run's."""
+        for name, data in ((CONFIG, config_yaml), (ENVIRONMENT, json.dumps(environment, indent=2) + "\n")):
+            if not (self.path / name).exists():
+                write_bytes(self.path / name, data.encode())
+
+    def admit(self, config: Config, resume: bool) -> None:
+        """Nothing, where a run with this config may begin in the folder, or with `resume` go on.
+
+        Raises:
+            FedmsError: it is used already, or holds something else, or a run with another config, or one that is going on now.
+        """
+        if self.path.is_dir():
+            with locked(self.path):
+                self._admit(config, resume)
+        else:
+            self._admit(config, resume)
+
+    def _admit(self, config: Config, resume: bool) -> None:
+        begun = (self.path / CONFIG).exists()
+        if not resume and begun:
+            raise FedmsError(f"{self.path}: already there and not empty; go on with --resume, or {ELSEWHERE}")
+        if not resume:
+            refuse_used(self.path)
+        elif begun:
+            if differs := difference(self.path / CONFIG, config, HOW):
+                raise FedmsError(f"{self.path}: was run with another config: {differs}; {ELSEWHERE}")
+        elif self.path.exists():
+            held = self.path.iterdir() if self.path.is_dir() else [self.path]
+            if not all(is_leftover(path.name) for path in held):  # of a run that was killed before its first file was whole
+                raise FedmsError(f"{self.path}: holds files that are no run's; {ELSEWHERE}")
+
+    @contextmanager
+    def claimed(self, config: Config, environment: Mapping[str, Any], resume: bool) -> Iterator[None]:
+        """The folder, made where it is not there, for this process alone; FedmsError as from `admit`."""
+        make_folder(self.path)
+        with locked(self.path):
+            self._admit(config, resume)
+            sweep(self.path)
+            shutil.rmtree(self.path / "cache", ignore_errors=True)
+            self._declare(config.to_yaml(), environment)
+            yield
+
+    def config(self) -> Config:
+        """The experiment's config, every default filled in."""
+        return load(self.path / CONFIG)
+
+    # what is in it
 
     @property
     def clients(self) -> Path:
@@ -133,14 +167,22 @@ class RunFolder:
     def client(self, name: str) -> ClientFolder:
         return ClientFolder(self.clients / name)
 
-    def append_metrics(self, record: Mapping[str, Any]) -> None:
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def _clients(self) -> dict[str, ClientFolder]:
+        found = self.clients.iterdir() if self.clients.is_dir() else []
+        return {path.name: ClientFolder(path) for path in sorted(found) if path.is_dir()}
 
-    def checkpoint(self, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        write_arrays(self.path / "server" / "state.safetensors", arrays, meta)
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        append_line(self.path / METRICS, json.dumps(record, allow_nan=False))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        path = self.path / METRICS
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except OSError as error:
+            raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise FedmsError(f"{path}: damaged: not JSON lines") from None
 
     def keep_stage(self, stage: str, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """The server's state at the end of a stage."""
@@ -152,19 +194,74 @@ class RunFolder:
     def _stage_path(self, stage: str) -> Path:
         return self.path / "server" / f"after-{stage}.safetensors"
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        path = self.path / "metrics.jsonl"
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except OSError as error:
-            raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError:
-            raise FedmsError(f"{path}: damaged: not JSON lines") from None
-
-    def config(self) -> Config:
-        """The experiment's config, every default filled in."""
-        return load(self.path / "config.yaml")
-
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_json(self.path / "result.json", result)
+        write_json(self.path / RESULT, result)
+
+    def result(self) -> dict[str, Any] | None:
+        """What the run came to; None where it is not finished."""
+        try:
+            return dict(read_json(self.path / RESULT))
+        except (FedmsError, TypeError, ValueError):
+            return None
+
+    # checkpoints: number n is the state after n exchanges, with all the lines of metrics.jsonl up to there
+
+    def checkpoint(self, number: int, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        clients = {name: newest for name, folder in self._clients().items() if (newest := folder.newest())}
+        write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": clients})
+        self._forget_checkpoints(number)
+
+    def go_back(self, note: Callable[[str], None]) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+        """The newest checkpoint that is whole, with all that clients kept then, and the folder as it was at that moment.
+
+        `note` hears of each that is not whole. Number 0, and nothing, where there is none: then all begins anew.
+        """
+        found: tuple[int, dict[str, Tensor], dict[str, Any]] = 0, {}, {"clients": {}, "records": []}
+        for number in sorted(self._checkpoints(), reverse=True):
+            try:
+                arrays, meta = read_arrays(self._checkpoint_path(number))
+                kept = {name: {kind: tuple(at) for kind, at in newest.items()} for name, newest in meta["clients"].items()}
+                for name, newest in kept.items():
+                    self.client(name).check(newest)
+                found = number, arrays, {**meta, "clients": kept}
+                break
+            except FedmsError as error:
+                note(f"{error}; going on from before it")
+        number, _, meta = found
+        self._forget_checkpoints(number)
+        for name, folder in self._clients().items():
+            folder.rewind(meta["clients"].get(name, {}))
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in meta["records"])
+        write_bytes(self.path / METRICS, lines.encode())
+        return found
+
+    def _forget_checkpoints(self, number: int) -> None:
+        """Remove all but this one and those right before it."""
+        held = self._checkpoints()
+        for other in held - set(sorted(each for each in held if each <= number)[-CHECKPOINTS:]):
+            remove(self._checkpoint_path(other))
+
+    def _checkpoint_path(self, number: int) -> Path:
+        return self.path / "server" / f"state-{number}.safetensors"
+
+    def _checkpoints(self) -> set[int]:
+        names = [path.stem.removeprefix("state-") for path in (self.path / "server").glob("state-*.safetensors")]
+        return {int(name) for name in names if name.isdecimal()}
+
+
+def difference(path: Path, config: Config, ignored: set[str]) -> str | None:
+    """The first key in which the config in the file differs, with both values; None where it does not."""
+    try:
+        there = load(path)
+    except FedmsError:
+        return "one that cannot be read"
+    theirs, ours = (dict(_leaves(each.model_dump(exclude=ignored))) for each in (there, config))
+    return next((f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs[key] != ours[key]), None)
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

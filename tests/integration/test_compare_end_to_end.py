@@ -17,9 +17,13 @@ class Killed(Silent):
 
     def __init__(self) -> None:
         self.begun = self.rounds = 0
+        self.notes = []
 
     def begin(self, config, facts):
         self.begun += 1
+
+    def note(self, text):
+        self.notes.append(text)
 
     def round_done(self, record):
         self.rounds += self.begun == 3
@@ -33,7 +37,10 @@ def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny
         compare(config, tmp_path / "c", Killed())
     finished = {path.parent: path.stat().st_mtime_ns for path in (tmp_path / "c").glob("*/*/result.json")}
     assert len(finished) == 2
-    made = compare(config, tmp_path / "c")
+    again = Killed()
+    again.rounds = 3
+    made = compare(config, tmp_path / "c", again)
+    assert any(note.startswith("going on after") for note in again.notes), "it was thrown away"
     assert all((folder / "result.json").stat().st_mtime_ns == time for folder, time in finished.items())
     assert [(run["row"], run["seed"]) for run in made["runs"]] == [(row, seed) for seed in (0, 1) for row in ("fedms", "mixture-constant")]
     # with a first stage taken over, and without; train_flops differ, as who takes it over fills its clients' caches once more

@@ -12,8 +12,8 @@ from fedms.federation.compute import Compute
 from fedms.federation.methods import METHODS
 from fedms.federation.personal import strip
 from fedms.federation.world import open_world
+from fedms.files import read_arrays
 from fedms.model.expert import Expert
-from fedms.store import read_arrays
 
 pytestmark = pytest.mark.integration
 
@@ -56,7 +56,9 @@ def test_a_method_leaves_every_file_of_the_run_folder(finished, method):
     for client in (folder / "clients").iterdir():
         read_arrays(client / "model.safetensors")
     stages = {stage.name for stage in METHODS[method].stages}
-    assert {path.name for path in (folder / "server").iterdir()} == {"state.safetensors"} | {f"after-{name}.safetensors" for name in stages}
+    server = {path.name for path in (folder / "server").iterdir()}
+    states = {name for name in server if name.startswith("state-")}
+    assert server - states == {f"after-{name}.safetensors" for name in stages} and len(states) <= 2
 
 
 @every_method

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from outcomes import state
 
 from fedms import experiment
 from fedms.config import load
@@ -18,21 +19,16 @@ EVERYTHING = (TIERS, "federation.aggregation=exact", "federation.cohort_local=3"
 """Whatever could depend on an order: growth, tiers, residuals, a cohort in both stages."""
 
 
-def state(run) -> dict[str, bytes]:
-    """All that server and clients keep."""
-    return {str(path.relative_to(run.folder)): path.read_bytes() for path in run.folder.rglob("*.safetensors")}
-
-
 def test_the_same_seed_gives_the_same_run_to_the_last_bit(finished, perform):
     first, second = finished(*EVERYTHING), perform(*EVERYTHING)
     assert first.outcome == second.outcome
-    assert state(first) == state(second)
+    assert state(first.folder) == state(second.folder)
 
 
 def test_workers_give_the_same_run_to_the_last_bit(finished, perform):
     alone, together = finished(*EVERYTHING), perform(*EVERYTHING, "engine.workers=2")
     assert alone.outcome == together.outcome
-    assert state(alone) == state(together)
+    assert state(alone.folder) == state(together.folder)
     assert not (together.folder / "cache").exists()
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fedms.federation.activation import capacities
+from fedms.files import read_arrays
 from fedms.model.expert import block_of
-from fedms.store import read_arrays
 
 pytestmark = pytest.mark.integration
 

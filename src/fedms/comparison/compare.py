@@ -6,7 +6,6 @@ import gc
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +20,11 @@ from fedms.engines.local import forget_peak
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.events import require_tensorboard
+from fedms.files import read_json, write_bytes, write_json
 from fedms.progress import Observer, Silent
 from fedms.report.comparison_metrics import read_comparison
 from fedms.report.comparison_tables import comparison_markdown
 from fedms.report.statistics import summarise
-from fedms.store import read_json, write_bytes, write_json
 
 Keys = dict[str, Any]
 
@@ -62,13 +61,10 @@ def perform(out: Path, runs: Sequence[Run], observer: Observer, what: str) -> No
         if run.folder in there:
             continue
         observer.note(f"{what} {number} of {len(runs)}: {run.label}")
-        folder = out / run.folder
-        if folder.exists():  # begun, and ours: is_finished refuses anything else
-            shutil.rmtree(folder)
         gc.collect()  # the last run's world, which would count as this one's memory
         forget_peak()
         try:
-            experiment.run(run.config, folder, observer, out / run.first if run.first else None)
+            experiment.run(run.config, out / run.folder, observer, out / run.first if run.first else None, resume=True)
         except FedmsError as error:
             raise type(error)(f"{run.label}: {error}") from None
 

@@ -51,6 +51,7 @@ class _Entry:
     values: Tensor | np.memmap
     """[sum of tokens, d]"""
     path: Path | None = None
+    flops: int = 0
 
     @property
     def bytes(self) -> int:
@@ -62,6 +63,8 @@ class PrefixCache:
 
     Attributes:
         flops: forward operations of prefixes computed so far.
+        kept_flops: those of them whose outcome was kept.
+        used: by owner, the boundary of what was kept and has been used since the user of the cache last cleared it, and what it took.
     """
 
     def __init__(self, backbone: Backbone, inputs: Inputs, memory: int, disk: int, folder: Path, enabled: bool = True) -> None:
@@ -72,6 +75,8 @@ class PrefixCache:
         self.folder = folder
         self.enabled = enabled
         self.flops = 0
+        self.kept_flops = 0
+        self.used: dict[str, tuple[str, int]] = {}
         self._entries: dict[str, _Entry] = {}
         self._without_room: set[str] = set()
         self._image_tokens: int | None = None
@@ -83,6 +88,7 @@ class PrefixCache:
         entry = self._entry(samples, boundary) if self.enabled else None
         if entry is None:
             return self._compute(samples.rows[picks], boundary)
+        self.used[samples.owner] = str(boundary), entry.flops
         parts = [torch.as_tensor(np.asarray(entry.values[entry.offsets[i] : entry.offsets[i + 1]])) for i in picks]
         lengths = torch.tensor([len(part) for part in parts])
         padded = pad_sequence(parts, batch_first=True)
@@ -113,10 +119,13 @@ class PrefixCache:
         if made is None:
             self._refuse(samples.owner)
             return None
+        before = self.flops
         for picks in batches(lengths, FILL_BATCH):
             hidden, _ = self._compute(samples.rows[picks], boundary)
             for line, pick in zip(hidden.cpu(), picks, strict=True):
                 made.values[offsets[pick] : offsets[pick + 1]] = line[: lengths[pick]]
+        made.flops = self.flops - before
+        self.kept_flops += made.flops
         self._entries[samples.owner] = made
         return made
 

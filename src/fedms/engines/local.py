@@ -19,13 +19,15 @@ from types import TracebackType
 from typing import IO, Any
 
 from fedms.config import Config
-from fedms.errors import FedmsError
+from fedms.errors import FedmsError, StorageError
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import World
 
 USAGE = b"usage"
 """Asks a worker for its peak memory in bytes."""
+DISK = "disk"
+"""Among the metrics of an update: the client failed because its state could not be written."""
 
 
 class LocalEngine:
@@ -48,7 +50,7 @@ class LocalEngine:
         """Have every task done; updates in the order of the tasks. `arrived` is called as each comes in.
 
         Raises:
-            FedmsError: a worker process died.
+            FedmsError: a worker process died, or a client's state could not be written.
         """
         messages = [encode(task) for task in tasks]
         self.sent += sum(len(message) for message in messages)
@@ -79,7 +81,11 @@ class LocalEngine:
         if errors:
             raise errors[0]
         self.received += sum(len(answer) for answer in answers)
-        return [decode_update(answer) for answer in answers]
+        updates = [decode_update(answer) for answer in answers]
+        for update in updates:
+            if update.metrics.get(DISK):  # it is this machine's, and a client without its state would change the result
+                raise StorageError(update.failure)
+        return updates
 
     def peak_memory(self) -> int:
         """Bytes of resident memory at most, over this process and its workers."""
@@ -111,6 +117,8 @@ def handle(host: ClientHost, message: bytes) -> bytes:
     task = decode_task(message)
     try:
         return encode(host.handle(task))
+    except StorageError as error:
+        return encode(Update(task.client, metrics={DISK: True}, failure=str(error)))
     except (Exception, MemoryError) as error:
         if os.environ.get("FEDMS_DEBUG"):
             raise

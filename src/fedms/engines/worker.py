@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
+from queue import SimpleQueue
+from typing import IO
 
 
 def main() -> None:
@@ -26,15 +29,33 @@ def main() -> None:
     first = read_message(stdin)
     if first is None:
         return
+    idle, messages = threading.Event(), SimpleQueue[bytes | None]()
+    idle.set()
+    threading.Thread(target=_listen, args=(stdin, messages, idle), daemon=True).start()
     try:
         host = ClientHost(open_world(load(yaml.safe_load(first))), folder, number, workers)
     except FedmsError as error:
         sys.exit(f"error: worker {number}: {error}")
     try:
-        while (message := read_message(stdin)) is not None:
-            write_message(stdout, str(peak_memory()).encode() if message == USAGE else handle(host, message))
+        while (message := messages.get()) is not None:
+            answer = str(peak_memory()).encode() if message == USAGE else handle(host, message)
+            idle.set()
+            write_message(stdout, answer)
     finally:
         host.close()
+
+
+def _listen(stdin: IO[bytes], messages: SimpleQueue[bytes | None], idle: threading.Event) -> None:
+    """Pass messages on. At the end of input while one is being worked on, the run has been killed: end at once, and write nothing
+    more into a folder that a resumed run may hold by now."""
+    from fedms.engines.local import read_message
+
+    while (message := read_message(stdin)) is not None:
+        idle.clear()
+        messages.put(message)
+    if not idle.is_set():
+        os._exit(1)
+    messages.put(None)
 
 
 if __name__ == "__main__":

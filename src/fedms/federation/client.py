@@ -24,12 +24,13 @@ from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_rea
 from fedms.federation.start import Start
 from fedms.federation.training import Loss, Plan, network_helps, train_expert, train_gate
 from fedms.federation.world import World
+from fedms.files import write_arrays
 from fedms.model import expert as experts
 from fedms.model import gate as gates
 from fedms.model.expert import Arrays, group
 from fedms.model.mixture import mix
 from fedms.model.statistics import Discriminant, Statistics
-from fedms.store import ClientFolder, write_arrays
+from fedms.store import ClientFolder
 
 RECEIVED, STATE = "received", "state"
 """Kinds of files a client keeps: what it was sent once, and what it trained and never sends."""
@@ -52,12 +53,13 @@ class ClientHost:
 
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""
-        before = self.compute.flops
+        self.compute.begin()
         if sent := {name: array for name, array in task.arrays.items() if name.startswith(("global/", "discriminant.", "everyone."))}:
             sent = self._load(task, RECEIVED) | self._drawn(task, sent) | sent
             self._folder(task).save(RECEIVED, (self._number(task), task.round), sent, {})
         update: Update = getattr(self, f"_{task.kind}")(task)
-        update.metrics.setdefault("flops", self.compute.flops - before)
+        update.metrics.setdefault("flops", self.compute.flops)
+        update.metrics.setdefault("once", self.compute.once)
         return update
 
     def close(self) -> None:
@@ -144,7 +146,6 @@ class ClientHost:
 
     def _train(self, task: Task) -> Update:
         """A round of local training."""
-        before = self.compute.flops
         stage = self.method.stage(task.stage)
         samples = self.world.samples(task.client, "train")
         start = self._start(task)
@@ -160,7 +161,7 @@ class ClientHost:
             gate = self._train_gate(task, stage, samples, gate)
         shared = {name: expert.arrays[name] for name in names if group(name) in stage.shares}
         gate_shared = self.shared_gate_names() if "gate" in stage.shares and self.config.gate.network else ()
-        metrics: dict[str, Any] = {"loss": mean_loss, "flops": self.compute.flops - before}  # what follows is evaluation
+        metrics: dict[str, Any] = {"loss": mean_loss, "flops": self.compute.flops, "once": self.compute.once}  # what follows is evaluation
         if stage.expert == "local":
             private = {name: array for name, array in expert.arrays.items() if stage.average == "beside" or group(name) not in stage.shares}
             own = {name: array for name, array in gate.items() if name not in gate_shared}

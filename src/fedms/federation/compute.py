@@ -29,6 +29,14 @@ class Outputs:
     """[n, C]; None without a head"""
 
 
+@dataclass(frozen=True)
+class _Held:
+    key: str
+    outputs: Outputs
+    used: dict[str, tuple[str, int]]
+    """What `Compute.once` says of it."""
+
+
 class Compute:
     """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached."""
 
@@ -36,12 +44,25 @@ class Compute:
         self.backbone = backbone
         self.cache = cache
         self._spent = 0
-        self._kept: dict[tuple[str, str], tuple[str, Outputs]] = {}
+        self._held: dict[tuple[str, str], _Held] = {}
+
+    def begin(self) -> None:
+        """A new task, for which nothing has been computed yet."""
+        self._spent = self.cache.flops = self.cache.kept_flops = 0
+        self.cache.used = {}
 
     @property
     def flops(self) -> int:
-        """Operations so far: prefixes, forward and backward passes."""
-        return self._spent + self.cache.flops
+        """Operations of this task: forward and backward passes, and prefixes that are not kept."""
+        return self._spent + self.cache.flops - self.cache.kept_flops
+
+    @property
+    def once(self) -> dict[str, tuple[str, int]]:
+        """What this task has used of all that is computed once and kept: by its name, which one it was and the operations it took.
+
+        It is the same whether it was computed in this task, before, or again after a resumption.
+        """
+        return dict(self.cache.used)
 
     def feature(
         self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray, trained: list[int] | None = None
@@ -78,13 +99,18 @@ class Compute:
         return Outputs(normalise(features), logits)
 
     def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """As `outputs`, kept until another expert comes in the same role: for what is frozen over many rounds."""
-        digest = _digest(expert)
-        held = self._kept.get((role, samples.owner))
-        if held is None or held[0] != digest:
-            held = digest, self.outputs(expert, samples, boundary)
-            self._kept[role, samples.owner] = held
-        return held[1]
+        """As `outputs`, kept until another expert or boundary comes in the same role: for what is frozen over many rounds."""
+        key = f"{boundary} {_digest(expert)}"
+        held = self._held.get((role, samples.owner))
+        if held is None or held.key != key:
+            before, self.cache.used, earlier = self.flops, {}, self.cache.used
+            outputs = self.outputs(expert, samples, boundary)
+            spent = self.flops - before
+            self._spent -= spent
+            held = _Held(key, outputs, self.cache.used | {f"{role} {samples.owner}": (key, spent)})
+            self.cache.used, self._held[role, samples.owner] = earlier, held
+        self.cache.used |= held.used
+        return held.outputs
 
 
 def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -99,4 +125,4 @@ def _digest(expert: Expert | None) -> str:
     for name, array in sorted(expert.arrays.items() if expert else []):
         sha.update(name.encode())
         sha.update(array.detach().cpu().numpy().tobytes())
-    return sha.hexdigest()
+    return sha.hexdigest()[:16]

@@ -31,6 +31,7 @@ class Server:
         frozen: what no stage averages any more: the start of what is private, and the global expert once it is settled.
         settled: whether the global expert is finished and frozen.
         delivered: who has what is frozen.
+        booked: by client, what it has computed once and keeps, and which of it: what that took has been counted.
         averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it.
         prior: how often a client meets its own kind of data, as the mixture will assume.
         evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
@@ -48,6 +49,7 @@ class Server:
         self.discriminant: Discriminant | None = None
         self.settled = False
         self.delivered: set[str] = set()
+        self.booked: dict[str, dict[str, str]] = {}
         self.averaged: dict[str, Any] = {}
         self.prior = config.gate.prior
         self.evidence_scale = 1.0
@@ -114,6 +116,27 @@ class Server:
         """Who has answered a task has what came with it: what is frozen, once there is something."""
         if self.frozen:
             self.delivered.update(update.client for update in updates)
+
+    def book(self, updates: Sequence[Update]) -> int:
+        """Operations to count for these answers.
+
+        What a client computes once and keeps counts where an answer first stands on it. A client that has lost it, as after a
+        resumption, computes it again: that is the price of the accident, not of the method, and is not counted.
+        """
+        total = 0
+        for update in updates:
+            total += int(update.metrics.get("flops", 0))
+            booked = self.booked.setdefault(update.client, {})
+            for what, (which, flops) in update.metrics.get("once", {}).items():
+                if booked.get(what) != which:
+                    booked[what] = which
+                    total += int(flops)
+        return total
+
+    def forget_clients(self) -> None:
+        """Take the clients for new ones, who have received nothing and computed nothing."""
+        self.delivered.clear()
+        self.booked.clear()
 
     # state
 
@@ -208,6 +231,7 @@ class Server:
         return arrays, {
             "activation": self.activation.state(),
             "delivered": sorted(self.delivered),
+            "booked": self.booked,
             "settled": self.settled,
             "averaged": self.averaged,
             "prior": self.prior,
@@ -220,7 +244,7 @@ class Server:
         self.discriminant = Discriminant.from_arrays(arrays) if "discriminant.means" in arrays else None
         self.activation.restore(meta["activation"])
         self.delivered, self.settled, self.averaged = set(meta["delivered"]), meta["settled"], meta["averaged"]
-        self.prior, self.evidence_scale = meta["prior"], meta["evidence_scale"]
+        self.prior, self.evidence_scale, self.booked = meta["prior"], meta["evidence_scale"], meta.get("booked", {})
 
 
 def _sum(updates: Sequence[Update], name: str) -> Tensor:

@@ -1,0 +1,189 @@
+"""Files that are written whole or not at all, and read only where they are whole. Safetensors and JSON, never pickle.
+
+Whatever is written goes through this module's `os`: its calls are the points at which a process, a disk or the power can fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_arrays
+from torch import Tensor
+
+from fedms.errors import FedmsError, StorageError
+
+LEFTOVER = re.compile(r"\..+\.\d+\.\d+")
+"""Names of temporary files: those that a killed process has left may go."""
+DIGEST = "sha256"
+
+
+# writing
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, to stay also when the power goes: temporary file, fsync, rename, fsync of the folder."""
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with _told(path):
+        try:
+            _put(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.replace(temporary, path)  # noqa: PTH105 (every change of a file is a call of this module's `os`)
+        except BaseException:
+            remove(temporary)
+            raise
+        _sync_folder(path.parent)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line. One that was cut short by a failure is for the reader to recognise: it does not end."""
+    with _told(path):
+        new = not path.exists()
+        _put(path, (line + "\n").encode(), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if new:
+            _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Arrays and plain values in one safetensors file, with a digest of both."""
+    plain = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
+    values = json.loads(json.dumps(dict(meta)))  # as a reader will find them
+    held = json.dumps({**values, DIGEST: _digest(plain, values)})
+    write_bytes(path, save_arrays(plain, metadata={"fedms": held}))
+
+
+def make_folder(path: Path) -> None:
+    """A folder and those above it, to stay also when the power goes."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        for each in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # made by another worker meanwhile
+                os.mkdir(each)  # noqa: PTH102
+            _sync_folder(each.parent)
+        if not path.is_dir():
+            raise NotADirectoryError(0, "there is a file of that name")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be made: {_reason(error)}") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file that may not be there. One that stays does no harm, so a failure is none."""
+    with contextlib.suppress(OSError):
+        os.unlink(path)  # noqa: PTH108
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is a temporary one."""
+    return LEFTOVER.fullmatch(name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process has left of files that it was writing."""
+    for path in folder.rglob(".*"):
+        if is_leftover(path.name):
+            remove(path)
+
+
+def _put(path: Path, data: bytes, flags: int) -> None:
+    handle = os.open(path, flags, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:  # a write may take less than it was given
+            rest = rest[os.write(handle, rest) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system refuses, as one line that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {_reason(error)}") from None
+
+
+def _reason(error: OSError) -> str:
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
+# reading
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise FedmsError(f"{path}: not valid JSON") from None
+
+
+def read_arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `write_arrays` wrote; FedmsError where the file is missing, torn or altered."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            meta = dict(json.loads((file.metadata() or {})["fedms"]))
+    except FileNotFoundError:
+        raise FedmsError(f"{path}: there is no such file") from None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise FedmsError(f"{path}: damaged: {error}") from None
+    digest = meta.pop(DIGEST, None)
+    if digest is not None and digest != _digest(arrays, meta):  # files of the first version have none
+        raise FedmsError(f"{path}: damaged: what it holds is not what was written")
+    return arrays, meta
+
+
+def _digest(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    sha = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        sha.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+        sha.update(array.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+# one process at a time
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The folder for this process alone, until it lets go or ends, however it does.
+
+    Raises:
+        FedmsError: another process holds it, or it cannot be locked.
+    """
+    with contextlib.ExitStack() as held:
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            held.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FedmsError(f"{path}: another process is at work in this folder") from None
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be locked: {_reason(error)}") from None
+        yield
