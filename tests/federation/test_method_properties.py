@@ -304,6 +304,18 @@ def test_a_fresh_mixer_weighs_both_pairs_alike_and_a_trained_one_by_the_input(ba
         torch.testing.assert_close(linear(x), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["fedper", "fedalt"])
+def test_where_b_alone_is_shared_all_have_the_drawn_a(federation, method):
+    made = federation(method, "federation.aggregation=freeze-a")
+    for number in (1, 2):
+        made.round(number)
+    drawn = fresh_lora(made.world.backbone, [1], 2, made.world.config.seed)[f"{KEY}.lora_A"]
+    assert {group(name) for name in made.sent_up()} == {"B"}
+    for arrays in made.finish().values():
+        assert torch.equal(arrays[f"local/{KEY}.lora_A"], drawn)
+        assert method == "fedper" or torch.equal(arrays[f"local/beside.{KEY}.lora_A"], drawn)
+
+
 # SAL that never grows, FedCLIP, PromptFL, linear probe
 
 

@@ -70,7 +70,7 @@ class Start:
 
     def _others(self, stage: Stage, own: Arrays, average: Arrays) -> Arrays:
         """The average over the other clients: over all, less this one where it was among them."""
-        rest = {name: array for name, array in own.items() if group(name) in LORA} | average  # one that nobody trains is everybody's
+        rest = {name: array.clone() for name, array in own.items() if group(name) in LORA} | average  # what nobody trains is everybody's
         averaged = self.task.settings.get("averaged")
         if averaged and self.when == {"stage": averaged["stage"], "round": averaged["round"]}:
             weight = len(self.world.samples(self.task.client, "train"))
