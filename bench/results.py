@@ -95,7 +95,9 @@ def splice(page: Path, name: str, text: str) -> None:
 def is_whole(setting: str, comparison: Comparison) -> bool:
     """Whether all rows and seeds are in it; a part of them belongs into no page."""
     compared = SETTINGS[setting][2]
-    return [row.name for row in comparison.rows] == compared.get("methods", list(METHODS)) and comparison.seeds == compared["seeds"]
+    methods: list[str] = compared.get("methods", list(METHODS))
+    seeds: list[int] = compared["seeds"]
+    return [row.name for row in comparison.rows] == methods and comparison.seeds == seeds
 
 
 def render(setting: str, comparison: Comparison) -> None:
