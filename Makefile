@@ -37,7 +37,7 @@ demo: install
 	$(BIN)/fedms run examples/assistant.yaml --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
