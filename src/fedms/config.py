@@ -91,6 +91,10 @@ class Federation(Section):
     aggregation: Literal["average", "exact", "freeze-a", "svd"] = "average"
     """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only), `svd` (the mean of
     the products, cut to the rank)."""
+    robust: Literal["none", "median", "trimmed-mean", "multi-krum", "norm-clip"] = "none"
+    """What stands in the mean's place where clients may lie; with `aggregation` `average` or `freeze-a`."""
+    liars: float = Field(0.2, ge=0, lt=0.5)
+    """Share of a round's clients that may lie: what `trimmed-mean` cuts at each end, and `multi-krum` leaves out."""
 
 
 class Training(Section):

@@ -18,6 +18,7 @@ from fedms.engines.local import LocalEngine
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.events import Events, require_tensorboard
+from fedms.federation.admission import Admission
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find, of
@@ -169,6 +170,7 @@ class Experiment:
         self.observer = observer
         self.method = of(self.config)
         self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks)
+        self.admission = Admission(self.server, world.classes, world.capacities)
         self.records: list[dict[str, Any]] = []
         self.closed = 0
         self.reused = False
@@ -256,19 +258,30 @@ class Experiment:
         else:
             line.downlink_bytes += sent
             line.uplink_bytes += received
-            line.train_flops += self.server.book(updates)
         answered = self._answered(line, tasks, updates)
+        if not evaluation:
+            line.train_flops += self.server.book(answered)
         self.server.heard_of(answered)
         return answered
 
     def _answered(self, line: Round, tasks: Sequence[Task], updates: Sequence[Update]) -> list[Update]:
-        failed = [update for update in updates if update.failure is not None]
-        for update in failed:
-            line.failures.append({"client": update.client, "kind": "error", "reason": update.failure or ""})
-            self.observer.note(f"{update.client} failed in {line.stage} round {line.number}: {update.failure}")
-        if len(failed) == len(tasks):
-            raise FedmsError(f"no client could do {tasks[0].kind} in stage {line.stage}, round {line.number}: {failed[0].failure}")
-        return [update for update in updates if update.failure is None]
+        """The answers that count; of the others, a line each."""
+        answered, lost = [], []
+        for task, update in zip(tasks, updates, strict=True):
+            if update.failure is not None:
+                lost.append({"client": task.client, "kind": "error", "reason": update.failure})
+            elif reason := self.admission.refusal(task, update):
+                lost.append({"client": task.client, "kind": "refused", "reason": reason})
+            else:
+                answered.append(update)
+        line.failures += lost
+        for each in lost:
+            how = "failed" if each["kind"] == "error" else "was refused"
+            self.observer.note(f"{each['client']} {how} in {line.stage} round {line.number}: {each['reason']}")
+        if not answered:
+            what = "no client could do" if lost[0]["kind"] == "error" else "no answer was admitted to"
+            raise FedmsError(f"{what} {tasks[0].kind} in stage {line.stage}, round {line.number}: {lost[0]['reason']}")
+        return answered
 
     def _close(self, *records: dict[str, Any]) -> None:
         """Write what has come about. The checkpoint holds the lines, too, so that whatever befalls metrics.jsonl after it is mended."""

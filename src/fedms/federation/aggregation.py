@@ -23,7 +23,7 @@ def average(shared: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str
     """Weighted mean per key (FedAvg, arXiv 1602.05629)."""
     new = dict(shared)
     for name in sorted({name for update in updates for name in update.arrays}):
-        parts = [(update.weight, update.arrays[name]) for update in _ordered(updates) if name in update.arrays]
+        parts = [(update.weight, update.arrays[name]) for update in ordered(updates) if name in update.arrays]
         new[name] = _mean(parts).to(parts[0][1].dtype)
     return new
 
@@ -41,7 +41,7 @@ def exact(shared: Mapping[str, Tensor], updates: Sequence[Update], scale: float)
         A, B = new[name].double(), new[f"{stem}.lora_B"].double()
         parts = [
             (update.weight, (update.arrays[f"{stem}.lora_B"].double() - B) @ (update.arrays[name].double() - A))
-            for update in _ordered(updates)
+            for update in ordered(updates)
             if name in update.arrays
         ]
         lost = (scale * _mean(parts)).float()
@@ -58,7 +58,7 @@ def svd(shared: Mapping[str, Tensor], updates: Sequence[Update], rank: int) -> d
     plain = [replace(update, arrays={n: a for n, a in update.arrays.items() if not n.startswith("block.")}) for update in updates]
     new = average(shared, plain)
     for stem in pairs:
-        found = [update for update in _ordered(updates) if f"{stem}.lora_A" in update.arrays]
+        found = [update for update in ordered(updates) if f"{stem}.lora_A" in update.arrays]
         total = sum(update.weight for update in found)
         A = torch.cat([update.arrays[f"{stem}.lora_A"].double() for update in found])
         B = torch.cat([(update.weight / total) * update.arrays[f"{stem}.lora_B"].double() for update in found], dim=1)
@@ -74,7 +74,8 @@ def svd(shared: Mapping[str, Tensor], updates: Sequence[Update], rank: int) -> d
     return new
 
 
-def _ordered(updates: Sequence[Update]) -> list[Update]:
+def ordered(updates: Sequence[Update]) -> list[Update]:
+    """In the order of client names."""
     return sorted(updates, key=lambda update: update.client)
 
 

@@ -22,7 +22,7 @@ from fedms.federation.method import Stage
 from fedms.federation.methods import of
 from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
 from fedms.federation.start import Start
-from fedms.federation.training import Loss, Plan, network_helps, train_expert, train_gate
+from fedms.federation.training import Loss, Plan, network_helps, rates, train_expert, train_gate
 from fedms.federation.world import World
 from fedms.files import write_arrays
 from fedms.model import expert as experts
@@ -152,7 +152,15 @@ class ClientHost:
         expert, names = start.expert(stage), start.names(stage)
         gate, also, loss = self._start_gate(task, stage, samples)
         anchor = {"sent": lambda: dict(expert.arrays), "start": lambda: start.local(stage)}[stage.pull]() if stage.pull else {}
-        plan = Plan(names, self._rates(stage), stage.phases, anchor, self.config.training.proximal if stage.pull else 0.0, loss, also)
+        plan = Plan(
+            names,
+            rates(stage, self.config.training),
+            stage.phases,
+            anchor,
+            self.config.training.proximal if stage.pull else 0.0,
+            loss,
+            also,
+        )
         order = seeds.numpy_generator(self.config.seed, "batches", stage.budget, task.round, task.client)
         mean_loss = train_expert(self.compute, expert, plan, samples, self._boundary(task), self.config.training, order)
         if also:
@@ -160,7 +168,7 @@ class ClientHost:
         elif gate:
             gate = self._train_gate(task, stage, samples, gate)
         shared = {name: expert.arrays[name] for name in names if group(name) in stage.shares}
-        gate_shared = self.shared_gate_names() if "gate" in stage.shares and self.config.gate.network else ()
+        gate_shared = gates.shared_names(self.config.gate.share) if "gate" in stage.shares and self.config.gate.network else ()
         metrics: dict[str, Any] = {"loss": mean_loss, "flops": self.compute.flops, "once": self.compute.once}  # what follows is evaluation
         if stage.expert == "local":
             private = {name: array for name, array in expert.arrays.items() if stage.average == "beside" or group(name) not in stage.shares}
@@ -169,13 +177,6 @@ class ClientHost:
             self._folder(task).save(STATE, (self._number(task), task.round), own, {"stage": stage.name, "round": task.round})
             metrics |= self._validate(task, gate | prefixed(expert.arrays, "local/"))
         return Update(task.client, shared | {name: gate[name] for name in gate_shared}, len(samples), metrics)
-
-    def _rates(self, stage: Stage) -> tuple[float, float]:
-        """Learning rates of the head and of all else."""
-        config = self.config.training
-        if stage.expert == "local":
-            return config.local_learning_rate, config.local_learning_rate
-        return config.head_learning_rate, config.learning_rate
 
     def _weigh(self, task: Task) -> Update:
         """Log-likelihood of the client's validation labels under each constant weight, or each scale of the evidence."""
@@ -214,9 +215,6 @@ class ClientHost:
         """The prior for what is learned or chosen about the gate: at 0 and 1 the gate says nothing, so then 1/2."""
         prior = self.config.gate.prior
         return prior if 0 < prior < 1 else 0.5
-
-    def shared_gate_names(self) -> tuple[str, ...]:
-        return {"adapter": gates.ADAPTER, "none": (), "all": (*gates.ADAPTER, *gates.NETWORK)}[self.config.gate.share]
 
     def _start_gate(self, task: Task, stage: Stage, samples: Samples) -> tuple[Arrays, list[tuple[Tensor, float]], Loss | None]:
         """The gate's arrays; for the objective `likelihood` also what to train jointly, and the mixture's loss."""

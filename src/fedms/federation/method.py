@@ -90,6 +90,11 @@ class Method:
         config = cfg.load(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
         if config.lora.tiers and any({*LORA} & {*stage.shares} and not stage.averages_products for stage in self.stages):
             raise ConfigError(f"lora.tiers: method {self.name} averages A and B apart, which must be of one rank")
+        if config.federation.robust != "none":
+            if config.federation.aggregation in ("exact", "svd"):
+                raise ConfigError(f"federation.robust: must be `none` with federation.aggregation: {config.federation.aggregation}")
+            if any(stage.average == "beside" for stage in self.stages):
+                raise ConfigError(f"federation.robust: must be `none`, since in method {self.name} clients take themselves out of the mean")
         return config
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedms import seeds
 from fedms.config import Config
-from fedms.federation import aggregation
+from fedms.federation import aggregation, robust
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Method, Stage
@@ -32,6 +32,7 @@ class Server:
         settled: whether the global expert is finished and frozen.
         delivered: who has what is frozen.
         booked: by client, what it has computed once and keeps, and which of it: what that took has been counted.
+        declared: by client, of how many samples it has said that it holds them, by split.
         averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it.
         prior: how often a client meets its own kind of data, as the mixture will assume.
         evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
@@ -50,6 +51,7 @@ class Server:
         self.settled = False
         self.delivered: set[str] = set()
         self.booked: dict[str, dict[str, str]] = {}
+        self.declared: dict[str, dict[str, int]] = {}
         self.averaged: dict[str, Any] = {}
         self.prior = config.gate.prior
         self.evidence_scale = 1.0
@@ -134,9 +136,10 @@ class Server:
         return total
 
     def forget_clients(self) -> None:
-        """Take the clients for new ones, who have received nothing and computed nothing."""
+        """Take the clients for new ones, who have received nothing, computed nothing and declared nothing."""
         self.delivered.clear()
         self.booked.clear()
+        self.declared.clear()
 
     # state
 
@@ -197,7 +200,20 @@ class Server:
         elif stage.averages_products and kind == "svd":
             self.shared = aggregation.svd(self.shared, updates, lora.rank)
         else:
-            self.shared = aggregation.average(self.shared, updates)
+            self.shared = self._mean(updates)
+
+    def _mean(self, updates: Sequence[Update]) -> Arrays:
+        """The weighted mean, or what stands in its place where clients may lie."""
+        federation = self.config.federation
+        if federation.robust == "median":
+            return robust.median(self.shared, updates)
+        if federation.robust == "trimmed-mean":
+            return robust.trimmed_mean(self.shared, updates, federation.liars)
+        if federation.robust == "multi-krum":
+            return robust.multi_krum(self.shared, updates, federation.liars)
+        if federation.robust == "norm-clip":
+            return robust.norm_clip(self.shared, updates)
+        return aggregation.average(self.shared, updates)
 
     def observe(self, stage: Stage, score: float | None) -> bool:
         """Tell the activation how the round went; True where more blocks are active now."""
@@ -232,6 +248,7 @@ class Server:
             "activation": self.activation.state(),
             "delivered": sorted(self.delivered),
             "booked": self.booked,
+            "declared": self.declared,
             "settled": self.settled,
             "averaged": self.averaged,
             "prior": self.prior,
@@ -245,6 +262,7 @@ class Server:
         self.activation.restore(meta["activation"])
         self.delivered, self.settled, self.averaged = set(meta["delivered"]), meta["settled"], meta["averaged"]
         self.prior, self.evidence_scale, self.booked = meta["prior"], meta["evidence_scale"], meta.get("booked", {})
+        self.declared = meta.get("declared", {})
 
 
 def _sum(updates: Sequence[Update], name: str) -> Tensor:

@@ -16,6 +16,7 @@ from fedms.data.features import Samples
 from fedms.data.inputs import batches
 from fedms.errors import FedmsError
 from fedms.federation.compute import Compute
+from fedms.federation.method import Stage
 from fedms.model import flops
 from fedms.model import gate as gates
 from fedms.model.expert import Expert, block_of, group
@@ -23,6 +24,12 @@ from fedms.model.statistics import Discriminant, Evidence, normalise
 
 Loss = Callable[[np.ndarray, Tensor], Tensor]
 """From positions and logits of a batch to its mean loss."""
+
+GATE_BATCH, GATE_DECAY = 64, 1e-2
+"""Features a step of training the gate, and AdamW's decay there."""
+LONGEST_STEP = 7.28
+"""A step of AdamW in units of its learning rate, at most: by Cauchy and Schwarz |m| <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) sqrt(v),
+with b1 = 0.9 and b2 = 0.999, and the correction of its bias only shortens it."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,19 @@ def train_expert(
     return mean
 
 
+def rates(stage: Stage, config: cfg.Training) -> tuple[float, float]:
+    """Learning rates of the head and of all else."""
+    if stage.expert == "local":
+        return config.local_learning_rate, config.local_learning_rate
+    return config.head_learning_rate, config.learning_rate
+
+
+def reach(steps: int, rate: float, decay: float, largest: float) -> float:
+    """How far AdamW can move a number at most in so many steps, where the largest is so large at the start."""
+    far = steps * rate * LONGEST_STEP
+    return far + steps * rate * decay * (largest + far)
+
+
 def reached(names: Sequence[str]) -> list[int]:
     """The blocks that a loss goes back to, to train these arrays; a prompt lies below them all."""
     if "prompt.tokens" in names:
@@ -109,13 +129,13 @@ def train_gate(
     """
     names = (*gates.ADAPTER, *gates.NETWORK)
     leaves = {name: arrays[name].detach().clone().requires_grad_(True) for name in names}
-    optimizer = torch.optim.AdamW(leaves.values(), lr=config.learning_rate, weight_decay=1e-2, fused=True)
+    optimizer = torch.optim.AdamW(leaves.values(), lr=config.learning_rate, weight_decay=GATE_DECAY, fused=True)
     for _ in range(config.epochs):
         drawn = normalise(everyone.draw(len(own), generator)[0])  # as long as real features, or length would tell them apart
         x = torch.cat([own, drawn])
         known = torch.cat([own_evidence, evidence.log_ratio(drawn) if evidence else torch.zeros(len(drawn))])
         target = torch.cat([torch.ones(len(own)), torch.zeros(len(drawn))])
-        for picks in torch.split(torch.randperm(len(x), generator=generator), 64):
+        for picks in torch.split(torch.randperm(len(x), generator=generator), GATE_BATCH):
             value = F.binary_cross_entropy_with_logits(known[picks] + gates.delta(leaves, x[picks]), target[picks])
             optimizer.zero_grad()
             value.backward()  # type: ignore[no-untyped-call]

@@ -23,6 +23,11 @@ ADAPTER = ("gate.adapter.down", "gate.adapter.up")
 NETWORK = ("gate.network.hidden.weight", "gate.network.hidden.bias", "gate.network.out.weight", "gate.network.out.bias")
 
 
+def shared_names(share: str) -> tuple[str, ...]:
+    """Which of a gate's arrays are averaged over the clients, by `gate.share`."""
+    return {"adapter": ADAPTER, "none": (), "all": (*ADAPTER, *NETWORK)}[share]
+
+
 def fresh_gate(size: int, adapter_rank: int, hidden: int, seed: int, client: str) -> dict[str, Tensor]:
     """A gate for features of this size. The adapter is the same for every client, the network each client's own."""
 
