@@ -100,7 +100,7 @@ class Method:
 
 GLOBAL = Stage("global", "global", "global", (*LORA, "head"), (*LORA, "head"), "all")
 """Federated LoRA with all blocks."""
-GLOBAL_SAL = Stage("global", "global", "global", (*LORA, "head"), (*LORA, "head"), "sal")
+GLOBAL_SAL = replace(GLOBAL, activation="sal")
 """Federated LoRA, sparsely activated: the first stage of FedMS."""
 LOCAL = Stage("local", "local", "local", (*LORA, "head"), (), "all")
 """Each client's own expert, on from the global one; with all blocks."""

@@ -10,7 +10,9 @@ FlexLoRA: Bai et al., Federated Fine-tuning of Large Language Models under Heter
 the clients' ranks are `lora.tiers`.
 """
 
-from fedms.federation.method import GLOBAL, GLOBAL_SAL, Method, Stage
+from dataclasses import replace
+
+from fedms.federation.method import GLOBAL, GLOBAL_SAL, Method
 
 METHODS = (
     Method("fedavg", "federated LoRA in all blocks, one model for all", "arXiv 1602.05629", (GLOBAL,), "global"),
@@ -27,14 +29,14 @@ METHODS = (
         "fedprox",
         "fedavg with a proximal term that keeps clients near what they were sent",
         "arXiv 1812.06127",
-        (Stage("global", "global", "global", ("A", "B", "head"), ("A", "B", "head"), "all", pull="sent"),),
+        (replace(GLOBAL, pull="sent"),),
         "global",
     ),
     Method(
         "ffa-lora",
         "fedavg with A frozen, so that averaging B is exact",
         "arXiv 2403.12313",
-        (Stage("global", "global", "global", ("B", "head"), ("B", "head"), "all"),),
+        (GLOBAL.without("A"),),
         "global",
     ),
     Method(

@@ -6,9 +6,11 @@ PFL-MoE: Guo et al., PFL-MoE: Personalized Federated Learning Based on Mixture o
 outputs, trained with the local expert by the mixture's likelihood, all of it private.
 """
 
-from fedms.federation.method import GLOBAL, GLOBAL_SAL, LOCAL, LORA, Method, Stage
+from dataclasses import replace
 
-_LOCAL_SAL = Stage("local", "local", "local", (*LORA, "head"), (), "sal")
+from fedms.federation.method import GLOBAL, GLOBAL_SAL, LOCAL, Method
+
+_LOCAL_SAL = replace(LOCAL, activation="sal")
 
 METHODS = (
     Method(
@@ -32,7 +34,7 @@ METHODS = (
         "pfl-moe",
         "global and local expert, a private gate over their outputs trained by the likelihood",
         "arXiv 2012.15589",
-        (GLOBAL, Stage("local", "local", "local", (*LORA, "head", "gate"), (), "all")),
+        (GLOBAL, replace(LOCAL, trains=(*LOCAL.trains, "gate"))),
         "mixture",
         gate="learned",
         settings={"gate.objective": "likelihood", "gate.network": True, "gate.share": "none"},
