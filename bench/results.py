@@ -20,7 +20,7 @@ from fedms.config import load
 from fedms.federation.methods import METHODS
 from fedms.progress import observer
 from fedms.report.comparison_metrics import Comparison, read_comparison
-from fedms.report.comparison_tables import headline_markdown
+from fedms.report.comparison_tables import differences_markdown, headline_markdown
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
@@ -101,10 +101,11 @@ def is_whole(setting: str, comparison: Comparison) -> bool:
 
 
 def render(setting: str, comparison: Comparison) -> None:
-    """The setting's table and picture into the docs."""
+    """The setting's tables and picture into the docs."""
     draw(setting, comparison, ROOT / "docs" / "pictures" / f"frontier-{setting}.png")
     for page in PAGES:
         splice(page, f"table {setting}", headline_markdown(comparison))
+        splice(page, f"differences {setting}", differences_markdown(comparison))
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         table=headline_markdown(comparison),
         marks=MARKS.replace("Bold", "**Bold**"),
         baseline=comparison.baseline.name,
-        differences=_differences(comparison),
+        differences=differences_markdown(comparison),
         resamples=RESAMPLES,
         fewest=FEWEST_PAIRS,
         tuning=_tuning(comparison.tuning),
@@ -134,7 +134,8 @@ def _best(row: Mapping[str, Any], column: Column) -> bool:
     return bool(row["best"].get(column.metric) == "best")
 
 
-def _differences(comparison: Comparison) -> str:
+def differences_markdown(comparison: Comparison) -> str:
+    """Each row less the baseline, in points, as a Markdown table."""
     lines = []
     for row in (each.record for each in comparison.rows):
         if against := row.get("versus_baseline"):
