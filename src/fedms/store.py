@@ -30,8 +30,11 @@ from fedms.files import (
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
 ELSEWHERE = "name another folder with --out"
-HOW = {"engine", "cache", "log", "compare"}
-"""Keys that do not change what a run comes to."""
+HOW: dict[str, Any] = {
+    **dict.fromkeys(("engine", "cache", "log", "compare"), True),
+    "federation": {"quorum", "deadline_seconds", "attempts"},
+}
+"""Keys that do not change what a run comes to, or only where clients fail."""
 KEPT_BEFORE = 2
 """Versions of a client's file that are kept beside the newest: a round that is run again needs the one before it, and so does the
 round before that one, which is run again where the newest checkpoint is damaged."""
@@ -249,7 +252,7 @@ class RunFolder:
         return {int(name) for name in names if name.isdecimal()}
 
 
-def difference(path: Path, config: Config, ignored: set[str]) -> str | None:
+def difference(path: Path, config: Config, ignored: dict[str, Any]) -> str | None:
     """The first key in which the config in the file differs, with both values; None where it does not."""
     try:
         there = load(path)
