@@ -6,6 +6,7 @@ imported.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.abc
 import importlib.util
 import json
@@ -13,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class Rule:
     """What a client does instead of its task, or before it; None is any."""
 
     how: str
-    """`raise`, `die`, `hang`, `late` (hangs for `seconds`, then answers) or `leave` (the process ends as if it were done)."""
+    """`raise`, `die`, `hang`, `late` (hangs for `seconds`, then answers), `leave` (the process ends as if it were done) or `lie`."""
     client: str | None = None
     kind: str | None = None
     stage: str | None = None
@@ -36,9 +37,13 @@ class Rule:
     times: int | None = None
     """Only so often, over all processes."""
     seconds: float = LONG
+    drawn: tuple[float, float] = (0.0, 1.0)
+    """Only in this part of all (client, stage, round), which lie between 0 and 1 by chance."""
 
     def meets(self, task: Any) -> bool:
         here = all(getattr(self, key) in (None, getattr(task, key)) for key in ("client", "kind", "stage", "round"))
+        drawn = int(hashlib.sha256(f"{task.client} {task.stage} {task.round}".encode()).hexdigest()[:8], 16) / 2**32
+        here = here and self.drawn[0] <= drawn < self.drawn[1]
         return here and (self.times is None or self._count(task) <= self.times)
 
     def _count(self, task: Any) -> int:
@@ -55,7 +60,8 @@ class Rule:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "leave":
             os._exit(0)
-        time.sleep(self.seconds)
+        if self.how in ("hang", "late"):
+            time.sleep(self.seconds)
 
 
 def around(host: Any) -> None:
@@ -63,11 +69,11 @@ def around(host: Any) -> None:
     good = host.handle
 
     def handle(self: Any, task: Any) -> Any:
-        for values in json.loads(Path(os.environ[RULES]).read_text()):
-            rule = Rule(**values)
-            if rule.meets(task):
-                rule.do()
-        return good(self, task)
+        met = [rule for values in json.loads(Path(os.environ[RULES]).read_text()) if (rule := Rule(**values)).meets(task)]
+        for rule in met:
+            rule.do()
+        update = good(self, task)
+        return replace(update, weight=-1.0) if any(rule.how == "lie" for rule in met) else update
 
     host.handle = handle
 

@@ -119,7 +119,7 @@ def kept(folder: Path) -> dict[str, Any]:
         arrays, meta = read_arrays(path)
         found[str(path.relative_to(folder))] = (
             {name: (array.dtype, array.shape, array.numpy().tobytes()) for name, array in arrays.items()},
-            {key: value for key, value in meta.items() if key not in ("records", "declared")},
+            {key: value for key, value in meta.items() if key not in ("lines", "declared")},
         )
     return found
 
