@@ -14,6 +14,7 @@ from fedms.federation.messages import Failure, Kind, Loss, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.server import Server
 from fedms.progress import Observer
+from fedms.report.words import plural
 from fedms.store import RunFolder
 
 WORDS: dict[Loss, str] = {"error": "failed", "died": "died", "deadline": "was too late", "refused": "was refused"}
@@ -119,14 +120,14 @@ class Asking:
             heard = {update.client for update in came}
             waiting += [client for client in asked if client not in heard]
             if attempt < self.attempts:
-                self.observer.note(f"{line.place}: {len(answered)} of {needed} answers needed to {kind}; asking again")
+                self.observer.note(f"{line.place}, {kind}: {len(answered)} of {plural(needed, 'answer')} needed; asking again")
         self.folder.append_metrics(line.record())
         last = line.failures[-1]
         if kind == "test":
-            raise FedmsError(f"{last.client} could not be tested, so there is no result: {last.reason}; --resume tests again")
+            raise FedmsError(f"{last.client} could not be tested, so there is no result: {last.reason}; go on with --resume")
         raise FedmsError(
-            f"{line.place}: {len(answered)} of {needed} answers needed to {kind}, in {self.attempts} attempts; "
-            f"{last.client} {WORDS[last.kind]}: {last.reason}; --resume goes on from the last whole round"
+            f"{line.place}, {kind}: {len(answered)} of {plural(needed, 'answer')} needed, after {plural(self.attempts, 'attempt')}; "
+            f"{last.client} {WORDS[last.kind]}: {last.reason}; go on with --resume"
         )
 
     def _exchange(self, line: Round, tasks: Sequence[Task], most: int, evaluation: bool) -> list[Update]:

@@ -129,7 +129,6 @@ class Experiment:
     """The loop over stages and rounds.
 
     Attributes:
-        records: the lines of metrics.jsonl so far.
         closed: how many checkpoints have been written: the number of the newest.
         reused: whether the first stage is another run's.
     """
@@ -143,7 +142,6 @@ class Experiment:
         self.method = of(self.config)
         self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks)
         self.asking = Asking(self.server, Admission(self.server, world.classes, world.capacities), engine, folder, observer)
-        self.records: list[dict[str, Any]] = []
         self.closed = 0
         self.reused = False
         self.base_means: torch.Tensor | None = None
@@ -189,9 +187,9 @@ class Experiment:
         if not self.closed:
             return
         self.server.restore(arrays, meta)
-        self.records, self.reused = meta["records"], meta["reused"]
+        self.reused = meta["reused"]
         self.base_means = arrays.get(BASE)
-        for last in self.records[-1:]:
+        for last in meta["records"][-1:]:
             self.observer.note(f"going on after {last['stage']}" + (f" round {last['round']}" if last["rounds"] else ""))
 
     def _take(self, reuse: RunFolder | None) -> None:
@@ -218,13 +216,12 @@ class Experiment:
     # ends of exchanges
 
     def _close(self, *records: dict[str, Any]) -> None:
-        """Write what has come about. The checkpoint holds the lines, too, so that whatever befalls metrics.jsonl after it is mended."""
+        """Write what has come about. The lines are kept with the checkpoint, so that whatever befalls metrics.jsonl after it is mended."""
         arrays, meta = self.server.checkpoint()
         if self.base_means is not None:
             arrays[BASE] = self.base_means.clone()  # it may be the discriminant's own
-        self.records += records
         self.closed += 1
-        self.folder.checkpoint(self.closed, arrays, {**meta, "records": self.records, "reused": self.reused})
+        self.folder.checkpoint(self.closed, arrays, {**meta, "reused": self.reused}, records)
         for record in records:
             self.folder.append_metrics(record)
         for record in records:
@@ -302,9 +299,8 @@ class Experiment:
             evidence_scale=server.evidence_scale,
         )
         record = line.record()
-        self.records.append(record)
         self.folder.append_metrics(record)
-        result = make_result(self.world, self.method, updates, self.records, self.engine.peak_memory(), server)
+        result = make_result(self.world, self.method, updates, self.folder.metrics(), self.engine.peak_memory(), server)
         self.folder.write_result(result)
         self.observer.round_done(record)
         self.observer.end(result)
