@@ -16,9 +16,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from fedms.config import Config
+from fedms.engines.allocator import keep_freed_memory, keeping_freed_memory
 from fedms.errors import FedmsError, StorageError
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
@@ -43,6 +44,8 @@ class LocalEngine:
         self._folder = folder
         self._homes = {name: number for number, name in enumerate(world.clients)}
         self.workers = worker_count(world.config)
+        if self.workers == 1:
+            keep_freed_memory()
         self._host = ClientHost(world, folder) if self.workers == 1 else None
         self._workers = [] if self._host else [_Worker(world.config, folder, number, self.workers) for number in range(self.workers)]
 
@@ -157,7 +160,7 @@ class _Worker:
     """One worker process, spoken to over its standard input and output."""
 
     def __init__(self, config: Config, folder: Path, number: int, workers: int) -> None:
-        environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**keeping_freed_memory(os.environ), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         command = [sys.executable, "-m", "fedms.engines.worker", str(folder), str(number), str(workers)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
         assert self._process.stdin and self._process.stdout
