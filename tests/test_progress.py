@@ -77,7 +77,7 @@ def test_plain_lines_are_one_a_round_without_escape_codes(capsys: pytest.Capture
     with PlainLines() as watcher:
         watcher.begin(CONFIG, FACTS)
         watcher.round_done(record("statistics", 0, validation_score=None, train_loss=None))
-        watcher.round_done(record("global", 1, failures=["client-1"]))
+        watcher.round_done(record("global", 1, failures=[{"kind": kind} for kind in ("died", "error", "died")]))
         watcher.note("a note")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
@@ -85,7 +85,7 @@ def test_plain_lines_are_one_a_round_without_escape_codes(capsys: pytest.Capture
         "statistics  blocks 2  score –  loss –  2.0 s  left –",
     ]
     assert lines[2].startswith("global 1/4  blocks 2  score 0.7500  loss 0.500  2.0 s  left 0:") and lines[3:] == ["a note"]
-    assert lines[2].endswith("failed: 1")
+    assert lines[2].endswith("failed: 2 died, 1 error")
 
 
 def test_plain_lines_bear_a_record_with_nothing_in_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedms.config_keys import first_wrong, overridden, placed, tuples
+from fedms.config_federation import Federation
+from fedms.config_keys import Section, first_wrong, overridden, placed, tuples
 from fedms.errors import ConfigError
 from fedms.yaml_text import plain, read_yaml
 
@@ -25,12 +26,6 @@ LONGEST_ROW = 64
 """Bytes of such a name at most."""
 SAME = ("seed", "data", "partition", "compare", "evaluation.everyone", "evaluation.validation")
 """Keys and sections in which the rows of a comparison must not differ, or it would pair results on different samples."""
-
-
-class Section(BaseModel):
-    """A group of keys. Unknown keys are refused, types are not guessed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Model(Section):
@@ -77,24 +72,6 @@ class Partition(Section):
     """Share kept for the test where the source has no test split of its own."""
     min_samples: int = Field(10, ge=3)
     """Fewest samples beside its test samples that a client may hold, to train and validate; an allocation below it is drawn again."""
-
-
-class Federation(Section):
-    cohort: int = Field(10, ge=1)
-    """Clients asked in a round of the global stage."""
-    cohort_local: int | None = Field(None, ge=1)
-    """Clients asked in a round of the local stage; default: all of them."""
-    rounds_global: int = Field(10, ge=0)
-    """Rounds of the first stage (T1)."""
-    rounds_local: int = Field(3, ge=0)
-    """Rounds of the second stage (T2)."""
-    aggregation: Literal["average", "exact", "freeze-a", "svd"] = "average"
-    """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only), `svd` (the mean of
-    the products, cut to the rank)."""
-    robust: Literal["none", "median", "trimmed-mean", "multi-krum", "norm-clip"] = "none"
-    """What stands in the mean's place where clients may lie; with `aggregation` `average` or `freeze-a`."""
-    liars: float = Field(0.2, ge=0, lt=0.5)
-    """Share of a round's clients that may lie: what `trimmed-mean` cuts at each end, and `multi-krum` leaves out."""
 
 
 class Training(Section):
@@ -276,13 +253,13 @@ class Compare(Section):
 
     methods: tuple[str, ...] | None = None
     """Rows by name, from `fedms methods`; default: all of them."""
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """More rows: a name, and the keys in which it differs, as in `{"prior 0.9": {method: fedms, gate.prior: 0.9}}`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every row runs once with each."""
     baseline: str = "fedms"
     """The row that the others are measured against; the first row where this one is not compared."""
-    tune: dict[str, tuple[Any, ...]] = {}
+    tune: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """A grid to choose from for each row, on the first seed: key and candidates, as in `training.learning_rate: [3e-4, 1e-3]`."""
     criterion: Literal["accuracy_local", "accuracy_global"] = "accuracy_local"
     """The accuracy on validation data by which the grid is decided."""
@@ -333,10 +310,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        for key in ("cohort", "cohort_local"):
-            value = getattr(self.federation, key)
-            if value is not None and value > self.partition.clients:
-                raise ValueError(f"federation.{key}: {value} is more than partition.clients ({self.partition.clients})")
+        self.federation.check(self.partition.clients)
         if self.lora.tiers and self.federation.aggregation != "svd":
             raise ValueError("lora.tiers: pairs of different ranks can only be averaged with federation.aggregation: svd")
         if self.partition.rule == "column" and self.partition.column is None:

@@ -1,14 +1,20 @@
-"""Dotted keys of a config, as overrides and variants have them, and what is wrong with a value in one line."""
+"""What a section of a config is, dotted keys as overrides and variants have them, and what is wrong with a value in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from fedms.errors import ConfigError
 from fedms.yaml_text import parse, plain
+
+
+class Section(BaseModel):
+    """A group of keys. Unknown keys are refused, types are not guessed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def overridden(values: dict[str, Any], text: str) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from fedms.asking import Asking, Round
 from fedms.config import Config
 from fedms.data import sources
 from fedms.data.partition import partition
@@ -19,7 +19,6 @@ from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.events import Events, require_tensorboard
 from fedms.federation.admission import Admission
-from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import find, of
 from fedms.federation.personal import gate_reads_statistics
@@ -117,33 +116,6 @@ def first_stage_settings(config: Config) -> dict[str, Any]:
     return config.model_dump(exclude=LATER)
 
 
-@dataclass
-class Round:
-    """What one line of metrics.jsonl is made from."""
-
-    stage: str
-    number: int
-    planned: int
-    active_blocks: int
-    cohort: list[str]
-    failures: list[dict[str, str]] = field(default_factory=list)
-    train_loss: float | None = None
-    validation_score: float | None = None
-    uplink_bytes: int = 0
-    downlink_bytes: int = 0
-    evaluation_bytes: int = 0
-    train_flops: int = 0
-    began: float = field(default_factory=time.perf_counter)
-
-    def record(self) -> dict[str, Any]:
-        values = {key: value for key, value in vars(self).items() if key not in ("number", "planned", "began")}
-        return {"stage": values.pop("stage"), "round": self.number, "rounds": self.planned, **values, "seconds": self.seconds}
-
-    @property
-    def seconds(self) -> float:
-        return round(time.perf_counter() - self.began, 4)
-
-
 @dataclass(frozen=True)
 class Step:
     """One thing to do, in its turn."""
@@ -157,7 +129,6 @@ class Experiment:
     """The loop over stages and rounds.
 
     Attributes:
-        records: the lines of metrics.jsonl so far.
         closed: how many checkpoints have been written: the number of the newest.
         reused: whether the first stage is another run's.
     """
@@ -170,8 +141,7 @@ class Experiment:
         self.observer = observer
         self.method = of(self.config)
         self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks)
-        self.admission = Admission(self.server, world.classes, world.capacities)
-        self.records: list[dict[str, Any]] = []
+        self.asking = Asking(self.server, Admission(self.server, world.classes, world.capacities), engine, folder, observer)
         self.closed = 0
         self.reused = False
         self.base_means: torch.Tensor | None = None
@@ -217,9 +187,9 @@ class Experiment:
         if not self.closed:
             return
         self.server.restore(arrays, meta)
-        self.records, self.reused = meta["records"], meta["reused"]
+        self.reused = meta["reused"]
         self.base_means = arrays.get(BASE)
-        for last in self.records[-1:]:
+        for last in meta["records"][-1:]:
             self.observer.note(f"going on after {last['stage']}" + (f" round {last['round']}" if last["rounds"] else ""))
 
     def _take(self, reuse: RunFolder | None) -> None:
@@ -243,54 +213,15 @@ class Experiment:
             "plan": [{"stage": stage.name, "rounds": self.server.rounds(stage)} for stage in self.method.stages],
         }
 
-    # asking clients
-
-    def _ask(
-        self, line: Round, kind: Kind, clients: Sequence[str], stage: Stage | None, evaluation: bool = False, **more: Any
-    ) -> list[Update]:
-        """Have a task done by these clients and book what it cost; updates of those that answered."""
-        tasks = self.server.tasks(kind, clients, stage, line.number, **more)
-        sent, received = self.engine.sent, self.engine.received
-        updates = self.engine.run(tasks)
-        sent, received = self.engine.sent - sent, self.engine.received - received
-        if evaluation:
-            line.evaluation_bytes += sent + received
-        else:
-            line.downlink_bytes += sent
-            line.uplink_bytes += received
-        answered = self._answered(line, tasks, updates)
-        if not evaluation:
-            line.train_flops += self.server.book(answered)
-        self.server.heard_of(answered)
-        return answered
-
-    def _answered(self, line: Round, tasks: Sequence[Task], updates: Sequence[Update]) -> list[Update]:
-        """The answers that count; of the others, a line each."""
-        answered, lost = [], []
-        for task, update in zip(tasks, updates, strict=True):
-            if update.failure is not None:
-                lost.append({"client": task.client, "kind": "error", "reason": update.failure})
-            elif reason := self.admission.refusal(task, update):
-                lost.append({"client": task.client, "kind": "refused", "reason": reason})
-            else:
-                answered.append(update)
-        line.failures += lost
-        for each in lost:
-            how = "failed" if each["kind"] == "error" else "was refused"
-            self.observer.note(f"{each['client']} {how} in {line.stage} round {line.number}: {each['reason']}")
-        if not answered:
-            what = "no client could do" if lost[0]["kind"] == "error" else "no answer was admitted to"
-            raise FedmsError(f"{what} {tasks[0].kind} in stage {line.stage}, round {line.number}: {lost[0]['reason']}")
-        return answered
+    # ends of exchanges
 
     def _close(self, *records: dict[str, Any]) -> None:
-        """Write what has come about. The checkpoint holds the lines, too, so that whatever befalls metrics.jsonl after it is mended."""
+        """Write what has come about. The lines are kept with the checkpoint, so that whatever befalls metrics.jsonl after it is mended."""
         arrays, meta = self.server.checkpoint()
         if self.base_means is not None:
             arrays[BASE] = self.base_means.clone()  # it may be the discriminant's own
-        self.records += records
         self.closed += 1
-        self.folder.checkpoint(self.closed, arrays, {**meta, "records": self.records, "reused": self.reused})
+        self.folder.checkpoint(self.closed, arrays, {**meta, "reused": self.reused}, records)
         for record in records:
             self.folder.append_metrics(record)
         for record in records:
@@ -315,10 +246,10 @@ class Experiment:
         """Every client sends its sums once; then the discriminant's temperature is chosen on all validation data."""
         server = self.server
         line = Round("statistics", 0, 0, len(server.active(stage)), server.clients)
-        updates = self._ask(line, "statistics", server.clients, stage, evaluation, features=features)
+        ask = partial(self.asking.ask, line, clients=server.clients, stage=stage, evaluation=evaluation, features=features)
+        updates = ask(kind="statistics")
         discriminant = server.learn_statistics(updates)
-        answers = self._ask(line, "calibrate", server.clients, stage, evaluation, arrays=discriminant.to_arrays(), features=features)
-        server.calibrate(discriminant, answers)
+        server.calibrate(discriminant, ask(kind="calibrate", arrays=discriminant.to_arrays()))
         if features == "backbone":
             self._note_base()
         self._close(line.record())
@@ -332,8 +263,8 @@ class Experiment:
 
     def _round(self, stage: Stage, number: int) -> None:
         server = self.server
-        line = Round(stage.name, number, server.rounds(stage), len(server.active(stage)), server.cohort(stage, number))
-        updates = self._ask(line, "train", line.cohort, stage, arrays=server.shared)
+        line = Round(stage.name, number, server.rounds(stage), len(server.active(stage)), [])
+        updates = self.asking.round(line, stage)
         weight = sum(update.weight for update in updates)
         line.train_loss = sum(update.weight * float(update.metrics["loss"]) for update in updates) / weight
         server.aggregate(stage, number, updates)
@@ -341,7 +272,7 @@ class Experiment:
         if stage.expert == "local":
             line.validation_score = sum(u.metrics["correct"] for u in updates) / sum(u.metrics["validated"] for u in updates)
         elif last or number % self.config.evaluation.every == 0:
-            scored = self._ask(line, "evaluate", server.clients, stage, True, arrays=server.shared)
+            scored = self.asking.ask(line, "evaluate", server.clients, stage, evaluation=True, arrays=server.shared)
             line.validation_score = sum(update.metrics["correct"] for update in scored) / sum(update.weight for update in scored)
         if not last and server.observe(stage, line.validation_score):
             self.observer.note(f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now")
@@ -353,20 +284,23 @@ class Experiment:
         line = Round("end", 0, 0, len(server.active(self.method.stages[-1] if self.method.stages else None)), server.clients)
         arrays = dict(server.shared)
         if self.method.gate == "constant" or self._gate_reads_statistics():
-            server.weigh(self._ask(line, "weigh", server.clients, None, arrays=arrays))
+            server.weigh(self.asking.ask(line, "weigh", server.clients, None, arrays=arrays))
         if self.base_means is not None and self.world.backbone.kind == "image":
             arrays[BASE] = self.base_means
-        updates = self._ask(
-            line, "test", server.clients, None, True, arrays=arrays, prior=server.prior, evidence_scale=server.evidence_scale
+        updates = self.asking.ask(
+            line,
+            "test",
+            server.clients,
+            None,
+            needed=len(server.clients),  # a result is about every client
+            evaluation=True,
+            arrays=arrays,
+            prior=server.prior,
+            evidence_scale=server.evidence_scale,
         )
         record = line.record()
-        self.records.append(record)
         self.folder.append_metrics(record)
-        answered = {update.client for update in updates}
-        for failure in line.failures:
-            if failure["client"] not in answered:
-                raise FedmsError(f"{failure['client']} could not be tested, so there is no result: {failure['reason']}")
-        result = make_result(self.world, self.method, updates, self.records, self.engine.peak_memory(), server)
+        result = make_result(self.world, self.method, updates, self.folder.metrics(), self.engine.peak_memory(), server)
         self.folder.write_result(result)
         self.observer.round_done(record)
         self.observer.end(result)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from fedms.report.words import tally
+
 MISSING = "–"
 
 
@@ -114,7 +116,7 @@ class PlainLines(Silent):
         parts += [f"blocks {record.get('active_blocks', MISSING)}", f"score {_score(record)}", f"loss {_loss(record)}"]
         parts += [f"{_number(record, 'seconds'):.1f} s", f"left {self._remaining}"]
         failures = record.get("failures") or []
-        self.note("  ".join(parts) + (f"  failed: {len(failures)}" if failures else ""))
+        self.note("  ".join(parts) + (f"  failed: {tally(failures)}" if failures else ""))
 
     def note(self, text: str) -> None:
         """The text on a line of its own, at once."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ from fedms.files import (
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
 ELSEWHERE = "name another folder with --out"
-HOW = {"engine", "cache", "log", "compare"}
-"""Keys that do not change what a run comes to."""
+HOW: dict[str, Any] = {
+    **dict.fromkeys(("engine", "cache", "log", "compare"), True),
+    "federation": {"quorum", "deadline_seconds", "attempts"},
+}
+"""Keys that do not change what a run comes to, or only where clients fail."""
 KEPT_BEFORE = 2
 """Versions of a client's file that are kept beside the newest: a round that is run again needs the one before it, and so does the
 round before that one, which is run again where the newest checkpoint is damaged."""
@@ -99,6 +103,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._kept = hashlib.sha256()
+        self._count = 0
 
     # whose it is
 
@@ -172,7 +178,7 @@ class RunFolder:
         return {path.name: ClientFolder(path) for path in sorted(found) if path.is_dir()}
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        append_line(self.path / METRICS, json.dumps(record, allow_nan=False))
+        append_line(self.path / METRICS, _line(record))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
@@ -204,36 +210,63 @@ class RunFolder:
         except (FedmsError, TypeError, ValueError):
             return None
 
-    # checkpoints: number n is the state after n exchanges, with all the lines of metrics.jsonl up to there
+    # checkpoints: number n is the state after n exchanges, with a digest of all the lines of metrics.jsonl up to there. The lines
+    # themselves are in a file of their own, which grows by each exchange's: in the checkpoints they would be written again each time
 
-    def checkpoint(self, number: int, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def checkpoint(self, number: int, arrays: Mapping[str, Tensor], meta: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the state, and those lines of metrics.jsonl that come with it."""
+        make_folder(self._lines_path.parent)
+        for record in records:
+            line = _line(record)
+            append_line(self._lines_path, line)
+            self._kept.update(f"{line}\n".encode())
+        self._count += len(records)
         clients = {name: newest for name, folder in self._clients().items() if (newest := folder.newest())}
-        write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": clients})
+        lines = {"count": self._count, "sha256": self._kept.hexdigest()}
+        write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": clients, "lines": lines})
         self._forget_checkpoints(number)
 
     def go_back(self, note: Callable[[str], None]) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
         """The newest checkpoint that is whole, with all that clients kept then, and the folder as it was at that moment.
 
-        `note` hears of each that is not whole. Number 0, and nothing, where there is none: then all begins anew.
+        `note` hears of each that is not whole. Number 0, and nothing, where there is none: then all begins anew. Among the values are
+        the `records` of metrics.jsonl up to there.
         """
-        found: tuple[int, dict[str, Tensor], dict[str, Any]] = 0, {}, {"clients": {}, "records": []}
+        found: tuple[int, dict[str, Tensor], dict[str, Any]] = 0, {}, {"clients": {}}
+        lines = b""
         for number in sorted(self._checkpoints(), reverse=True):
             try:
                 arrays, meta = read_arrays(self._checkpoint_path(number))
                 kept = {name: {kind: tuple(at) for kind, at in newest.items()} for name, newest in meta["clients"].items()}
                 for name, newest in kept.items():
                     self.client(name).check(newest)
+                lines = self._lines(number, **meta.get("lines", {}))
                 found = number, arrays, {**meta, "clients": kept}
                 break
             except FedmsError as error:
                 note(f"{error}; going on from before it")
-        number, _, meta = found
+        number, arrays, meta = found
         self._forget_checkpoints(number)
         for name, folder in self._clients().items():
             folder.rewind(meta["clients"].get(name, {}))
-        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in meta["records"])
-        write_bytes(self.path / METRICS, lines.encode())
-        return found
+        for path in (self._lines_path, self.path / METRICS):
+            write_bytes(path, lines)
+        records = [json.loads(line) for line in lines.splitlines()]
+        self._kept, self._count = hashlib.sha256(lines), len(records)
+        return number, arrays, {**meta, "records": records}
+
+    def _lines(self, number: int, count: int = 0, sha256: str = "") -> bytes:
+        """The lines up to a checkpoint, from whichever file still holds them."""
+        for path in (self._lines_path, self.path / METRICS):
+            with suppress(OSError):
+                lines = b"".join(path.read_bytes().splitlines(keepends=True)[:count])
+                if hashlib.sha256(lines).hexdigest() == sha256:
+                    return lines
+        raise FedmsError(f"{self._lines_path}: damaged: no longer the lines of checkpoint {number}")
+
+    @property
+    def _lines_path(self) -> Path:
+        return self.path / "server" / "lines.jsonl"
 
     def _forget_checkpoints(self, number: int) -> None:
         """Remove all but this one and those right before it."""
@@ -249,7 +282,11 @@ class RunFolder:
         return {int(name) for name in names if name.isdecimal()}
 
 
-def difference(path: Path, config: Config, ignored: set[str]) -> str | None:
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, allow_nan=False)
+
+
+def difference(path: Path, config: Config, ignored: dict[str, Any]) -> str | None:
     """The first key in which the config in the file differs, with both values; None where it does not."""
     try:
         there = load(path)

@@ -56,6 +56,17 @@ def test_the_local_stage_asks_everybody_or_a_cohort_of_its_own(server):
     assert {len(cohort) for cohort in some} == {3} and len(set(map(tuple, some))) == 5
 
 
+def test_who_is_asked_beside_the_cohort_is_drawn_from_all_others(server):
+    made = server()
+    stage = made.method.stages[0]
+    drawn = [made.others(stage, number) for number in range(1, 6)]
+    assert drawn == [server(clients=CLIENTS[::-1]).others(stage, number) for number in range(1, 6)]
+    for cohort, others in zip(cohorts(made), drawn, strict=True):
+        assert sorted(cohort + others) == CLIENTS
+        assert others != sorted(others), "names that come first would be asked more often"
+    assert made.others(made.method.stages[1], 1) == []
+
+
 def test_rounds_are_those_of_the_stages_budget(server):
     made = server("local", "federation.rounds_global=4", "federation.rounds_local=2")
     assert [made.rounds(stage) for stage in made.method.stages] == [4, 2]

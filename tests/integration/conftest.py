@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import misbehaving
 import pytest
 import torch
 
 from fedms import experiment
 from fedms.config import Config, load
 from fedms.engines import local
+from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.2}
@@ -175,3 +178,24 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     seen, encode = Traffic(), local.encode
     monkeypatch.setattr(local, "encode", lambda message: (seen.messages.append(message), encode(message))[1])
     return seen
+
+
+@pytest.fixture
+def misbehave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Have clients fail by these rules from now on, in this process and in workers; without any, all behave again."""
+    rules, site = tmp_path / "rules.json", tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text("import misbehaving\nmisbehaving.watch_imports()\n")
+    monkeypatch.setenv(misbehaving.RULES, str(rules))
+    places = [str(site), str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
+    monkeypatch.setattr(ClientHost, "handle", ClientHost.handle)  # put back at the end
+    misbehaving.around(ClientHost)
+
+    def put(*told: misbehaving.Rule) -> None:
+        for counted in tmp_path.glob("rules.json.*"):
+            counted.unlink()
+        rules.write_text(json.dumps([vars(rule) for rule in told]))
+
+    put()
+    return put

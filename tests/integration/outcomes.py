@@ -8,7 +8,8 @@ from typing import Any
 
 from fedms.files import read_arrays
 
-TIMES = ("seconds", "peak_memory_bytes")
+TIMES = ("seconds", "peak_memory_bytes", "sha256")
+"""Keys of times, and of the digest of lines that hold them."""
 
 
 def without_times(value: Any) -> Any:

@@ -204,6 +204,10 @@ def damages(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
     made["metrics tear"] = metrics, tear
     made["metrics unlink"] = metrics, Path.unlink
     made["metrics double"] = metrics, lambda path: path.write_text(path.read_text() * 2)
+    lines = folder / "server" / "lines.jsonl"
+    made["lines tear"] = lines, tear
+    made["lines flip"] = lines, flip
+    made["lines unlink"] = lines, Path.unlink
     made["environment unlink"] = folder / "environment.json", Path.unlink
     return made
 
@@ -222,6 +226,18 @@ def test_whatever_is_torn_altered_or_missing_the_run_comes_to_the_same(stopped, 
         assert found["result"] == wanted["result"] and found["lines"] == wanted["lines"], name
         told = [note for note in notes.notes if "going on from before it" in note]
         assert bool(told) == (path.suffix == ".safetensors" and name != "checkpoint unlink"), (name, told)
+
+
+def test_without_its_lines_anywhere_a_checkpoint_does_not_count(stopped, config, finished):
+    run = stopped(5)
+    for path in (run / "server" / "lines.jsonl", run / "metrics.jsonl"):
+        path.write_text(path.read_text().replace("global", "g1obal"))
+    notes = Notes()
+    experiment.run(config, run, notes, resume=True)
+    assert outcome(run) == outcome(finished().folder)
+    assert [note.split("damaged: ")[1] for note in notes.notes if "damaged" in note] == [
+        f"no longer the lines of checkpoint {number}; going on from before it" for number in (5, 4)
+    ]
 
 
 def test_without_a_whole_checkpoint_all_begins_anew(stopped, config, finished):

@@ -57,7 +57,7 @@ def test_what_was_run_and_what_failed_is_told(html: str) -> None:
     cells = Page(html).cells
     assert cells[cells.index("versions") + 1] == "fedms 0.1.0, torch 2.13.0"
     assert cells[cells.index("git commit") + 1] == "–"
-    assert cells[cells.index("failed client updates") + 1] == "1"
+    assert cells[cells.index("failed client updates") + 1] == "1 error"
     assert "global 5" in cells and "statistics" in cells and "<i>lost</i>" in cells
 
 

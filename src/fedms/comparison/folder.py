@@ -23,7 +23,7 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
         FedmsError: it holds something else, another comparison, or one that is going on now.
     """
     if (out / DECLARED).exists():
-        if differs := difference(out / DECLARED, config, HOW | {"seed", "method"}):
+        if differs := difference(out / DECLARED, config, HOW | {"seed": True, "method": True}):
             raise FedmsError(f"{out}: holds a comparison with another config: {differs}; {ELSEWHERE}")
     else:
         refuse_used(out)

@@ -2,6 +2,9 @@
 
 Either way a task reaches the client's side as bytes and its update comes back as bytes, and each client's state lies in
 its own folder. A client always goes to the same worker, where its cache is.
+
+A worker that ends, or is ended since its client did not answer in time, takes the answer of that client with it and nothing else: another
+worker follows in its place and goes on with the next client. Nothing late can arrive, since who is late is not there any more.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ import contextlib
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -22,13 +27,22 @@ from fedms.config import Config
 from fedms.engines.allocator import keep_freed_memory, keeping_freed_memory
 from fedms.errors import FedmsError, StorageError
 from fedms.federation.client import ClientHost
-from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
+from fedms.federation.messages import Failure, Loss, Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import World
+from fedms.files import sweep
 
 USAGE = b"usage"
 """Asks a worker for its peak memory in bytes."""
 DISK = "disk"
 """Among the metrics of an update: the client failed because its state could not be written."""
+
+
+class LostError(Exception):
+    """A worker process ended before its client had answered; why, in one line."""
+
+    def __init__(self, kind: Loss, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class LocalEngine:
@@ -41,58 +55,68 @@ class LocalEngine:
     def __init__(self, world: World, folder: Path) -> None:
         self.sent = 0
         self.received = 0
+        self._counting = threading.Lock()
         self._folder = folder
         self._homes = {name: number for number, name in enumerate(world.clients)}
+        self._deadline = world.config.federation.deadline_seconds
         self.workers = worker_count(world.config)
-        if self.workers == 1:
+        # what is to be stopped at a deadline must be a process of its own
+        self._host = ClientHost(world, folder) if self.workers == 1 and self._deadline is None else None
+        if self._host:
             keep_freed_memory()
-        self._host = ClientHost(world, folder) if self.workers == 1 else None
         self._workers = [] if self._host else [_Worker(world.config, folder, number, self.workers) for number in range(self.workers)]
 
-    def run(self, tasks: Sequence[Task], arrived: Callable[[Update], None] = lambda update: None) -> list[Update]:
-        """Have every task done; updates in the order of the tasks. `arrived` is called as each comes in.
+    def run(self, tasks: Sequence[Task], arrived: Callable[[Update], None] = lambda update: None) -> list[Update | Failure]:
+        """Have every task done; answers in the order of the tasks. `arrived` is called as each comes in.
 
         Raises:
-            FedmsError: a worker process died, or a client's state could not be written.
+            FedmsError: a worker process cannot be started, or a client's state could not be written.
         """
         messages = [encode(task) for task in tasks]
         self.sent += sum(len(message) for message in messages)
-        answers: list[bytes] = [b""] * len(tasks)
-        errors: list[FedmsError] = []
+        answers: dict[int, Update | Failure] = {}
+        errors: list[BaseException] = []
 
-        def serve(worker: _Worker, mine: list[int]) -> None:
+        def serve(ask: Callable[[bytes], bytes], mine: Sequence[int]) -> None:
             try:
                 for index in mine:
-                    answers[index] = worker.ask(messages[index])
-                    arrived(decode_update(answers[index]))
-            except FedmsError as error:
+                    answers[index] = self._answer(ask, tasks[index].client, messages[index], arrived)
+            except Exception as error:
                 errors.append(error)
 
         if self._host:
-            for index, message in enumerate(messages):
-                answers[index] = handle(self._host, message)
-                arrived(decode_update(answers[index]))
+            serve(partial(handle, self._host), range(len(tasks)))
         else:
             threads = []
             for number, worker in enumerate(self._workers):
                 mine = [index for index, task in enumerate(tasks) if self._homes[task.client] % self.workers == number]
-                threads.append(threading.Thread(target=serve, args=(worker, mine), daemon=True))
+                threads.append(threading.Thread(target=serve, args=(partial(worker.ask, seconds=self._deadline), mine), daemon=True))
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
         if errors:
             raise errors[0]
-        self.received += sum(len(answer) for answer in answers)
-        updates = [decode_update(answer) for answer in answers]
-        for update in updates:
-            if update.metrics.get(DISK):  # it is this machine's, and a client without its state would change the result
-                raise StorageError(update.failure)
-        return updates
+        return [answers[index] for index in range(len(tasks))]
+
+    def _answer(self, ask: Callable[[bytes], bytes], client: str, message: bytes, arrived: Callable[[Update], None]) -> Update | Failure:
+        """One client's answer, or what stands in its place."""
+        try:
+            data = ask(message)
+        except LostError as lost:
+            sweep(self._folder / "clients" / client)  # of what it was writing
+            return Failure(client, lost.kind, str(lost))
+        update = decode_update(data)
+        with self._counting:
+            self.received += len(data)
+        arrived(update)
+        if update.metrics.get(DISK):  # it is this machine's, and a client without its state would change the result
+            raise StorageError(update.failure)
+        return update if update.failure is None else Failure(client, "error", update.failure)
 
     def peak_memory(self) -> int:
         """Bytes of resident memory at most, over this process and its workers."""
-        return peak_memory() + sum(int(worker.ask(USAGE)) for worker in self._workers)
+        return peak_memory() + sum(worker.peak_memory() for worker in self._workers)
 
     def close(self) -> None:
         if self._host:
@@ -157,32 +181,111 @@ def write_message(stream: IO[bytes], data: bytes) -> None:
 
 
 class _Worker:
-    """One worker process, spoken to over its standard input and output."""
+    """A worker process, spoken to over its standard input and output, and those that follow it where it ends.
+
+    It says that it is there with an empty message: what ends before that is no client's fault.
+    """
 
     def __init__(self, config: Config, folder: Path, number: int, workers: int) -> None:
-        environment = {**keeping_freed_memory(os.environ), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-m", "fedms.engines.worker", str(folder), str(number), str(workers)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, start_new_session=True)
-        assert self._process.stdin and self._process.stdout
-        self._in, self._out = self._process.stdin, self._process.stdout
-        write_message(self._in, config.to_yaml().encode())
+        self._config = config.to_yaml().encode()
+        self._cache = folder / "cache" / str(number)
+        self._command = [sys.executable, "-m", "fedms.engines.worker", str(folder), str(number), str(workers)]
+        self._closing = threading.Lock()
+        self._closed = False
+        self._start()
 
-    def ask(self, message: bytes) -> bytes:
+    def _start(self) -> None:
+        environment = {**keeping_freed_memory(os.environ), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        with self._closing:
+            if self._closed:
+                raise FedmsError("the workers have been closed")
+            pipe = subprocess.PIPE
+            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
+            assert self._process.stdin and self._process.stdout
+            self._in, self._out = self._process.stdin, self._process.stdout
+        self._there = self._busy = False
+        with contextlib.suppress(OSError):  # one that has ended already is noticed when it is to answer
+            write_message(self._in, self._config)
+
+    def _be_there(self) -> None:
+        if self._there and self._process.poll() is not None:
+            self._leave()
+            self._start()
+        if not self._there and read_message(self._out) is None:
+            self._end()
+            raise FedmsError(f"a worker process {self._ending()} as it started; its last words are above")
+        self._there = True
+
+    def ask(self, message: bytes, seconds: float | None = None) -> bytes:
+        """The answer, in this time where there is one.
+
+        Raises:
+            LostError: the process ended, or was ended when the time was over; the next message goes to another.
+            FedmsError: no process can be started.
+        """
+        self._be_there()
+        over, answer = threading.Event(), None
+
+        def end() -> None:
+            over.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds or 0, end)
+        timer.daemon = True
+        if seconds is not None:
+            timer.start()
+        self._busy = True
         try:
             write_message(self._in, message)
             answer = read_message(self._out)
         except (OSError, ValueError):  # a dead worker, or a pipe closed under an interrupted run
-            answer = None
-        if answer is None:
-            raise FedmsError(f"a worker process ended with code {self._process.wait(10)}; its last words are above")
-        return answer
+            pass
+        finally:
+            timer.cancel()
+        self._busy = False
+        if seconds is not None:
+            timer.join()  # from here on it is certain whether the time was over
+        if answer is not None and not over.is_set():
+            return answer
+        self._end()
+        if over.is_set():
+            raise LostError("deadline", f"no answer within {seconds:g} s")
+        raise LostError("died", f"its process {self._ending()}")
+
+    def peak_memory(self) -> int:
+        """Bytes of resident memory at most; 0 of one that has ended."""
+        try:
+            return int(self.ask(USAGE))
+        except LostError:
+            return 0
 
     def close(self) -> None:
-        """End of input ends the worker; one that does not listen is killed."""
-        try:
+        """End of input ends the worker; one that is at work on what nobody waits for any more, or does not listen, is killed."""
+        with self._closing:
+            self._closed = True
+        if self._busy:
+            self._process.kill()
+        with contextlib.suppress(OSError):
             self._in.close()
+        self._end()
+        self._out.close()
+
+    def _end(self) -> None:
+        """Wait for the process to end, and see that it does."""
+        try:
             self._process.wait(10)
-        except (OSError, subprocess.TimeoutExpired):
+        except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+    def _leave(self) -> None:
+        """Let go of what an ended process has left."""
+        with contextlib.suppress(OSError):
+            self._in.close()  # which may hold what it did not read any more
         self._out.close()
+        shutil.rmtree(self._cache, ignore_errors=True)
+
+    def _ending(self) -> str:
+        """How the process ended."""
+        code, names = self._process.returncode, {each.value: each.name for each in signal.Signals}
+        return f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with code {code}"

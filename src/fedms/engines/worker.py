@@ -37,6 +37,7 @@ def main() -> None:
     except FedmsError as error:
         sys.exit(f"error: worker {number}: {error}")
     try:
+        write_message(stdout, b"")  # it is there
         while (message := messages.get()) is not None:
             answer = str(peak_memory()).encode() if message == USAGE else handle(host, message)
             idle.set()

@@ -17,6 +17,8 @@ from torch import Tensor
 from fedms.errors import FedmsError
 
 Kind = Literal["statistics", "calibrate", "train", "evaluate", "weigh", "test"]
+Loss = Literal["error", "died", "deadline", "refused"]
+"""How an answer is lost: its client raised, its process ended, it did not come in time, or it was not admitted."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class Update:
     metrics: dict[str, Any] = field(default_factory=dict)
     failure: str | None = None
     """Why there is no answer, in one line."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What stands in an answer's place where it is lost: an entry of `failures` in metrics.jsonl. It does not travel."""
+
+    client: str
+    kind: Loss
+    reason: str
+    """One line."""
 
 
 Message = TypeVar("Message", Task, Update)

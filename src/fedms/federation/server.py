@@ -33,7 +33,8 @@ class Server:
         delivered: who has what is frozen.
         booked: by client, what it has computed once and keeps, and which of it: what that took has been counted.
         declared: by client, of how many samples it has said that it holds them, by split.
-        averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it.
+        averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it;
+            and who is in it.
         prior: how often a client meets its own kind of data, as the mixture will assume.
         evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
     """
@@ -67,6 +68,13 @@ class Server:
         )
         return [self.clients[index] for index in sorted(chosen)]
 
+    def others(self, stage: Stage, round_number: int) -> list[str]:
+        """Everybody else, in the order in which they are asked beside the cohort or in place of those of it that fail."""
+        cohort = {*self.cohort(stage, round_number)}
+        rest = [client for client in self.clients if client not in cohort]
+        drawn = seeds.numpy_generator(self.config.seed, "others", stage.budget, round_number).permutation(len(rest))
+        return [rest[index] for index in drawn]
+
     def rounds(self, stage: Stage) -> int:
         federation = self.config.federation
         return federation.rounds_global if stage.budget == "global" else federation.rounds_local
@@ -94,8 +102,7 @@ class Server:
         plain = {"active": self.active(last), "boundary": self.boundary(last), **settings}
         if self.discriminant:
             plain["temperature"] = self.discriminant.temperature
-        if self.averaged:
-            plain["averaged"] = self.averaged
+        average = {key: value for key, value in self.averaged.items() if key != "clients"}
         made = []
         for client in clients:
             sent = self._cut(arrays or {}, client)
@@ -103,7 +110,8 @@ class Server:
                 sent |= prefixed(self._cut(self.frozen, client), "global/")
                 if self.discriminant:
                     sent["everyone.prior"] = self.discriminant.prior
-            made.append(Task(kind, client, name, number, sent, plain))
+            own = {"averaged": average} if client in self.averaged.get("clients", ()) else {}
+            made.append(Task(kind, client, name, number, sent, plain | own))
         return made
 
     def _cut(self, arrays: Arrays, client: str) -> Arrays:
@@ -194,7 +202,8 @@ class Server:
             for update in updates:
                 for block in {experts.block_of(name) for name in update.arrays}:
                     weights[str(block)] += update.weight
-            self.averaged = {"stage": stage.name, "round": number, "weights": dict(weights)}
+            clients = sorted(update.client for update in updates)
+            self.averaged = {"stage": stage.name, "round": number, "weights": dict(weights), "clients": clients}
         if stage.averages_products and kind == "exact":
             self.shared = aggregation.exact(self.shared, updates, lora.alpha / lora.rank)
         elif stage.averages_products and kind == "svd":

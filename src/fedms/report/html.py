@@ -10,7 +10,7 @@ from fedms.report.drawing import Picture, save_pictures
 from fedms.report.figures import pictures
 from fedms.report.metrics import Run, number, read_run
 from fedms.report.page import as_yaml, card, cards, fact, folded, frame, gallery, note, section, subject, table, write_page
-from fedms.report.words import MISSING, clip, decimal, duration, percent, plural, scaled, whole
+from fedms.report.words import MISSING, clip, decimal, duration, percent, plural, scaled, tally, whole
 
 MOST_ROWS = 1000
 
@@ -105,7 +105,7 @@ def _clients(run: Run) -> str:
 def _facts(run: Run) -> str:
     failures = [failure for record in run.rounds for failure in record.get("failures") or []]
     rows = [[key.replace("_", " "), fact(value)] for key, value in run.environment.items()]
-    rows.insert(0, ["failed client updates", str(len(failures)) if failures else "none"])
+    rows.insert(0, ["failed client updates", tally(failures) or "none"])
     return table([], rows, kind="facts")
 
 
@@ -130,13 +130,13 @@ def _rounds(run: Run) -> str:
 
 def _failures(run: Run) -> str:
     rows = [[_place(record), *_failure(failure)] for record in run.rounds for failure in record.get("failures") or []]
-    return folded(f"Failures ({len(rows):,})", table(["round", "client", "reason"], rows, "facts")) if rows else ""
+    return folded(f"Failures ({len(rows):,})", table(["round", "client", "kind", "reason"], rows, "facts")) if rows else ""
 
 
 def _failure(failure: Any) -> list[str]:
     if not isinstance(failure, dict):
-        return [str(failure), MISSING]
-    return [str(failure.get("client", MISSING)), str(failure.get("reason", MISSING))]
+        return [str(failure), MISSING, MISSING]
+    return [str(failure.get(key, MISSING)) for key in ("client", "kind", "reason")]
 
 
 def _place(record: Mapping[str, Any]) -> str:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
 MISSING = "–"
 
 
@@ -55,6 +59,12 @@ def duration(seconds: float | None) -> str:
 def plural(count: int, noun: str) -> str:
     """1, "class" is `1 class`; 2 is `2 classes`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def tally(failures: Iterable[Any]) -> str:
+    """Failures by their kind: `1 died, 2 error`."""
+    kinds = Counter(str(failure.get("kind", MISSING)) if isinstance(failure, dict) else MISSING for failure in failures)
+    return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def clip(text: str, length: int = 28) -> str:
