@@ -39,7 +39,6 @@ from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
 
 LORA_DROPOUT = 0.1
 """As in PEFT's guides; the encoder's own dropout is on in training, too, as `model.train()` has it."""
-CLASSES = "classes"
 Work = dict[str, Any]
 
 client_app = ClientApp()
@@ -58,7 +57,7 @@ class Classifier(nn.Module):
         super().__init__()
         lora = LoraConfig(r=work["rank"], lora_alpha=work["alpha"], lora_dropout=LORA_DROPOUT, target_modules=["query", "value"])
         self.encoder = get_peft_model(AutoModel.from_pretrained(work["model"]), lora)
-        self.head = nn.Linear(self.encoder.config.hidden_size, len(work[CLASSES]))
+        self.head = nn.Linear(self.encoder.config.hidden_size, len(work["classes"]))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -91,12 +90,12 @@ def tokenizer_of(path: str) -> Any:
 
 
 @lru_cache(maxsize=2)
-def samples_of(path: str, split: str) -> list[dict[str, Any]]:
-    """All samples of a split, tokenised."""
+def samples_of(path: str, split: str) -> Any:
+    """All samples of a split, tokenised: a list of dicts."""
     work = read_work(path)
     with (Path(work["data"]) / f"{split}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    numbers = {name: number for number, name in enumerate(work[CLASSES])}
+    numbers = {name: number for number, name in enumerate(work["classes"])}
     encoded = tokenizer_of(path)([row["text"] for row in rows], truncation=True, max_length=work["max_length"])
     return [
         {"input_ids": ids, "attention_mask": mask, "labels": numbers[row["category"]]}
@@ -117,9 +116,9 @@ def batches(path: str, samples: Any, generator: torch.Generator | None = None) -
 # --- client ------------------------------------------------------------------------------------------------------------------------
 
 
-@client_app.train()
+@client_app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
-    """The local epochs of one client."""
+    """One epoch of one client."""
     torch.set_num_threads(1)  # one actor for each core
     config = message.content["config"]
     path, client, number = str(config["work"]), int(config["client"]), int(config["server-round"])
@@ -128,19 +127,17 @@ def train(message: Message, context: Context) -> Message:
     model.train()
     torch.manual_seed(work["seed"] * 1_000_003 + number * 1_009 + client)
     generator = torch.Generator().manual_seed(torch.initial_seed())
-    mine = Subset(samples_of(path, "train"), work["clients"][client])
+    mine: Subset[Any] = Subset(samples_of(path, "train"), work["clients"][client])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=work["learning_rate"])
     total = 0.0
-    for _ in range(work["epochs"]):
-        for batch in batches(path, mine, generator):
-            labels = batch.pop("labels")
-            loss = F.cross_entropy(model(batch), labels)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total += float(loss.detach()) * len(labels)
-    seen = len(mine) * work["epochs"]
-    metrics = MetricRecord({"train_loss": total / seen, "num-examples": seen})
+    for batch in batches(path, mine, generator):
+        labels = batch.pop("labels")
+        loss = F.cross_entropy(model(batch), labels)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += float(loss.detach()) * len(labels)
+    metrics = MetricRecord({"train_loss": total / len(mine), "num-examples": len(mine)})
     return Message(content=RecordDict({"arrays": ArrayRecord(model.trained()), "metrics": metrics}), reply_to=message)
 
 
@@ -169,7 +166,7 @@ class GivenCohorts(FedAvg):  # type: ignore[misc]
         return super().aggregate_train(server_round, replies)
 
 
-@server_app.main()
+@server_app.main()  # type: ignore[untyped-decorator]
 def serve(grid: Grid, context: Context) -> None:
     """All rounds, then the one model on the whole test split."""
     path = sys.argv[1]

@@ -1,4 +1,4 @@
-"""A command as a whole process: its wall time, and the memory of it and all that it starts. Linux."""
+"""A command as a whole process: wall time, and processor time and memory of it and all that it starts. Linux."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ INTERVAL = 0.25
 LAST_WORDS = 2000
 """Characters of a failed command's output that are shown."""
 
+TICKS = os.sysconf("SC_CLK_TCK")
+
 Process = tuple[int, int]
 """A process's number, and when it began: numbers are used again."""
 
@@ -28,6 +30,8 @@ class Measured:
     """What a command took."""
 
     seconds: float
+    processor_seconds: float
+    """Of all its processes; what other programs do hardly changes it, as it does wall time"""
     peak_bytes: int
     """Resident memory over all its processes at once, pages that several share counted once (PSS)"""
     output: str
@@ -43,12 +47,13 @@ def measured(command: Sequence[str | Path], timeout: float, environment: Mapping
         FedmsError: it failed, or took longer than `timeout` seconds.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        peak, family, load = 0, set[Process](), os.getloadavg()[0]
+        peak, used, family, load = 0, dict[Process, int](), set[Process](), os.getloadavg()[0]
         began = time.perf_counter()
-        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, start_new_session=True)
+        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, process_group=0)
         try:
             while True:
-                family = _family(process.pid, family)
+                ticks = _family(process.pid, family)
+                family, used = set(ticks), used | ticks
                 peak = max(peak, sum(_memory(pid) for pid, _ in family))
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(INTERVAL)
@@ -64,27 +69,29 @@ def measured(command: Sequence[str | Path], timeout: float, environment: Mapping
         output = out.read()
         if code:
             raise FedmsError(f"{_words(command)}: ended with code {code}:\n{(output + err.read())[-LAST_WORDS:]}")
-    return Measured(seconds, peak, output, load)
+    return Measured(seconds, sum(used.values()) / TICKS, peak, output, load)
 
 
 def _words(command: Sequence[str | Path]) -> str:
     return " ".join(map(str, command))
 
 
-def _family(first: int, known: set[Process]) -> set[Process]:
-    """The process, its descendants, and those known before that still live: whoever loses its parent is adopted by another."""
+def _family(first: int, known: set[Process]) -> dict[Process, int]:
+    """Ticks used so far by the process, its descendants, and those known before that still live: who loses its parent is adopted."""
     parents: dict[Process, int] = {}
+    ticks: dict[Process, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it has ended meanwhile
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
-                parents[int(entry.name), int(fields[19])] = int(fields[1])
+                process = int(entry.name), int(fields[19])
+                parents[process], ticks[process] = int(fields[1]), int(fields[11]) + int(fields[12])
     found = {each for each in parents if each in known or each[0] == first}
     while True:
         numbers = {pid for pid, _ in found}
         more = {each for each, parent in parents.items() if parent in numbers} - found
         if not more:
-            return found
+            return {each: ticks[each] for each in found}
         found |= more
 
 

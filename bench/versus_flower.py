@@ -3,14 +3,15 @@
     python bench/versus_flower.py --data DATA --flower-python .venv-flower/bin/python            # about 20 minutes on 2 quiet cores
     python bench/versus_flower.py --data DATA --flower-python .venv-flower/bin/python --write    # ... and the table into the page
 
-DATA holds banking77/. Flower wants older versions of protobuf, typer, rich and packaging than fedms runs with, so it has an environment of its own:
+DATA holds banking77/. Flower wants older versions of protobuf, typer, rich and packaging than fedms is tested with, so it has an
+environment of its own:
 
     python3 -m venv .venv-flower && .venv-flower/bin/pip install "$(grep ^torch== constraints.txt)"
     .venv-flower/bin/pip install -r bench/flower-requirements.txt
 
 Three programs for each seed, in turning order: Flower (bench/flower_baseline.py); fedms with all blocks (`fedavg`: the same work);
-fedms as its first stage is done (`fedavg-sal`). They have the same clients, rows, cohorts, rounds, epochs and batch size. Each is measured from its
-start to its end, so with all imports, loading, the test of the one model on the whole test split, and for fedms the report.
+fedms as its first stage is done (`fedavg-sal`). They have the same clients, rows, cohorts, rounds, epochs and batch size. Each is
+measured from its start to its end: imports, loading, training, the test of the one model on the whole test split, and for fedms the report.
 The last line printed is one JSON object.
 """
 
@@ -45,7 +46,7 @@ THEIRS, SAME, SPARSE = "Flower with PEFT", "fedms, the same work", "fedms, spars
 PROGRAMS = (THEIRS, SAME, SPARSE)
 RATE = 2e-3
 """AdamW in Flower, for LoRA and a head that starts from zero; fedms keeps its own defaults."""
-TIMEOUT = 1800
+TIMEOUT = 7200
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Row:
     program: str
     seed: int
     seconds: float
+    processor_seconds: float
     accuracy: float
     """Of the one global model, on the whole test split"""
     samples: int
@@ -124,7 +126,6 @@ def work(config: Config, planned: Mapping[str, Any], actors: int) -> dict[str, A
         "max_length": config.model.max_length,
         "rank": lora.rank,
         "alpha": lora.alpha,
-        "epochs": training.epochs,
         "batch_size": training.batch_size,
         "learning_rate": RATE,
         "actors": actors,
@@ -174,6 +175,8 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         found[name] = round(statistics.median(ratios), 3)
         found[f"{name}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
         found[difference] = round(statistics.mean(mine.accuracy - theirs.accuracy for theirs, mine in pairs), 4)
+        processor = statistics.median(theirs.processor_seconds / mine.processor_seconds for theirs, mine in pairs)
+        found[name.replace("_ratio", "_processor_ratio")] = round(processor, 3)
         memory = statistics.median(theirs.peak_bytes / mine.peak_bytes for theirs, mine in pairs)
         found[name.replace("_ratio", "_memory_ratio")] = round(memory, 3)
     return {**found, "seeds": seeds}
@@ -200,17 +203,25 @@ def run_theirs(python: Path, folder: Path, told: Mapping[str, Any], seed: int, v
     took = measured([python, BASELINE, path], TIMEOUT, environment())
     found = last_line(took.output)
     versions |= found["versions"]
-    return Row(THEIRS, seed, took.seconds, found["accuracy"], found["samples"], took.peak_bytes, took.load_before)
+    return Row(THEIRS, seed, took.seconds, took.processor_seconds, found["accuracy"], found["samples"], took.peak_bytes, took.load_before)
 
 
-def run_ours(program: str, folder: Path, config: Mapping[str, Any], samples: int) -> Row:
-    path, out = folder / "config.json", folder / "run"
+def trained_samples(run: Path, planned: Mapping[str, Any]) -> int:
+    """How many samples a run of ours has trained on, by the cohorts that it says it had."""
+    result, lines = (json.loads((run / "result.json").read_text()), (run / "metrics.jsonl").read_text().splitlines())
+    held = dict(zip(result["partition"]["clients"], map(len, planned["clients"]), strict=True))
+    return sum(held[client] for line in map(json.loads, lines) if line["stage"] == "global" for client in line["cohort"])
+
+
+def run_ours(program: str, folder: Path, config: Mapping[str, Any], planned: Mapping[str, Any]) -> Row:
+    path = folder / "config.json"
     path.write_text(json.dumps(config))  # JSON is YAML
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "run"
         took = measured([sys.executable, "-m", "fedms.cli", "run", path, "--quiet", "--out", out], TIMEOUT, environment())
         result = json.loads((out / "result.json").read_text())
-    return Row(program, config["seed"], took.seconds, shared_accuracy(result), samples, took.peak_bytes, took.load_before)
+        trained, accuracy = trained_samples(out, planned), shared_accuracy(result)
+    return Row(program, config["seed"], took.seconds, took.processor_seconds, accuracy, trained, took.peak_bytes, took.load_before)
 
 
 def environment() -> dict[str, str]:
@@ -224,13 +235,13 @@ def compare(given: argparse.Namespace, seed: int, turn: int, folder: Path, versi
     common = settings(seed, folder, "minilm", given.clients, given.cohort, given.rounds)
     world = open_world(load(ours(common, SAME)))
     planned = plan(world)
-    samples = sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort) * world.config.training.epochs
+    samples = sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort)
     rows = []
     for program in PROGRAMS[turn % 3 :] + PROGRAMS[: turn % 3]:
         if program == THEIRS:
             row = run_theirs(given.flower_python, folder, work(world.config, planned, given.actors), seed, versions)
         else:
-            row = run_ours(program, folder, ours(common, program), samples)
+            row = run_ours(program, folder, ours(common, program), planned)
         if row.samples != samples:
             raise FedmsError(f"{program}, seed {seed}: trained on {row.samples} samples, not on the {samples} that were planned")
         print(json.dumps(asdict(row)), flush=True)
