@@ -20,7 +20,7 @@ from fedms.config import load
 from fedms.progress import observer
 from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import headline_markdown
-from results import ROOT, splice
+from pages import ROOT, splice
 
 EXAMPLES = ROOT / "examples" / "ablations"
 RUNS = ROOT / "runs" / "ablations"

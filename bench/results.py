@@ -21,8 +21,8 @@ from fedms.federation.methods import METHODS
 from fedms.progress import observer
 from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import differences_markdown, headline_markdown
+from pages import ROOT, splice
 
-ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "results"
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 
@@ -82,14 +82,6 @@ def draw(setting: str, comparison: Comparison, path: Path) -> None:
     axes.legend(frameon=False, loc="lower left", fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
-
-
-def splice(page: Path, name: str, text: str) -> None:
-    """Put the text between the page's marks of that name, if it has them."""
-    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
-    before, mark, rest = page.read_text(encoding="utf-8").partition(begin)
-    if mark:
-        page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def is_whole(setting: str, comparison: Comparison) -> bool:

@@ -28,7 +28,7 @@ import numpy as np
 from fedms import run
 from fedms.config import Config, load
 from fedms.progress import Silent
-from results import ROOT
+from pages import ROOT
 
 WORDS = [f"word{number}" for number in range(24)]
 CLASSES = 3

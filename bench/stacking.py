@@ -4,9 +4,8 @@
     python bench/stacking.py --cases fleet --repeats 3
 
 Clients hold samples of the embedded corpus; the frozen prefix is computed before the clock runs. All sizes take turns, and the figure is
-the median of the repeats. On a CPU the clock is that of
-the process, which has one thread: what else the machine does is not in it. The last line printed is
-one JSON object.
+the median of the repeats. On a CPU the clock is that of the process, which has one thread: what else the machine does is not in it. The
+last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ import torch
 from fedms import seeds
 from fedms.config import Config, load
 from fedms.data.features import PrefixCache, Samples
+from fedms.engines.allocator import keep_freed_memory
 from fedms.environment import describe_environment
 from fedms.federation.compute import Compute, Cost
 from fedms.federation.stacking import Member, train_stack
@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     config = load({"device": given.device})
     world = open_world(config)
     stacks = sorted({1, *given.stacks})

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import resource
 import shutil
@@ -23,9 +24,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from fedms.config import Config
+from fedms.engines.allocator import keep_freed_memory, keeping_freed_memory
 from fedms.engines.choice import Way, decide, measured
 from fedms.errors import FedmsError, StorageError
 from fedms.federation.client import ClientHost
@@ -79,28 +81,36 @@ class LocalEngine:
         self.workers = 0
         self._host: ClientHost | None = None
         self._workers: list[_Worker] = []
-        self.choice = decide(world, worker_count(world.config), self._measure)
-        self._open(self.choice.way.workers)
+        try:
+            self.choice = decide(world, worker_count(world.config), self._measure)
+            self._open(self.choice.way.workers)
+        except BaseException:
+            self.close()
+            raise
 
     def _open(self, workers: int) -> None:
         """Have so many processes; what is to be stopped at a deadline must be one of its own."""
         if workers == self.workers:
             return
-        self._close_all()
-        self.workers = workers
+        self._close_processes()
+        self.workers, self._host, self._workers = workers, None, []
         if workers == 1 and self._deadline is None:
+            keep_freed_memory()
             self._host = ClientHost(self._world, self._folder)
         else:
             self._workers = [_Worker(self._world.config, self._folder, number, workers) for number in range(workers)]
 
     def _measure(self, way: Way) -> float:
-        """Milliseconds a sample, all processes at work at the same time."""
+        """Milliseconds a sample, all processes at work at the same time; infinite where one of them dies of it."""
         self._open(way.workers)
         if self._host:
             return measured(self._world, way.stack, self._folder / "cache")
         with ThreadPoolExecutor(way.workers) as pool:
-            took = pool.map(lambda worker: float(worker.ask(MEASURE + str(way.stack).encode())), self._workers)
-            return 1 / sum(1 / each for each in took)
+            try:
+                took = list(pool.map(lambda worker: float(worker.ask(MEASURE + str(way.stack).encode())), self._workers))
+            except LostError:
+                return math.inf
+        return 1 / sum(1 / each for each in took)
 
     def run(self, tasks: Sequence[Task], arrived: Arrived = lambda update: None) -> list[Update | Failure]:
         """Have every task done; answers in the order of the tasks. `arrived` is called as each comes in.
@@ -179,10 +189,10 @@ class LocalEngine:
         return peak_memory() + sum(worker.peak_memory() for worker in self._workers)
 
     def close(self) -> None:
-        self._close_all()
+        self._close_processes()
         shutil.rmtree(self._folder / "cache", ignore_errors=True)
 
-    def _close_all(self) -> None:
+    def _close_processes(self) -> None:
         if self._host:
             self._host.close()
         for worker in self._workers:
@@ -289,7 +299,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
-        environment: dict[str, Any] = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**keeping_freed_memory(os.environ), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         with self._closing:
             if self._closed:
                 raise FedmsError("the workers have been closed")

@@ -1,0 +1,15 @@
+"""Where the pages are, and how a script writes into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def splice(page: Path, name: str, text: str) -> None:
+    """Put the text between the page's marks of that name, if it has them."""
+    begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    before, mark, rest = page.read_text(encoding="utf-8").partition(begin)
+    if mark:
+        page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")

@@ -1,0 +1,250 @@
+"""What a round costs, beside the arithmetic that it needs and beside a plain PEFT loop.
+
+    python bench/speed.py                            # the embedded corpus
+    python bench/speed.py --data DIR                 # BANKING77, from DIR/banking77, as in docs/performance.md
+    python bench/speed.py --data DIR --repeats 9 --write
+
+One process, one thread, float32, MiniLM, pairs of rank 8 on query and value, batches of 32; a round is one epoch of ten clients.
+The programs take turns, `--repeats` times; a figure is the median of the turns, a ratio is formed within one. The last line printed
+is one JSON object:
+
+    full_lora_peft_seconds   the round as a user would write it with PEFT: all blocks, random batches, dropout as the model declares it
+    fedms_round_seconds      the round by the number of active blocks k, through the engine, with the frozen prefix cached
+    fedms_prefix_seconds     what filling that cache took, once, by k
+    speedup_k1               full_lora_peft_seconds over fedms_round_seconds at k = 1
+    floor_ratio              fedms_round_seconds over (operations / measured rate of matrix products), by k
+    engine_overhead_share    share of a round of 100 clients that is not spent in training steps
+    import_seconds           `fedms --help`, whole process
+    peak_memory_bytes        of this process
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from fedms.config import Config, load
+from fedms.data.inputs import TextInputs
+from fedms.engines.local import LocalEngine, peak_memory
+from fedms.federation import client
+from fedms.federation.messages import Task, Update
+from fedms.federation.methods import of
+from fedms.federation.server import Server
+from fedms.federation.world import World, open_world
+from fedms.model.backbone import locate
+from pages import splice
+
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+COHORT, MANY = 10, 100
+
+
+def settings(data: Path | None, clients: int, blocks: int) -> Config:
+    """FedMS's first stage with a fixed number of blocks."""
+    keys = {
+        "method": "sal-fixed",
+        "partition": {"clients": clients, "alpha": 1.0},
+        "federation": {"cohort": COHORT},
+        "head": {"kind": "linear"},
+        "activation": {"rule": "fixed", "blocks": blocks},
+        "training": {"batch_size": 32, "learning_rate": 1e-3, "head_learning_rate": 2e-3},
+        "engine": {"workers": 1},
+        "data": {"source": str(data / "banking77")} if data else {},
+    }
+    return load(keys)
+
+
+class Round:
+    """A round of training, ready to be run again and again through the engine."""
+
+    def __init__(self, config: Config, folder: Path, cohort: int, world: World | None = None) -> None:
+        self.world = world or open_world(config)
+        self.engine = LocalEngine(self.world, folder)
+        stage = of(config).stages[0]
+        server = Server(config, of(config), self.world.backbone, list(self.world.clients), self.world.ranks)
+        server.start_head(self.world.classes, None)
+        server.begin(stage)
+        self.tasks: list[Task] = server.tasks("train", server.clients[:cohort], stage, 1, arrays=server.shared)
+        self.flops = 0
+
+    def __call__(self) -> None:
+        updates = self.engine.run(self.tasks)
+        self.flops = 0
+        for update in updates:
+            assert isinstance(update, Update), update.reason
+            self.flops += int(update.metrics["flops"])
+
+    def samples(self) -> list[tuple[np.ndarray, torch.Tensor]]:
+        """Rows and labels of each client of the round."""
+        made = [self.world.samples(task.client, "train") for task in self.tasks]
+        return [(each.rows, each.labels) for each in made]
+
+
+def with_peft(world: World, clients: list[tuple[np.ndarray, torch.Tensor]]) -> Callable[[], None]:
+    """The same round as a plain loop: every client starts from the same weights and does one epoch in random batches."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModel
+
+    assert isinstance(world.inputs, TextInputs)
+    inputs = world.inputs
+    encoder = AutoModel.from_pretrained(locate("minilm"), use_safetensors=True)
+    model = get_peft_model(encoder, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
+    head = torch.nn.Linear(encoder.config.hidden_size, world.classes)
+    trained = [parameter for parameter in (*model.parameters(), *head.parameters()) if parameter.requires_grad]
+    start = [parameter.detach().clone() for parameter in trained]
+
+    def run() -> None:
+        model.train()
+        for rows, labels in clients:
+            with torch.no_grad():
+                for parameter, value in zip(trained, start, strict=True):
+                    parameter.copy_(value)
+            optimizer = torch.optim.AdamW(trained, lr=1e-3)
+            for picks in torch.split(torch.randperm(len(rows)), 32):
+                ids, mask = inputs.batch(rows[picks.numpy()])
+                seen = torch.ones(ids.shape, dtype=torch.long) if mask is None else (mask[:, 0, 0] == 0).long()
+                hidden = model(input_ids=ids, attention_mask=seen).last_hidden_state
+                pooled = (hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
+                loss = F.cross_entropy(head(pooled), labels[picks])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+
+    return run
+
+
+def seconds(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def gemm_rate() -> float:
+    """Operations a second of the blocks' largest matrix product, at a batch's usual size: the best of several tries."""
+    x, weight = torch.randn(32 * 16, 384), torch.randn(1536, 384)
+    work = 50 * 2 * x.shape[0] * weight.numel()
+
+    def product() -> None:
+        for _ in range(50):
+            F.linear(x, weight)
+
+    return max(work / seconds(product) for _ in range(8))
+
+
+def overhead(config: Config, folder: Path, world: World) -> Callable[[], float]:
+    """The share of a round of many clients outside the training steps."""
+    many = Round(config, folder, MANY, world)
+    spent = 0.0
+    train = client.train_expert  # type: ignore[attr-defined]
+
+    def timed(*given: Any, **named: Any) -> float:
+        nonlocal spent
+        began = time.perf_counter()
+        loss = train(*given, **named)
+        spent += time.perf_counter() - began
+        return loss
+
+    def share() -> float:
+        nonlocal spent
+        client.train_expert, spent = timed, 0.0  # type: ignore[attr-defined]
+        try:
+            whole = seconds(many)
+        finally:
+            client.train_expert = train  # type: ignore[attr-defined]
+        return 1 - spent / whole
+
+    many()  # fills the cache
+    return share
+
+
+def help_shown() -> None:
+    subprocess.run([sys.executable, "-m", "fedms.cli", "--help"], check=True, capture_output=True)
+
+
+def measure(data: Path | None, repeats: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        first = open_world(settings(data, 30, 1))
+        depth = first.backbone.depth
+        rounds = {k: Round(settings(data, 30, k), folder / str(k), COHORT, None if k > 1 else first) for k in range(1, depth + 1)}
+        cold = {k: seconds(each) for k, each in rounds.items()}
+        plain = with_peft(first, rounds[1].samples())
+        share = overhead(settings(data, MANY, 1), folder / "many", open_world(settings(data, MANY, 1)))
+        taken: dict[str, list[float]] = {}
+        for number in range(repeats):
+            print(f"turn {number + 1} of {repeats}", file=sys.stderr, flush=True)
+            rate = gemm_rate()
+            taken.setdefault("peft", []).append(seconds(plain))
+            for k, each in rounds.items():
+                taken.setdefault(f"k{k}", []).append(spent := seconds(each))
+                taken.setdefault(f"floor{k}", []).append(spent / (each.flops / rate))
+            taken.setdefault("speedup", []).append(taken["peft"][-1] / taken["k1"][-1])
+            taken.setdefault("overhead", []).append(share())
+            taken.setdefault("gemm", []).append(rate)
+            taken.setdefault("import", []).append(seconds(help_shown))
+        for each in rounds.values():
+            each.engine.close()
+    middle = {name: statistics.median(values) for name, values in taken.items()}
+    return {
+        "data": "banking77" if data else "assistant",
+        "samples": sum(len(rows) for rows, _ in rounds[1].samples()),
+        "full_lora_peft_seconds": middle["peft"],
+        "fedms_round_seconds": {str(k): middle[f"k{k}"] for k in rounds},
+        "fedms_prefix_seconds": {str(k): cold[k] - middle[f"k{k}"] for k in rounds},
+        "tflop": {str(k): each.flops / 1e12 for k, each in rounds.items()},
+        "speedup_k1": middle["speedup"],
+        "speedup_k1_range": [min(taken["speedup"]), max(taken["speedup"])],
+        "floor_ratio": {str(k): middle[f"floor{k}"] for k in rounds},
+        "gemm_gflops": middle["gemm"] / 1e9,
+        "engine_overhead_share": middle["overhead"],
+        "import_seconds": middle["import"],
+        "peak_memory_bytes": peak_memory(),
+        "repeats": repeats,
+    }
+
+
+def table(made: dict[str, Any]) -> str:
+    """The figures as they stand in the docs."""
+    lines = ["| program | seconds a round | TFLOP | over its floor |", "|---|---:|---:|---:|"]
+    lines.append(f"| plain loop with PEFT, all blocks | {made['full_lora_peft_seconds']:.2f} | | |")
+    for k, spent in made["fedms_round_seconds"].items():
+        lines.append(f"| fedms, k = {k} | {spent:.2f} | {made['tflop'][k]:.2f} | {made['floor_ratio'][k]:.2f} |")
+    low, high = made["speedup_k1_range"]
+    lines += [
+        "",
+        f"{made['data']}, {made['samples']} samples a round; medians of {made['repeats']} turns. At k = 1 "
+        f"{made['speedup_k1']:.1f} times as fast as the plain loop ({low:.1f} to {high:.1f} by turn). "
+        f"Matrix products ran at {made['gemm_gflops']:.0f} GFLOP/s. "
+        f"Outside the training steps: {made['engine_overhead_share']:.1%} of a round of {MANY} clients. "
+        f"`fedms --help`: {made['import_seconds']:.2f} s. Peak memory {made['peak_memory_bytes'] / 2**30:.1f} GiB.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder that holds banking77/; default: the embedded corpus")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    given = parser.parse_args()
+    made = measure(given.data.resolve() if given.data else None, given.repeats)
+    print(table(made))
+    if given.write:
+        splice(PAGE, "table speed", table(made))
+    print(json.dumps(made))
+
+
+if __name__ == "__main__":
+    main()
