@@ -110,7 +110,8 @@ class LocalEngine:
                 took = list(pool.map(lambda worker: float(worker.ask(MEASURE + str(way.stack).encode())), self._workers))
             except LostError:
                 return math.inf
-        return 1 / sum(1 / each for each in took)
+        rate = sum(1 / each for each in took)
+        return 1 / rate if rate else math.inf
 
     def run(self, tasks: Sequence[Task], arrived: Arrived = lambda update: None) -> list[Update | Failure]:
         """Have every task done; answers in the order of the tasks. `arrived` is called as each comes in.
