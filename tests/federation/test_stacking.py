@@ -17,7 +17,9 @@ from fedms.model.expert import Expert, fresh_lora, zero_head
 from fedms.model.stack import Stack
 from tiny_run import run_config, write_pictures
 
-TOLERANCE = 1e-4
+RATE = 0.01
+"""The learning rates here"""
+TOLERANCE = RATE / 20
 """Of an array after a round, as docs/performance.md states it."""
 
 
@@ -55,7 +57,7 @@ def check(alone, stacked, tolerance=TOLERANCE):
         assert (one.client, one.weight, one.arrays.keys()) == (other.client, other.weight, other.arrays.keys())
         for name, array in one.arrays.items():
             torch.testing.assert_close(other.arrays[name], array, atol=tolerance, rtol=0)
-        assert other.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=tolerance)
+        assert other.metrics["loss"] == pytest.approx(one.metrics["loss"], abs=min(tolerance, 1e-4))
         assert {key: other.metrics[key] for key in ("flops", "once")} == {key: one.metrics[key] for key in ("flops", "once")}
 
 
@@ -83,7 +85,7 @@ def test_together_is_alone_within_the_tolerance(federation, stacks, tmp_path, me
     assert stacks == sizes
     check(alone, stacked)
     moved = max(float((update.arrays["head.bias"] - made.server.shared["head.bias"]).abs().max()) for update in alone)
-    assert moved > 50 * TOLERANCE, "training goes far beyond the tolerance"
+    assert moved > RATE > 10 * TOLERANCE, "training goes far beyond the tolerance"
 
 
 def test_a_local_stage_is_alone_within_the_tolerance_and_keeps_its_state(federation, stacks, tmp_path):
