@@ -50,6 +50,8 @@ def test_what_the_config_fixes_is_not_measured(settings):
     assert decide(open_world(settings(*long, "engine.stack=3", "engine.workers=2")), 2, never).way == Way(2, 3)
     few = decide(open_world(settings(*long, "engine.workers=2")), 2, never)
     assert few.way == Way(2, 1), "a cohort of three cannot be stacked by four"
+    attention = decide(open_world(settings(*long, "method=fedclip")), 2, never)
+    assert attention.way == Way(2, 1), "neither pairs nor a head are trained"
     asked = []
     decide(open_world(settings(*long, "engine.stack=3")), 2, lambda way: asked.append(way) or 1.0)
     assert asked == [Way(1, 3), Way(2, 3)]

@@ -72,7 +72,7 @@ def decide(world: World, workers: int, measure: Measure) -> Choice:
     fixed, stage = config.engine, _stage(config)
     counts = [workers] if fixed.workers or workers == 1 else [1, workers]
     stacks = [fixed.stack] if fixed.stack else [size for size in STACKS if stage and size <= _cohort(config, stage)] or [1]
-    if len(counts) == len(stacks) == 1:
+    if stage is None or len(counts) == len(stacks) == 1:
         return Choice(Way(workers, stacks[0]))
     if sum(stacks[:2]) * sum(PASSES) * len(counts) > WORTH * _planned(world):
         way = Way(workers, stacks[0])

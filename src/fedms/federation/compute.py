@@ -97,7 +97,7 @@ class Compute:
         self.backbone.attach(pairs)
         if prompt is not None:
             hidden, mask_with = _before(prompt, hidden, mask)
-        self.book(pairs, *hidden.shape[:2], boundary, trained)
+        self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
         if prompt is None:
             return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
         return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)

@@ -82,8 +82,9 @@ def train_stack(compute: Compute, members: Sequence[Member], boundary: int, conf
         picked, pairs, parts = [each[step] for each in drawn[:running]], stack.pairs(), []
         for member, picks in zip(members, picked, strict=False):
             compute.resume(member.cost)
-            parts.append(compute.cache.hidden(member.samples, boundary, picks))
-            compute.book(pairs, *parts[-1][0].shape[:2], boundary, trained)
+            own, mask = compute.cache.hidden(member.samples, boundary, picks)
+            parts.append((own, mask))
+            compute.book(pairs, own.shape[0], own.shape[1], boundary, trained)
             member.cost = compute.pause()
         labels = [member.samples.labels[picks] for member, picks in zip(members, picked, strict=False)]
         share, counted = _weights([len(picks) for picks in picked], [step >= at for at in last_pass])

@@ -11,7 +11,8 @@ from fedms.federation.messages import Task, Update
 from fedms.federation.stacking import Kind, Member, train_stack
 from fedms.federation.training import checked
 
-Given, Done = TypeVar("Given"), TypeVar("Done")
+Given = TypeVar("Given")
+Done = TypeVar("Done")
 
 
 def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Exception]:
@@ -22,11 +23,11 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     outcomes: dict[str, Update | Exception] = {}
     stacks = defaultdict[Kind | None, list[_Part]](list)
     for task in tasks:
-        part = _attempt(lambda task: _Part(host, task), task)
-        if isinstance(part, _Part):
-            stacks[part.member.kind].append(part)
+        begun = _attempt(lambda task: _Part(host, task), task)
+        if isinstance(begun, Exception):
+            outcomes[task.client] = begun
         else:
-            outcomes[task.client] = part
+            stacks[begun.member.kind].append(begun)
     for kind, parts in stacks.items():
         trained = kind is not None and len(parts) > 1 and _attempt(_train, parts) is None
         for part in parts:
