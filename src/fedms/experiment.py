@@ -103,7 +103,7 @@ LATER: dict[str, set[str] | bool] = {
     "gate": True,
     "mixture": True,
     "evaluation": {"everyone", "validation"},
-    "cache": True,
+    "cache": {"enabled", "memory_mb", "disk_mb"},
     "engine": True,
     "log": True,
     "compare": True,

@@ -32,7 +32,8 @@ from fedms.files import (
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
 ELSEWHERE = "name another folder with --out"
 HOW: dict[str, Any] = {
-    **dict.fromkeys(("engine", "cache", "log", "compare"), True),
+    **dict.fromkeys(("engine", "log", "compare"), True),
+    "cache": {"enabled", "memory_mb", "disk_mb"},
     "federation": {"quorum", "deadline_seconds", "attempts"},
 }
 """Keys that do not change what a run comes to, or only where clients fail."""
