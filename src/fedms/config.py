@@ -186,6 +186,8 @@ class Statistics(Section):
     """Share of the identity in the covariance; default: d / (d + n), at least 0.05."""
     rank: int | None = Field(None, ge=1)
     """Send the second moment as this many eigenvectors and a rest; default: the whole symmetric matrix."""
+    clients: int | None = Field(None, ge=1)
+    """At most so many clients, drawn by the seed, send their sums; default: all."""
 
 
 class Gate(Section):
@@ -221,6 +223,8 @@ class Mixture(Section):
 class Evaluation(Section):
     every: int = Field(1, ge=1)
     """Rounds between validations of the global stage."""
+    clients: int | None = Field(None, ge=1)
+    """At most so many clients, drawn by the seed and always the same, validate what is shared; default: all."""
     everyone: int | None = Field(None, ge=1)
     """At most so many test samples of all clients, drawn by the seed, for accuracy_global; default: all."""
     validation: bool = True

@@ -243,10 +243,11 @@ class Experiment:
         return self.method.has_global or any({*stage.shares} - {"gate"} for stage in self.method.stages)
 
     def _exchange_statistics(self, stage: Stage | None, features: str, evaluation: bool = False) -> None:
-        """Every client sends its sums once; then the discriminant's temperature is chosen on all validation data."""
+        """Clients send their sums once; then the discriminant's temperature is chosen on the same clients' validation data."""
         server = self.server
-        line = Round("statistics", 0, 0, len(server.active(stage)), server.clients)
-        ask = partial(self.asking.ask, line, clients=server.clients, stage=stage, evaluation=evaluation, features=features)
+        clients = server.some("statistics", self.config.statistics.clients)
+        line = Round("statistics", 0, 0, len(server.active(stage)), clients)
+        ask = partial(self.asking.ask, line, clients=clients, stage=stage, evaluation=evaluation, features=features)
         updates = ask(kind="statistics")
         discriminant = server.learn_statistics(updates)
         server.calibrate(discriminant, ask(kind="calibrate", arrays=discriminant.to_arrays()))
@@ -272,11 +273,14 @@ class Experiment:
         if stage.expert == "local":
             line.validation_score = sum(u.metrics["correct"] for u in updates) / sum(u.metrics["validated"] for u in updates)
         elif last or number % self.config.evaluation.every == 0:
-            scored = self.asking.ask(line, "evaluate", server.clients, stage, evaluation=True, arrays=server.shared)
+            scored = self.asking.ask(line, "evaluate", self._validators(), stage, evaluation=True, arrays=server.shared)
             line.validation_score = sum(update.metrics["correct"] for update in scored) / sum(update.weight for update in scored)
         if not last and server.observe(stage, line.validation_score):
             self.observer.note(f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now")
         self._close(line.record())
+
+    def _validators(self) -> list[str]:
+        return self.server.some("validation", self.config.evaluation.clients)
 
     def _finish(self) -> dict[str, Any]:
         """Every client's final model, tested on its own and on everyone's data; no checkpoint, for it is soon done again."""
@@ -284,7 +288,7 @@ class Experiment:
         line = Round("end", 0, 0, len(server.active(self.method.stages[-1] if self.method.stages else None)), server.clients)
         arrays = dict(server.shared)
         if self.method.gate == "constant" or self._gate_reads_statistics():
-            server.weigh(self.asking.ask(line, "weigh", server.clients, None, arrays=arrays))
+            server.weigh(self.asking.ask(line, "weigh", self._validators(), None, arrays=arrays))
         if self.base_means is not None and self.world.backbone.kind == "image":
             arrays[BASE] = self.base_means
         updates = self.asking.ask(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,8 @@ class RunFolder:
         self.path = path
         self._kept = hashlib.sha256()
         self._count = 0
+        self._newest: dict[str, dict[str, Version]] = {}
+        self._asked: set[str] = set()
 
     # whose it is
 
@@ -211,6 +213,11 @@ class RunFolder:
         except (FedmsError, TypeError, ValueError):
             return None
 
+    def asked(self, clients: Iterable[str]) -> None:
+        """These may have written something since the last checkpoint. To look at everybody's folder would make a round of ten cost as
+        many looks as there are clients."""
+        self._asked.update(clients)
+
     # checkpoints: number n is the state after n exchanges, with a digest of all the lines of metrics.jsonl up to there. The lines
     # themselves are in a file of their own, which grows by each exchange's: in the checkpoints they would be written again each time
 
@@ -222,9 +229,10 @@ class RunFolder:
             append_line(self._lines_path, line)
             self._kept.update(f"{line}\n".encode())
         self._count += len(records)
-        clients = {name: newest for name, folder in self._clients().items() if (newest := folder.newest())}
+        self._newest |= {name: newest for name in sorted(self._asked) if (newest := self.client(name).newest())}
+        self._asked.clear()
         lines = {"count": self._count, "sha256": self._kept.hexdigest()}
-        write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": clients, "lines": lines})
+        write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": self._newest, "lines": lines})
         self._forget_checkpoints(number)
 
     def go_back(self, note: Callable[[str], None]) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
@@ -254,6 +262,7 @@ class RunFolder:
             write_bytes(path, lines)
         records = [json.loads(line) for line in lines.splitlines()]
         self._kept, self._count = hashlib.sha256(lines), len(records)
+        self._newest = dict(meta["clients"])
         return number, arrays, {**meta, "records": records}
 
     def _lines(self, number: int, count: int = 0, sha256: str = "") -> bytes:
