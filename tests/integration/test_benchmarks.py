@@ -148,11 +148,11 @@ child = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PI
 child.stdout.readline()
 end = time.process_time() + 0.3
 while time.process_time() < end: pass
-time.sleep(1)
+time.sleep(3)
 print(child.pid)
 """
     took = measure.measured([sys.executable, "-c", parent], 60)
-    assert took.peak_bytes > 150e6 and took.seconds > 1 and 0.25 < took.processor_seconds
+    assert took.peak_bytes > 150e6 and took.seconds > 1 and took.processor_seconds > 0.25
     deadline = time.monotonic() + 20
     while Path(f"/proc/{took.output.strip()}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
