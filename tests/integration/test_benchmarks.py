@@ -148,7 +148,7 @@ child = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PI
 child.stdout.readline()
 end = time.process_time() + 0.3
 while time.process_time() < end: pass
-time.sleep(1)
+time.sleep(3)
 print(child.pid)
 """
     took = measure.measured([sys.executable, "-c", parent], 60)
