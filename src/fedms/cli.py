@@ -12,10 +12,41 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 INTERRUPTED = 130
+MISUSED = 2
 HINT = "; run again with --debug for the traceback"
+_UsageError: Any = typer.BadParameter.__base__
+"""What a command line is refused with; where it is found depends on typer's version."""
+
+
+class Commands(TyperGroup):
+    """The commands; one that is used wrongly is told in a line, too."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> Any:
+        """Read the options that come before the command; without any words, the help is the answer."""
+        if not args:
+            return super().make_context(info_name, args, *more, **named)
+        with _used():
+            return super().make_context(info_name, args, *more, **named)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Find the command, read its options, run it."""
+        with _used():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _used() -> Iterator[None]:
+    """A wrong command line as one line."""
+    try:
+        yield
+    except _UsageError as error:
+        path = error.ctx.command_path if error.ctx else "fedms"
+        what = _one_line(error.format_message()).rstrip(".")
+        typer.echo(f"error: {what[:1].lower()}{what[1:]}; see {path} --help", err=True)
+        raise typer.Exit(MISUSED) from None
 
 
 class Command(TyperCommand):
@@ -45,6 +76,7 @@ class Command(TyperCommand):
 
 app = typer.Typer(
     name="fedms",
+    cls=Commands,
     help="Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -146,7 +178,7 @@ def compare(
     from fedms.comparison.rows import narrowed, rows
     from fedms.config import load
 
-    checked = narrowed(load(config, overrides or []), methods.split(",") if methods else None, _whole_numbers(seeds, "--seeds"))
+    checked = narrowed(load(config, overrides or []), None if methods is None else methods.split(","), _whole_numbers(seeds, "--seeds"))
     rows(checked)  # before anything heavy is imported, so that a typo is told at once
     folder = out or Path("runs") / f"{config.stem}-compare"
 
@@ -193,12 +225,17 @@ def partition(
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:
+        from fedms.files import make_folder, unmake
         from fedms.report.figures import partition_picture
 
         picture = partition_picture(described)
         assert picture is not None, "a partition that was just made has counts"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(picture, out)
+        made = make_folder(out.parent)
+        try:
+            save_picture(picture, out)
+        except BaseException:
+            unmake(made)
+            raise
         typer.echo(f"picture  {out}")
 
 
@@ -349,7 +386,9 @@ def _lines(data: bytes, where: str) -> list[str]:
 
 
 def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+    """On one line, and without what a terminal would obey."""
+    line = " ".join(str(text).split())
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
 def _width() -> int:
