@@ -8,8 +8,10 @@ import sys
 
 import pytest
 import yaml
+from holding import one_line, tree
+from typer.testing import CliRunner
 
-from conftest import one_line
+from fedms.cli import app
 from fedms.config import Config
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -55,10 +57,9 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize(("content", "says"), FILES.values(), ids=FILES)
-@pytest.mark.parametrize("command", ["run"])
-def test_a_file_that_is_no_config(place, refused, command, content, says):
+def test_a_file_that_is_no_config(place, refused, content, says):
     (place / "bad.yaml").write_bytes(content)
-    line = refused([command, "bad.yaml"], 2)
+    line = refused(["run", "bad.yaml"], 2)
     assert any(word in line for word in says.split("|")), line
 
 
@@ -253,15 +254,8 @@ PICTURES: dict[str, tuple[str, str]] = {
 
 
 @pytest.mark.parametrize(("out", "says"), PICTURES.values(), ids=PICTURES)
-def test_a_picture_where_none_can_be(place, refused, monkeypatch, capsys, out, says):
+def test_a_picture_where_none_can_be(place, out, says):
     (place / "used" / "who.png").mkdir(parents=True)
-    monkeypatch.setattr("fedms.cli._print", lambda table: None)  # what is printed before is right
-    monkeypatch.setattr("fedms.report.tables.partition_summary", lambda described: "")
-    from conftest import tree
-    from typer.testing import CliRunner
-
-    from fedms.cli import app
-
     before = tree(place)
     done = CliRunner().invoke(app, ["partition", "good.yaml", "--out", out])
     assert done.exit_code == 1

@@ -16,19 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from holding import Mine
 from PIL import Image
 
 from fedms.config import Data
 from fedms.data.sources import load
 from fedms.errors import FedmsError
 from tiny_run import write_pictures
-
-
-class Mine:
-    """What makes a folder when it is unpickled."""
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
-        return os.mkdir, ("executed",)
 
 
 def table(*rows: bytes, head: bytes = b"text,label") -> bytes:
@@ -181,7 +175,7 @@ def no_pictures(folder: Path) -> None:
 
 def a_class_in_no_encoding(folder: Path) -> None:
     pictures(folder)
-    os.rename(folder / "dark", os.path.join(os.fsencode(folder), b"\xff"))
+    (folder / "dark").rename(folder / os.fsdecode(b"\xff"))
 
 
 def archives(folder: Path) -> None:

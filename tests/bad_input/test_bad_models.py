@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -12,25 +11,23 @@ from typing import Any
 
 import pytest
 import torch
+from holding import Mine, Refused
 from safetensors.torch import load_file, save_file
-
-from conftest import Refused
-from test_bad_data import Mine
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE = "import os\nos.mkdir('executed')\n"
 
 
-def remove(*names: str) -> Callable[[Path], None]:
-    return lambda folder: [os.unlink(folder / name) for name in names] and None
+def remove(*names: str) -> Callable[[Path], object]:
+    return lambda folder: [(folder / name).unlink() for name in names]
 
 
-def write(name: str, content: str | bytes) -> Callable[[Path], None]:
+def write(name: str, content: str | bytes) -> Callable[[Path], object]:
     data = content if isinstance(content, bytes) else content.encode()
-    return lambda folder: (folder / name).write_bytes(data) and None
+    return lambda folder: (folder / name).write_bytes(data)
 
 
-def says(name: str = "config.json", **keys: Any) -> Callable[[Path], None]:
+def says(name: str = "config.json", **keys: Any) -> Callable[[Path], object]:
     """Keys put into a JSON file."""
 
     def put(folder: Path) -> None:
@@ -41,7 +38,7 @@ def says(name: str = "config.json", **keys: Any) -> Callable[[Path], None]:
     return put
 
 
-def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], object]:
     def put(folder: Path) -> None:
         held = load_file(folder / WEIGHTS)
         change(held)
@@ -50,11 +47,11 @@ def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path]
     return put
 
 
-def both(*steps: Callable[[Path], None]) -> Callable[[Path], None]:
-    return lambda folder: [step(folder) for step in steps] and None
+def both(*steps: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda folder: [step(folder) for step in steps]
 
 
-def cut(share: float) -> Callable[[Path], None]:
+def cut(share: float) -> Callable[[Path], object]:
     def put(folder: Path) -> None:
         data = (folder / WEIGHTS).read_bytes()
         (folder / WEIGHTS).write_bytes(data[: int(len(data) * share)])
@@ -62,7 +59,7 @@ def cut(share: float) -> Callable[[Path], None]:
     return put
 
 
-def pickled(name: str) -> Callable[[Path], None]:
+def pickled(name: str) -> Callable[[Path], object]:
     """The weights as a pickle that runs something, under this name, and no others."""
 
     def put(folder: Path) -> None:
@@ -72,7 +69,7 @@ def pickled(name: str) -> Callable[[Path], None]:
     return put
 
 
-def sharded(part: str) -> Callable[[Path], None]:
+def sharded(part: str) -> Callable[[Path], object]:
     """An index that names this file for all weights."""
 
     def put(folder: Path) -> None:
@@ -84,8 +81,8 @@ def sharded(part: str) -> Callable[[Path], None]:
     return put
 
 
-def code(name: str = "config.json", kind: str = "AutoConfig", **keys: Any) -> Callable[[Path], None]:
-    return both(write("mine.py", CODE), says(name, auto_map={kind: "mine.Mine", "AutoModel": "mine.Mine"}, **keys))
+def code(name: str = "config.json", kind: str = "AutoConfig", **keys: Any) -> Callable[[Path], object]:
+    return both(write("mine.py", CODE), says(name, **{"auto_map": {kind: "mine.Mine", "AutoModel": "mine.Mine"}, **keys}))
 
 
 def rename_vocabulary(folder: Path) -> None:
@@ -95,7 +92,7 @@ def rename_vocabulary(folder: Path) -> None:
 
 
 UNUSABLE = "no usable safetensors weights"
-CASES: dict[str, tuple[Callable[[Path], None], str]] = {
+CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (remove("config.json"), "cannot be read"),
     "empty config": (write("config.json", ""), "cannot be read"),
     "config cut short": (write("config.json", '{"model_type": "be'), "cannot be read"),
@@ -126,7 +123,10 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         UNUSABLE,
     ),
     "no tensors": (weights(dict.clear), "model ./bert: "),
-    "a tensor missing": (weights(lambda held: held.pop("encoder.layer.1.attention.self.value.weight")), "encoder.layer.1.attention.self.value"),
+    "a tensor missing": (
+        weights(lambda held: held.pop("encoder.layer.1.attention.self.value.weight")),
+        "encoder.layer.1.attention.self.value",
+    ),
     "a tensor of another shape": (
         weights(lambda held: held.update({"encoder.layer.0.output.dense.weight": torch.zeros(3, 3)})),
         "encoder.layer.0.output.dense.weight|" + UNUSABLE,
@@ -199,7 +199,7 @@ def test_code_beside_a_known_model_is_left_alone(place, checkpoint):
     from fedms.model.backbone import load
 
     shutil.copytree(checkpoint("bert"), place / "bert")
-    code(auto_map={"AutoConfig": "mine.Mine", "AutoModel": "mine.Mine"})(place / "bert")
+    code()(place / "bert")
     torch.save(Mine(), place / "bert" / "pytorch_model.bin")
     assert load(cfg.Model(name="./bert"), cfg.Lora()).depth == 3
     assert not list(place.rglob("executed"))

@@ -11,22 +11,22 @@ from typing import Any
 
 import pytest
 import yaml
+from holding import Refused, tree
 from safetensors.torch import load_file, save_file
 
 import fedms
-from conftest import Refused, tree
 from fedms.errors import FedmsError
 from fedms.files import read_arrays, write_arrays
 from fedms.paths import alike, is_name, refuse_ways_out
 
 CLIENT = "clients/client-0"
 MODEL = f"{CLIENT}/model.safetensors"
-Damage = Callable[[Path], None]
+Damage = Callable[[Path], object]
 
 
 def write(name: str, content: str | bytes) -> Damage:
     data = content if isinstance(content, bytes) else content.encode()
-    return lambda run: (run / name).write_bytes(data) and None
+    return lambda run: (run / name).write_bytes(data)
 
 
 def remove(name: str) -> Damage:
@@ -74,7 +74,7 @@ def configured(**keys: Any) -> Damage:
 
 
 def folder(name: str) -> Damage:
-    return lambda run: (remove(name)(run), (run / name).mkdir()) and None
+    return lambda run: (remove(name)(run), (run / name).mkdir())
 
 
 def link(name: str, to: str = "../../outside/secret.txt") -> Damage:
@@ -90,7 +90,7 @@ def link(name: str, to: str = "../../outside/secret.txt") -> Damage:
 
 
 def pipe(name: str) -> Damage:
-    return lambda run: (remove(name)(run), os.mkfifo(run / name)) and None
+    return lambda run: (remove(name)(run), os.mkfifo(run / name))
 
 
 def facts(**changes: Any) -> Damage:
@@ -127,7 +127,7 @@ def flipped(run: Path) -> None:
 
 DEEP = "[" * 500 + "]" * 500
 RESULT: dict[str, tuple[Damage, str]] = {
-    "empty": (lambda run: [shutil.rmtree(run), run.mkdir()] and None, "run: not a finished run: it has no result.json"),
+    "empty": (lambda run: [shutil.rmtree(run), run.mkdir()], "run: not a finished run: it has no result.json"),
     "no result": (remove("result.json"), "run: not a finished run: it has no result.json"),
     "an empty result": (write("result.json", ""), "result.json: damaged: not valid JSON"),
     "a torn result": (cut("result.json", 0.6), "result.json: damaged: not valid JSON"),
@@ -137,7 +137,10 @@ RESULT: dict[str, tuple[Damage, str]] = {
     "a result that is null": (write("result.json", "null"), "result.json: damaged: not a mapping"),
     "a result too deep": (write("result.json", '{"a": ' + DEEP + "}"), "result.json: damaged: nested too deeply"),
     "a result far too deep": (write("result.json", "[" * 100_000), "result.json: damaged: not valid JSON"),
-    "a result with half a character": (write("result.json", '{"method": "\\ud800"}'), "result.json: damaged: nested too deeply, or not text"),
+    "a result with half a character": (
+        write("result.json", '{"method": "\\ud800"}'),
+        "result.json: damaged: nested too deeply, or not text",
+    ),
     "a number of many digits": (write("result.json", '{"seconds": ' + "9" * 5000 + "}"), "result.json: damaged: not valid JSON"),
     "a folder for a result": (folder("result.json"), "result.json: cannot be read"),
     "clients that are no list": (told("result.json", per_client=3), "result.json: damaged: per_client"),
@@ -151,9 +154,6 @@ RESULT: dict[str, tuple[Damage, str]] = {
     "negative counts": (parted(counts=[[-1] * 4] * 3), "result.json: damaged: partition"),
     "ragged counts": (parted(counts=[[1] * 4, [1], [1]]), "result.json: damaged: partition"),
     "classes that are numbers": (parted(classes=[1, 2, 3, 4]), "result.json: damaged: partition"),
-    "a client with a slash": (parted(clients=["client-0", "client-1", "a/b"]), "result.json: damaged: partition"),
-    "a client that leads up": (parted(clients=["client-0", "client-1", ".."]), "result.json: damaged: partition"),
-    "a client with NUL": (parted(clients=["client-0", "client-1", "a\0"]), "result.json: damaged: partition"),
     "no config": (remove("config.yaml"), "run: not a finished run: it has no config.yaml"),
     "a torn config": (write("config.yaml", "seed: ["), "config.yaml: damaged: not valid YAML"),
     "a config that is a list": (write("config.yaml", "- 1\n"), "config.yaml: damaged: not a mapping"),
@@ -189,8 +189,14 @@ MODELS: dict[str, tuple[Damage, str]] = {
     "an altered model": (flipped, "model.safetensors: damaged: what it holds is not what was written"),
     "a model without facts": (foreign, "model.safetensors: damaged"),
     "a folder for a model": (folder(MODEL), "model.safetensors: damaged"),
-    "a pickle in its place": (lambda run: (run / MODEL).rename(run / CLIENT / "model.pt") and None, "model.safetensors: there is no such file"),
-    "another client's": (lambda run: shutil.copy(run / "clients/client-1/model.safetensors", run / MODEL) and None, "it is the model of client-1"),
+    "a pickle in its place": (
+        lambda run: (run / MODEL).rename(run / CLIENT / "model.pt"),
+        "model.safetensors: there is no such file",
+    ),
+    "another client's": (
+        lambda run: shutil.copy(run / "clients/client-1/model.safetensors", run / MODEL),
+        "it is the model of client-1",
+    ),
     "no boundary": (facts(boundary=...), "model.safetensors: damaged: not a client's model"),
     "a boundary that is a word": (facts(boundary="low"), "model.safetensors: damaged: not a client's model"),
     "a boundary beyond the blocks": (facts(boundary=99), "model.safetensors: damaged: it does not fit"),
@@ -256,6 +262,13 @@ def test_a_bad_input(run: Path, refused: Refused, arguments, code, says, given):
     refused(["predict", "run", *arguments], code, says, given=given)
 
 
+@pytest.mark.parametrize("name", ["../clients/client-1", "..", "client-1/.", ".hidden", "a\\b", "/etc", "a\0b", "x" * 300])
+def test_a_client_whose_name_leads_elsewhere(run: Path, refused: Refused, name):
+    parted(clients=["client-0", "client-1", name])(run)
+    refused(["predict", "run", "--client", name, "x"], 1, "cannot be a client's name: no `/`")
+    refused(["export", "run", "--client", name, "--to", "there"], 1, "cannot be a client's name")
+
+
 PLACES = {
     "a file": ("good.yaml", "already there and not empty"),
     "below a file": ("good.yaml/x", "cannot be made"),
@@ -271,10 +284,6 @@ def test_an_export_where_none_can_be(run: Path, refused: Refused, to, says):
     (run.parent / "link").symlink_to("../outside")
     line = refused(["export", "run", "--client", "client-0", "--to", to], 1)
     assert says in line.lower()
-
-
-def unfinished(run: Path) -> None:
-    (run / "result.json").unlink()
 
 
 RESUMED: dict[str, tuple[Damage, str]] = {
@@ -294,17 +303,18 @@ RESUMED: dict[str, tuple[Damage, str]] = {
 
 @pytest.mark.parametrize(("damage", "says"), RESUMED.values(), ids=RESUMED)
 def test_a_run_that_cannot_be_gone_on_with(run: Path, refused: Refused, damage, says):
-    unfinished(run)
+    shutil.copy(run / "config.yaml", run.parent / "again.yaml")
+    (run / "result.json").unlink()
     damage(run)
-    shutil.copy(run / "config.yaml", "good.yaml") if "another" in says and "seed" not in says else None
-    (run.parent / "again.yaml").write_text((run.parent / "good.yaml").read_text())
-    refused(["run", "again.yaml", "--out", "run", "--resume"], 1 if "laughs" not in says else 1, says)
+    refused(["run", "again.yaml", "--out", "run", "--resume"], 1, says)
 
 
 # names and links
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", "a\\b", ".hidden", "a\0", "a\nb", "a\x1b", " a", "a ", "a..b", "x" * 201, "\ud800", 3, None])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/a", "a\\b", ".hidden", "a\0", "a\nb", "a\x1b", " a", "a ", "a..b", "x" * 201, "\ud800", 3, None]
+)
 def test_a_name_that_could_lead_elsewhere_is_none(name):
     assert not is_name(name)
 

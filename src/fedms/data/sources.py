@@ -27,6 +27,7 @@ from fedms.errors import FedmsError
 TEXT_NAMES = ("text", "sentence", "utterance", "content", "query")
 LABEL_NAMES = ("label", "category", "intent", "class", "target", "fine_label", "label_text")
 _SPLITS = {"train": "train", "validation": "train", "valid": "train", "val": "train", "dev": "train", "test": "test"}
+_HUB_FORMATS = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "text")
 
 
 @dataclass(frozen=True)
@@ -316,7 +317,14 @@ def _read_hub(source: str) -> dict[str, list[_Table]]:
 
     name, _, subset = source.partition(":")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it would tell of each of its retries
-    return _from_hub(source, lambda: datasets.load_dataset(name, subset or None))
+
+    def read() -> Any:
+        kind = type(datasets.load_dataset_builder(name, subset or None)).__module__.rpartition(".")[2]
+        if kind not in _HUB_FORMATS:  # some hold pickles
+            raise FedmsError(f"{source}: a data set of the format {kind}; known: {', '.join(_HUB_FORMATS)}")
+        return datasets.load_dataset(name, subset or None)
+
+    return _from_hub(source, read)
 
 
 def _from_hub(source: str, read: Callable[[], Any]) -> dict[str, list[_Table]]:
