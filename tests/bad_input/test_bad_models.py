@@ -107,10 +107,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a width that is no number": (says(hidden_size="wide"), "cannot be read"),
     "another width": (says(hidden_size=64), "weights"),
     "another depth": (says(num_hidden_layers=5), "weights are incomplete or misshapen: encoder.layer.3"),
-    "heads that do not divide": (says(num_attention_heads=5), "model ./bert: "),
+    "heads that do not divide": (says(num_attention_heads=5), "model "),
     "an unknown activation": (says(hidden_act="nothing"), UNUSABLE),
     "huge": (says(num_hidden_layers=4, intermediate_size=10**12), UNUSABLE),
-    "quantised": (says(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}), "model ./bert: "),
+    "quantised": (says(quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True}), "model "),
     "no weights": (remove(WEIGHTS), UNUSABLE),
     "empty weights": (write(WEIGHTS, b""), UNUSABLE),
     "weights cut short": (cut(0.5), UNUSABLE),
@@ -122,7 +122,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         write(WEIGHTS, b"\x40" + b"\0" * 7 + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(64)),
         UNUSABLE,
     ),
-    "no tensors": (weights(dict.clear), "model ./bert: "),
+    "no tensors": (weights(dict.clear), "model "),
     "a tensor missing": (
         weights(lambda held: held.pop("encoder.layer.1.attention.self.value.weight")),
         "encoder.layer.1.attention.self.value",
@@ -169,7 +169,7 @@ def test_a_bad_model(place: Path, refused: Refused, checkpoint, change, words):
     change(place / "bert")
     if words == UNUSABLE and (place / "bert" / "other").exists():
         (place / "bert" / "other").rename(place / "bert" / WEIGHTS)
-    line = refused(["run", "good.yaml", "--set", "model.name=./bert"], 1, "model ./bert: ")
+    line = refused(["run", "good.yaml", "--set", f"model.name={place / 'bert'}"], 1, f"model {place / 'bert'}: ")
     assert any(word in line for word in words.split("|")), line
     assert not list(place.rglob("executed"))
 
