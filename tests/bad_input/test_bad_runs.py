@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from holding import Refused, tree
+from holding import Refused, comparison_of, tree
 from safetensors.torch import load_file, save_file
 
 import fedms
@@ -208,7 +208,7 @@ MODELS: dict[str, tuple[Damage, str]] = {
         arrays(lambda held: held.update({f"global/head.{name}": held[f"global/head.{name}"][:2].clone() for name in ("weight", "bias")})),
         "model.safetensors: damaged: it does not fit",
     ),
-    "another config": (configured(method="statistics"), "damaged: "),
+    "another config": (configured(method="feddpa"), "model.safetensors: damaged: it does not fit"),
     "an unknown method": (configured(method="nothing"), "config.yaml: damaged: method: 'nothing' is not known"),
     "a wrong key": (configured(gate__prior=7), "config.yaml: damaged: gate.prior"),
     "another layer": (configured(lora__targets=["nowhere"]), "config.yaml: damaged: lora.targets"),
@@ -307,6 +307,75 @@ def test_a_run_that_cannot_be_gone_on_with(run: Path, refused: Refused, damage, 
     (run / "result.json").unlink()
     damage(run)
     refused(["run", "again.yaml", "--out", "run", "--resume"], 1, says)
+
+
+# comparisons
+
+
+def compared(**changes: Any) -> Damage:
+    """comparison.json with other keys."""
+    return told("comparison.json", **changes)
+
+
+def of_first(part: str, **changes: Any) -> Damage:
+    """The first of its methods or runs with other keys."""
+
+    def put(folder: Path) -> None:
+        held = json.loads((folder / "comparison.json").read_text())
+        held[part][0] = {key: value for key, value in {**held[part][0], **changes}.items() if value is not ...}
+        (folder / "comparison.json").write_text(json.dumps(held))
+
+    return put
+
+
+FILE = "comparison.json: damaged: "
+COMPARISONS: dict[str, tuple[Damage, str]] = {
+    "unfinished": (remove("comparison.json"), "not a finished comparison: it has no comparison.json"),
+    "torn": (cut("comparison.json", 0.7), FILE + "not valid JSON"),
+    "a list": (write("comparison.json", "[]"), FILE + "not a mapping"),
+    "too deep": (write("comparison.json", '{"a": ' + DEEP + "}"), FILE + "nested too deeply"),
+    "no rows": (compared(methods=[]), FILE + "methods"),
+    "rows that are words": (compared(methods=["fedms"]), FILE + "methods"),
+    "a row without means": (of_first("methods", mean=...), FILE + "methods"),
+    "no runs": (compared(runs=...), FILE + "runs"),
+    "a run without a result": (of_first("runs", result=None), FILE + "runs"),
+    "a run with a damaged result": (of_first("runs", result={"partition": {"counts": 3}}), FILE + "runs"),
+    "a run that leads up": (of_first("runs", folder="../outside"), FILE + "runs"),
+    "a run at a root": (of_first("runs", folder="/etc"), FILE + "runs"),
+    "seeds that are no list": (compared(seeds=0), FILE + "seeds"),
+    "a result elsewhere": (link("comparison.json"), "comparison.json: a link that leads out"),
+    "runs elsewhere": (link("runs", "../outside"), "runs: a link that leads out"),
+    "a pipe": (pipe("comparison.json"), "comparison.json: neither a file nor a folder"),
+}
+GONE_ON_WITH: dict[str, tuple[Damage, str]] = {
+    "another config": (write("comparison.yaml", "seed: 0\nlora: {rank: 3}\n"), "holds a comparison with another config: "),
+    "a damaged config": (write("comparison.yaml", "seed: ["), "with another config: one that cannot be read"),
+    "no config": (remove("comparison.yaml"), "already there and not empty"),
+    "a config elsewhere": (link("comparison.yaml"), "comparison.yaml: a link that leads out"),
+    "runs elsewhere": (link("runs", "../outside"), "runs: a link that leads out"),
+}
+
+
+@pytest.fixture
+def comparison(place: Path, finished) -> Path:
+    """A finished comparison's folder, to be damaged."""
+    folder = place / "compared"
+    (folder / "runs").mkdir(parents=True)
+    (folder / "comparison.json").write_bytes(comparison_of(json.loads((finished() / "result.json").read_text())))
+    (folder / "comparison.yaml").write_text((place / "good.yaml").read_text())
+    return folder
+
+
+@pytest.mark.parametrize(("damage", "says"), COMPARISONS.values(), ids=COMPARISONS)
+def test_a_damaged_comparison(comparison: Path, refused: Refused, damage, says):
+    damage(comparison)
+    refused(["report", "compared"], 1, says)
+
+
+@pytest.mark.parametrize(("damage", "says"), GONE_ON_WITH.values(), ids=GONE_ON_WITH)
+def test_a_comparison_that_cannot_be_gone_on_with(comparison: Path, refused: Refused, damage, says):
+    damage(comparison)
+    refused(["compare", "good.yaml", "--methods", "local", "--seeds", "0", "--out", "compared"], 1, says)
 
 
 # names and links
