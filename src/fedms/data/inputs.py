@@ -95,7 +95,7 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: cfg.Model) -> Input
         trial, _ = ImageInputs([Image.new("RGB", (64, 64))], processor, config.image_size).batch(np.zeros(1, dtype=np.int64))
         backbone.embed(trial.to(backbone.device))
     except Exception as error:  # whatever transformers says of a damaged file, and a size that the model does not take
-        raise FedmsError(f"model {config.name}: no usable image processor: {first_line(error)}") from None
+        raise FedmsError(f"model {config.name}: no image processor: {first_line(error)}") from None
     return ImageInputs(dataset.inputs, processor, config.image_size)
 
 
