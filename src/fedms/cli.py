@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shlex
 import sys
@@ -12,67 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
 
-INTERRUPTED = 130
-MISUSED = 2
-HINT = "; run again with --debug for the traceback"
-_UsageError: Any = typer.BadParameter.__base__
-"""What a command line is refused with; where it is found depends on typer's version."""
-
-
-class Commands(TyperGroup):
-    """The commands; one that is used wrongly is told in a line, too."""
-
-    def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> Any:
-        """Read the options that come before the command; without any words, the help is the answer."""
-        if not args:
-            return super().make_context(info_name, args, *more, **named)
-        with _used():
-            return super().make_context(info_name, args, *more, **named)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Find the command, read its options, run it."""
-        with _used():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def _used() -> Iterator[None]:
-    """A wrong command line as one line."""
-    try:
-        yield
-    except _UsageError as error:
-        path = error.ctx.command_path if error.ctx else "fedms"
-        what = _one_line(error.format_message()).rstrip(".")
-        typer.echo(f"error: {what[:1].lower()}{what[1:]}; see {path} --help", err=True)
-        raise typer.Exit(MISUSED) from None
-
-
-class Command(TyperCommand):
-    """A command whose failures are one line on stderr, and a traceback only where `--debug` asks for it."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; turn what it raises into a line and an exit code."""
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
-            raise
-        except KeyboardInterrupt as stop:
-            typer.echo("; ".join(["interrupted", *stop.args]), err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader went away, as in `fedms methods | head`: typer ends silently
-            line, code = describe(error)
-            if ctx.find_root().params.get("debug"):
-                import traceback
-
-                traceback.print_exc()
-                line = line.removesuffix(HINT)
-            typer.echo(f"error: {line}", err=True)
-            raise typer.Exit(code) from None
-
+from fedms.cli_failures import Command, Commands, one_line
 
 app = typer.Typer(
     name="fedms",
@@ -89,24 +29,6 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file;
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="Whose model.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable.")]
-
-
-def describe(error: Exception) -> tuple[str, int]:
-    """An error as one line, and the exit code."""
-    from fedms.errors import FedmsError
-
-    if isinstance(error, FedmsError):
-        return _one_line(error), error.exit_code
-    if isinstance(error, OSError) and error.strerror:
-        what = error.strerror[0].lower() + error.strerror[1:]
-        return (f"{error.filename}: {what}" if error.filename else what), 1
-    if "No space left on device" in str(error):  # as libraries say it that are not written in Python
-        return "no space left on device", 1
-    if isinstance(error, MemoryError):
-        return "out of memory", 1
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    name = type(error).__name__
-    return f"unexpected {name}{': ' if first else ''}{first}{HINT}", 1
 
 
 def show_version(asked: bool) -> None:
@@ -290,7 +212,7 @@ def predict(
             typer.echo(json.dumps({"input": str(sample), **asdict(each)}, ensure_ascii=False))
             continue
         weights = "" if each.local_weight is None else f"  local {each.local_weight:.3f}  global {each.global_weight:.3f}"
-        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {_one_line(sample)}")
+        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {one_line(sample)}")
 
 
 @app.command(cls=Command)
@@ -347,7 +269,7 @@ def _whole_numbers(text: str | None, option: str) -> list[int] | None:
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{option}: must be whole numbers between commas, as in 0,1,2, not {_one_line(text)!r}") from None
+        raise ConfigError(f"{option}: must be whole numbers between commas, as in 0,1,2, not {one_line(text)!r}") from None
 
 
 def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
@@ -383,12 +305,6 @@ def _lines(data: bytes, where: str) -> list[str]:
         return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise FedmsError(f"{where}: not a text in UTF-8 (byte {error.start})") from None
-
-
-def _one_line(text: object) -> str:
-    """On one line, and without what a terminal would obey."""
-    line = " ".join(str(text).split())
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
 
 
 def _width() -> int:

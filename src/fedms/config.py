@@ -12,35 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from fedms.config_keys import first_wrong, overridden, placed, tuples
+from fedms.config_keys import Section, first_wrong, overridden, placed, tuples
 from fedms.errors import ConfigError
 from fedms.paths import RULE, alike, is_name
 from fedms.yaml_text import plain, read_yaml
 
 LONGEST_ROW = 64
 """Bytes of the name of a comparison's row at most; it is part of a folder's name."""
-LARGEST = 2**53
-"""Whole numbers at most: beyond it not every reader of JSON tells them apart."""
 LARGEST_GRID = 10_000
 """Combinations that a comparison tries for one row at most."""
 SAME = ("seed", "data", "partition", "compare", "evaluation.everyone", "evaluation.validation")
 """Keys and sections in which the rows of a comparison must not differ, or it would pair results on different samples."""
-
-
-class Section(BaseModel):
-    """A group of keys. Unknown keys are refused, types are not guessed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-    @field_validator("*")
-    @classmethod
-    def _check_whole(cls, value: object) -> object:
-        if isinstance(value, int) and value > LARGEST:
-            raise PydanticCustomError("whole", "should be at most {largest}", {"largest": LARGEST})
-        return value
 
 
 class Model(Section):
@@ -286,13 +271,13 @@ class Compare(Section):
 
     methods: tuple[str, ...] | None = None
     """Rows by name, from `fedms methods`; default: all of them."""
-    variants: dict[str, dict[str, Any]] = {}
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """More rows: a name, and the keys in which it differs, as in `{"prior 0.9": {method: fedms, gate.prior: 0.9}}`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every row runs once with each."""
     baseline: str = "fedms"
     """The row that the others are measured against; the first row where this one is not compared."""
-    tune: dict[str, tuple[Any, ...]] = {}
+    tune: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """A grid to choose from for each row, on the first seed: key and candidates, as in `training.learning_rate: [3e-4, 1e-3]`."""
     criterion: Literal["accuracy_local", "accuracy_global"] = "accuracy_local"
     """The accuracy on validation data by which the grid is decided."""
