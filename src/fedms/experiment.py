@@ -24,6 +24,7 @@ from fedms.federation.methods import find, of
 from fedms.federation.personal import gate_reads_statistics
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
+from fedms.paths import refuse_ways_out
 from fedms.progress import Observer, Several, Silent
 from fedms.result import make_result
 from fedms.store import RunFolder
@@ -52,6 +53,7 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
     try:
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
+        world.dataset.check()
         with folder.claimed(config, describe_environment(config), resume), LocalEngine(world, out) as engine:
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
@@ -75,6 +77,7 @@ def describe_partition(config: Config) -> dict[str, Any]:
 
 def reusable(config: Config, path: Path) -> RunFolder:
     """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
+    refuse_ways_out(path)
     folder = RunFolder(path)
     other = folder.config()
     stage = shared_first_stage(config)

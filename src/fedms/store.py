@@ -28,6 +28,8 @@ from fedms.files import (
     write_bytes,
     write_json,
 )
+from fedms.paths import RULE, is_name, refuse_ways_out
+from fedms.yaml_text import plain
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
 ELSEWHERE = "name another folder with --out"
@@ -139,6 +141,8 @@ class RunFolder:
             self._admit(config, resume)
 
     def _admit(self, config: Config, resume: bool) -> None:
+        if self.path.is_dir():
+            refuse_ways_out(self.path)
         begun = (self.path / CONFIG).exists()
         if not resume and begun:
             raise FedmsError(f"{self.path}: already there and not empty; go on with --resume, or {ELSEWHERE}")
@@ -174,6 +178,8 @@ class RunFolder:
         return self.path / "clients"
 
     def client(self, name: str) -> ClientFolder:
+        if not is_name(name):
+            raise FedmsError(f"{self.path}: {plain(repr(name))} cannot be a client's name: no {RULE}")
         return ClientFolder(self.clients / name)
 
     def _clients(self) -> dict[str, ClientFolder]:
@@ -190,7 +196,7 @@ class RunFolder:
             return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except OSError as error:
             raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FedmsError(f"{path}: damaged: not JSON lines") from None
 
     def keep_stage(self, stage: str, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
