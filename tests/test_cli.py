@@ -151,9 +151,15 @@ def test_a_wrong_input_is_one_line_and_writes_nothing(play: Play, config: str, a
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "quick.yaml", "--no-such"], ["nonsense"], ["report"]])
-def test_a_wrong_use_exits_with_two(config: str, arguments: list[str]) -> None:
+def test_a_wrong_use_is_one_line_that_says_where_help_is(config: str, arguments: list[str]) -> None:
     result = runner.invoke(app, arguments)
-    assert result.exit_code == 2 and "Usage:" in result.stderr
+    assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+    assert result.stderr.endswith("--help\n")
+
+
+def test_no_command_at_all_shows_the_help() -> None:
+    result = runner.invoke(app, [])
+    assert result.exit_code == 2 and "Usage:" in result.output and "partition" in result.output
 
 
 def test_the_partition_is_a_table_and_a_picture(play: Play, config: str) -> None:

@@ -133,6 +133,7 @@ class Asking:
     def _exchange(self, line: Round, tasks: Sequence[Task], most: int, evaluation: bool) -> list[Update]:
         """Have tasks done and book what it cost; at most so many of the updates that are admitted."""
         sent, received = self.engine.sent, self.engine.received
+        self.folder.asked(task.client for task in tasks)
         answers = self.engine.run(tasks)
         sent, received = self.engine.sent - sent, self.engine.received - received
         if evaluation:
@@ -143,7 +144,7 @@ class Asking:
         taken = self._taken(line, tasks, answers, most)
         if not evaluation:
             line.train_flops += self.server.book(taken)
-        self.server.heard_of(taken)
+        self.server.heard_of(tasks, taken)
         return taken
 
     def _taken(self, line: Round, tasks: Sequence[Task], answers: Sequence[Update | Failure], most: int) -> list[Update]:

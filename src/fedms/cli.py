@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shlex
 import sys
@@ -12,39 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
-INTERRUPTED = 130
-HINT = "; run again with --debug for the traceback"
-
-
-class Command(TyperCommand):
-    """A command whose failures are one line on stderr, and a traceback only where `--debug` asks for it."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command; turn what it raises into a line and an exit code."""
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
-            raise
-        except KeyboardInterrupt as stop:
-            typer.echo("; ".join(["interrupted", *stop.args]), err=True)
-            raise typer.Exit(INTERRUPTED) from None
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader went away, as in `fedms methods | head`: typer ends silently
-            line, code = describe(error)
-            if ctx.find_root().params.get("debug"):
-                import traceback
-
-                traceback.print_exc()
-                line = line.removesuffix(HINT)
-            typer.echo(f"error: {line}", err=True)
-            raise typer.Exit(code) from None
-
+from fedms.cli_failures import Command, Commands, one_line
 
 app = typer.Typer(
     name="fedms",
+    cls=Commands,
     help="Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -57,24 +29,6 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file;
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="Whose model.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable.")]
-
-
-def describe(error: Exception) -> tuple[str, int]:
-    """An error as one line, and the exit code."""
-    from fedms.errors import FedmsError
-
-    if isinstance(error, FedmsError):
-        return _one_line(error), error.exit_code
-    if isinstance(error, OSError) and error.strerror:
-        what = error.strerror[0].lower() + error.strerror[1:]
-        return (f"{error.filename}: {what}" if error.filename else what), 1
-    if "No space left on device" in str(error):  # as libraries say it that are not written in Python
-        return "no space left on device", 1
-    if isinstance(error, MemoryError):
-        return "out of memory", 1
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    name = type(error).__name__
-    return f"unexpected {name}{': ' if first else ''}{first}{HINT}", 1
 
 
 def show_version(asked: bool) -> None:
@@ -146,7 +100,7 @@ def compare(
     from fedms.comparison.rows import narrowed, rows
     from fedms.config import load
 
-    checked = narrowed(load(config, overrides or []), methods.split(",") if methods else None, _whole_numbers(seeds, "--seeds"))
+    checked = narrowed(load(config, overrides or []), None if methods is None else methods.split(","), _whole_numbers(seeds, "--seeds"))
     rows(checked)  # before anything heavy is imported, so that a typo is told at once
     folder = out or Path("runs") / f"{config.stem}-compare"
 
@@ -193,12 +147,17 @@ def partition(
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:
+        from fedms.files import make_folder, unmake
         from fedms.report.figures import partition_picture
 
         picture = partition_picture(described)
         assert picture is not None, "a partition that was just made has counts"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        save_picture(picture, out)
+        made = make_folder(out.parent)
+        try:
+            save_picture(picture, out)
+        except BaseException:
+            unmake(made)
+            raise
         typer.echo(f"picture  {out}")
 
 
@@ -253,7 +212,7 @@ def predict(
             typer.echo(json.dumps({"input": str(sample), **asdict(each)}, ensure_ascii=False))
             continue
         weights = "" if each.local_weight is None else f"  local {each.local_weight:.3f}  global {each.global_weight:.3f}"
-        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {_one_line(sample)}")
+        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {one_line(sample)}")
 
 
 @app.command(cls=Command)
@@ -310,7 +269,7 @@ def _whole_numbers(text: str | None, option: str) -> list[int] | None:
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"{option}: must be whole numbers between commas, as in 0,1,2, not {_one_line(text)!r}") from None
+        raise ConfigError(f"{option}: must be whole numbers between commas, as in 0,1,2, not {one_line(text)!r}") from None
 
 
 def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
@@ -346,10 +305,6 @@ def _lines(data: bytes, where: str) -> list[str]:
         return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise FedmsError(f"{where}: not a text in UTF-8 (byte {error.start})") from None
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
 
 
 def _width() -> int:

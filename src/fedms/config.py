@@ -6,7 +6,7 @@ touching data or model. A wrong key, type, range or combination raises `ConfigEr
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,13 @@ from pydantic_core import PydanticCustomError
 from fedms.config_federation import Federation
 from fedms.config_keys import Section, first_wrong, overridden, placed, tuples
 from fedms.errors import ConfigError
+from fedms.paths import RULE, alike, is_name
 from fedms.yaml_text import plain, read_yaml
 
-ROW = re.compile(r"(?![.\s])(?!.*\.\.)[^/\\,]+(?<!\s)")
-"""What can name a row of a comparison, which is part of a folder's name."""
 LONGEST_ROW = 64
-"""Bytes of such a name at most."""
+"""Bytes of the name of a comparison's row at most; it is part of a folder's name."""
+LARGEST_GRID = 10_000
+"""Combinations that a comparison tries for one row at most."""
 SAME = ("seed", "data", "partition", "compare", "evaluation.everyone", "evaluation.validation")
 """Keys and sections in which the rows of a comparison must not differ, or it would pair results on different samples."""
 
@@ -102,7 +103,7 @@ class CapacityTier(Tier):
 
 
 class RankTier(Tier):
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1, le=4096)
     """Rank of such a client's pairs."""
 
 
@@ -155,7 +156,7 @@ class Activation(Section):
 
 
 class Lora(Section):
-    rank: int = Field(8, ge=1)
+    rank: int = Field(8, ge=1, le=4096)
     """Rank r of the low-rank pairs."""
     tiers: tuple[RankTier, ...] = ()
     """Tiers of clients by the rank of their pairs, `rank` at most; empty: the same for all. Wants `federation.aggregation: svd`."""
@@ -186,6 +187,8 @@ class Statistics(Section):
     """Share of the identity in the covariance; default: d / (d + n), at least 0.05."""
     rank: int | None = Field(None, ge=1)
     """Send the second moment as this many eigenvectors and a rest; default: the whole symmetric matrix."""
+    clients: int | None = Field(None, ge=1)
+    """At most so many clients, drawn by the seed, send their sums; default: all."""
 
 
 class Gate(Section):
@@ -201,9 +204,9 @@ class Gate(Section):
     """Whether a learned residual delta(u) may be added to the evidence where validation says it helps."""
     share: Literal["adapter", "none", "all"] = "adapter"
     """What of the gate is averaged over the clients."""
-    adapter_rank: int = Field(16, ge=1)
+    adapter_rank: int = Field(16, ge=1, le=65_536)
     """Width of the federated gate adapter."""
-    hidden: int = Field(32, ge=1)
+    hidden: int = Field(32, ge=1, le=65_536)
     """Width of the private gate network."""
     learning_rate: float = Field(1e-3, gt=0)
     """AdamW, for the gate adapter and network."""
@@ -221,6 +224,8 @@ class Mixture(Section):
 class Evaluation(Section):
     every: int = Field(1, ge=1)
     """Rounds between validations of the global stage."""
+    clients: int | None = Field(None, ge=1)
+    """At most so many clients, drawn by the seed and always the same, validate what is shared; default: all."""
     everyone: int | None = Field(None, ge=1)
     """At most so many test samples of all clients, drawn by the seed, for accuracy_global; default: all."""
     validation: bool = True
@@ -232,6 +237,8 @@ class Cache(Section):
     """Keep the frozen prefix's output of every sample."""
     memory_mb: int = Field(2048, ge=0)
     """Budget in memory over all workers; beyond it the disk is used."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of what is kept: `bfloat16` takes half the room and rounds it (docs/performance.md says what that costs)."""
     disk_mb: int = Field(20480, ge=0)
     """Budget on disk over all workers; beyond it the prefix is computed again each time."""
 
@@ -270,14 +277,17 @@ class Compare(Section):
     @model_validator(mode="after")
     def _check(self) -> Compare:
         for name in self.variants:
-            if not ROW.fullmatch(name) or not name.isprintable() or len(name.encode()) > LONGEST_ROW:
-                rule = f"`/`, `\\`, `,`, `..`, leading dot or outer blanks, and at most {LONGEST_ROW} characters"
-                raise ValueError(f"variants: {plain(repr(name))} cannot name a row: no {rule}")
+            if not is_name(name, LONGEST_ROW):
+                raise ValueError(f"variants: {plain(repr(name))} cannot name a row: no {RULE}, at most {LONGEST_ROW} bytes")
+        if same := alike(self.variants):
+            raise ValueError(f"variants: {plain(same[0])} and {plain(same[1])} differ in nothing that every file system tells apart")
         for key, values in {"methods": self.methods or (), "seeds": self.seeds, **{f"tune.{k}": v for k, v in self.tune.items()}}.items():
             if twice := [value for place, value in enumerate(values) if value in values[:place]]:
                 raise ValueError(f"{key}: {plain(str(twice[0]))} comes twice")
             if not values and key != "methods":
                 raise ValueError(f"{key}: must name at least one")
+        if math.prod(map(len, self.tune.values())) > LARGEST_GRID:
+            raise ValueError(f"tune: has more than {LARGEST_GRID:,} combinations")
         if negative := [seed for seed in self.seeds if seed < 0]:
             raise ValueError(f"seeds: must not be negative, as {negative[0]} is")
         if self.methods is not None and not self.methods and not self.variants:

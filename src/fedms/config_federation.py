@@ -23,9 +23,9 @@ class Federation(Section):
     time begins with its turn."""
     attempts: int = Field(3, ge=1)
     """How often clients are asked for the answers that are needed, the first time included, before the run stops."""
-    rounds_global: int = Field(10, ge=0)
+    rounds_global: int = Field(10, ge=0, le=1_000_000)
     """Rounds of the first stage (T1)."""
-    rounds_local: int = Field(3, ge=0)
+    rounds_local: int = Field(3, ge=0, le=1_000_000)
     """Rounds of the second stage (T2)."""
     aggregation: Literal["average", "exact", "freeze-a", "svd"] = "average"
     """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only), `svd` (the mean of

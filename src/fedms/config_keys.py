@@ -1,20 +1,31 @@
-"""What a section of a config is, dotted keys as overrides and variants have them, and what is wrong with a value in one line."""
+"""What a section of a config is; dotted keys, as overrides and variants have them; what is wrong with a value in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic_core import PydanticCustomError
 
 from fedms.errors import ConfigError
 from fedms.yaml_text import parse, plain
+
+LARGEST = 2**53
+"""Whole numbers at most: beyond it not every reader of JSON tells them apart."""
 
 
 class Section(BaseModel):
     """A group of keys. Unknown keys are refused, types are not guessed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_whole(cls, value: object) -> object:
+        if isinstance(value, int) and value > LARGEST:
+            raise PydanticCustomError("whole", "should be at most {largest}", {"largest": LARGEST})
+        return value
 
 
 def overridden(values: dict[str, Any], text: str) -> dict[str, Any]:

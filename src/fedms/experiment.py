@@ -24,6 +24,7 @@ from fedms.federation.methods import find, of
 from fedms.federation.personal import gate_reads_statistics
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
+from fedms.paths import refuse_ways_out
 from fedms.progress import Observer, Several, Silent
 from fedms.result import make_result
 from fedms.store import RunFolder
@@ -52,6 +53,7 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
     try:
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
+        world.dataset.check()
         with folder.claimed(config, describe_environment(config), resume), LocalEngine(world, out) as engine:
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
@@ -75,6 +77,7 @@ def describe_partition(config: Config) -> dict[str, Any]:
 
 def reusable(config: Config, path: Path) -> RunFolder:
     """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
+    refuse_ways_out(path)
     folder = RunFolder(path)
     other = folder.config()
     stage = shared_first_stage(config)
@@ -103,7 +106,7 @@ LATER: dict[str, set[str] | bool] = {
     "gate": True,
     "mixture": True,
     "evaluation": {"everyone", "validation"},
-    "cache": True,
+    "cache": {"enabled", "memory_mb", "disk_mb"},
     "engine": True,
     "log": True,
     "compare": True,
@@ -245,10 +248,11 @@ class Experiment:
         return self.method.has_global or any({*stage.shares} - {"gate"} for stage in self.method.stages)
 
     def _exchange_statistics(self, stage: Stage | None, features: str, evaluation: bool = False) -> None:
-        """Every client sends its sums once; then the discriminant's temperature is chosen on all validation data."""
+        """Clients send their sums once; then the discriminant's temperature is chosen on the same clients' validation data."""
         server = self.server
-        line = Round("statistics", 0, 0, len(server.active(stage)), server.clients)
-        ask = partial(self.asking.ask, line, clients=server.clients, stage=stage, evaluation=evaluation, features=features)
+        clients = server.some("statistics", self.config.statistics.clients)
+        line = Round("statistics", 0, 0, len(server.active(stage)), clients)
+        ask = partial(self.asking.ask, line, clients=clients, stage=stage, evaluation=evaluation, features=features)
         updates = ask(kind="statistics")
         discriminant = server.learn_statistics(updates)
         server.calibrate(discriminant, ask(kind="calibrate", arrays=discriminant.to_arrays()))
@@ -274,11 +278,14 @@ class Experiment:
         if stage.expert == "local":
             line.validation_score = sum(u.metrics["correct"] for u in updates) / sum(u.metrics["validated"] for u in updates)
         elif last or number % self.config.evaluation.every == 0:
-            scored = self.asking.ask(line, "evaluate", server.clients, stage, evaluation=True, arrays=server.shared)
+            scored = self.asking.ask(line, "evaluate", self._validators(), stage, evaluation=True, arrays=server.shared)
             line.validation_score = sum(update.metrics["correct"] for update in scored) / sum(update.weight for update in scored)
         if not last and server.observe(stage, line.validation_score):
             self.observer.note(f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now")
         self._close(line.record())
+
+    def _validators(self) -> list[str]:
+        return self.server.some("validation", self.config.evaluation.clients)
 
     def _finish(self) -> dict[str, Any]:
         """Every client's final model, tested on its own and on everyone's data; no checkpoint, for it is soon done again."""
@@ -286,7 +293,7 @@ class Experiment:
         line = Round("end", 0, 0, len(server.active(self.method.stages[-1] if self.method.stages else None)), server.clients)
         arrays = dict(server.shared)
         if self.method.gate == "constant" or self._gate_reads_statistics():
-            server.weigh(self.asking.ask(line, "weigh", server.clients, None, arrays=arrays))
+            server.weigh(self.asking.ask(line, "weigh", self._validators(), None, arrays=arrays))
         if self.base_means is not None and self.world.backbone.kind == "image":
             arrays[BASE] = self.base_means
         updates = self.asking.ask(

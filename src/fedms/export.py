@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from fedms.errors import FedmsError
 from fedms.export_readme import readme
 from fedms.federation.personal import Personal
+from fedms.files import make_folder, unmake
 from fedms.model.backbone import locate
 from fedms.model.expert import Arrays, Expert
 from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
@@ -53,15 +53,16 @@ def export(client: Client, to: Path) -> list[Path]:
         raise FedmsError(f"{to}: already there and not empty; name another folder with --to")
     if why := _unwritable(client.personal):
         raise FedmsError(f"method {client.personal.method.name} {why}, so there is nothing that PEFT could load")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=to.parent, prefix=f".{to.name}."))
+    made = make_folder(to)
     try:
-        inside = made / "export"  # with the permissions of an ordinary folder, which that of mkdtemp has not
-        inside.mkdir()
-        _write(client, inside)
-        inside.replace(to)  # onto an empty folder this works, too
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export.") as draft:
+            inside = Path(draft) / "export"  # with the permissions of an ordinary folder, which the draft has not
+            inside.mkdir()
+            _write(client, inside)
+            inside.replace(to)  # which is empty
+    except BaseException:
+        unmake(made)
+        raise
     return sorted(path for path in to.rglob("*") if path.is_file())
 
 

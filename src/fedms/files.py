@@ -66,18 +66,28 @@ def write_arrays(path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, An
     write_bytes(path, save_arrays(plain, metadata={"fedms": held}))
 
 
-def make_folder(path: Path) -> None:
-    """A folder and those above it, to stay also when the power goes."""
-    missing = [each for each in (path, *path.parents) if not each.exists()]
+def make_folder(path: Path) -> list[Path]:
+    """A folder and those above it, to stay also when the power goes; those that were made, or none of them."""
+    made = []
     try:
-        for each in reversed(missing):
+        for each in reversed([each for each in (path, *path.parents) if not each.exists()]):
             with contextlib.suppress(FileExistsError):  # made by another worker meanwhile
                 os.mkdir(each)  # noqa: PTH102
+                made.append(each)
             _sync_folder(each.parent)
         if not path.is_dir():
             raise NotADirectoryError(0, "there is a file of that name")
     except OSError as error:
+        unmake(made)
         raise StorageError(f"{path}: cannot be made: {_reason(error)}") from None
+    return made
+
+
+def unmake(made: list[Path]) -> None:
+    """Take back what `make_folder` made, where nothing has come into it."""
+    for each in reversed(made):
+        with contextlib.suppress(OSError):
+            os.rmdir(each)  # noqa: PTH106
 
 
 def remove(path: Path) -> None:
@@ -139,7 +149,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FedmsError(f"{path}: not valid JSON") from None
 
 
@@ -151,7 +161,7 @@ def read_arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             meta = dict(json.loads((file.metadata() or {})["fedms"]))
     except FileNotFoundError:
         raise FedmsError(f"{path}: there is no such file") from None
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise FedmsError(f"{path}: damaged: {error}") from None
     digest = meta.pop(DIGEST, None)
     if digest is not None and digest != _digest(arrays, meta):  # files of the first version have none

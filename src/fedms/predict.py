@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from fedms.data.features import PrefixCache, Samples
+from fedms.data.images import told, upright
 from fedms.data.inputs import inputs_for
 from fedms.data.sources import Dataset
 from fedms.errors import ConfigError, FedmsError
@@ -24,6 +25,7 @@ from fedms.model import backbone as backbones
 from fedms.model.backbone import Backbone
 from fedms.report.metrics import read_run
 from fedms.store import RunFolder
+from fedms.yaml_text import plain
 
 Input = str | Path | Image.Image
 """A text; or an image, as a file or decoded."""
@@ -106,6 +108,17 @@ class Client:
         samples = Samples("new", np.arange(len(inputs)), torch.from_numpy(none))
         return self.personal.judge(Compute(self.backbone, cache), samples, self.boundary)
 
+    def fits(self) -> bool:
+        """Whether its arrays suit each other and the backbone: it says something of a sample."""
+        sample: Input = "a" if self.kind == "text" else Image.new("RGB", (64, 64))
+        if not (0 <= self.prior <= 1 and 0 <= self.boundary <= self.backbone.depth):
+            return False
+        try:
+            found = self.judge([sample]).log_probabilities(self.prior)
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError):  # as torch and dicts say it
+            return False
+        return found.shape == (1, len(self.classes)) and bool(found.exp().sum().isclose(torch.ones(())))
+
     def _checked(self, prior: float | None) -> float:
         if prior is None:
             return self.prior
@@ -149,13 +162,8 @@ class Pictures(Sequence[Any]):
         given = self._given[index]
         if isinstance(given, Image.Image):
             return given.convert("RGB")
-        try:
-            with Image.open(given) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-        # what Pillow raises for broken files: SyntaxError is its word for a bad PNG
-        except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise FedmsError(f"{given}: cannot read the image: {reason}") from None
+        with told(str(given)):
+            return upright(Image.open(given))
 
 
 def load(run: str | Path, client: str) -> Client:
@@ -171,21 +179,30 @@ def load(run: str | Path, client: str) -> Client:
     folder = RunFolder(Path(run))
     result = read_run(folder.path).result
     try:
-        classes, names = list(result["partition"]["classes"]), list(result["partition"]["clients"])
+        classes, names = result["partition"]["classes"], result["partition"]["clients"]
     except (KeyError, TypeError):
         raise FedmsError(f"{folder.path / 'result.json'}: damaged: it does not say which classes and clients there are") from None
     if client not in names:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
-    config = folder.config()
     path = folder.client(client).path / "model.safetensors"
     arrays, meta = read_arrays(path)
     try:
         kept, scale = bool(meta["network_kept"]), float(meta.get("evidence_scale", 1.0))
-        prior, boundary = float(meta["prior"]), int(meta["boundary"])
-    except (KeyError, TypeError, ValueError):
+        prior, boundary, whose = float(meta["prior"]), int(meta["boundary"]), str(meta.get("client", client))
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise FedmsError(f"{path}: damaged: not a client's model") from None
-    # a run made on an accelerator can be used without one
-    device = config.device if torch.cuda.is_available() else "cpu"
-    backbone = backbones.load(config.model, config.lora).to_device(device)
-    return Client(client, classes, Personal(arrays, of(config), config, kept, scale), backbone, prior, boundary)
+    if whose != client:
+        raise FedmsError(f"{path}: damaged: it is the model of {plain(whose)}")
+    try:
+        config = folder.config()
+        personal = Personal(arrays, of(config), config, kept, scale)
+        # a run made on an accelerator can be used without one
+        device = config.device if torch.cuda.is_available() else "cpu"
+        backbone = backbones.load(config.model, config.lora).to_device(device)
+    except ConfigError as error:
+        raise FedmsError(f"{folder.path / 'config.yaml'}: damaged: {error}") from None
+    found = Client(client, classes, personal, backbone, prior, boundary)
+    if not found.fits():
+        raise FedmsError(f"{path}: damaged: it does not fit the run's config, its model or its classes")
+    return found

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ from fedms.files import (
     write_bytes,
     write_json,
 )
+from fedms.paths import RULE, is_name, refuse_ways_out
+from fedms.yaml_text import plain
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
 ELSEWHERE = "name another folder with --out"
 HOW: dict[str, Any] = {
-    **dict.fromkeys(("engine", "cache", "log", "compare"), True),
+    **dict.fromkeys(("engine", "log", "compare"), True),
+    "cache": {"enabled", "memory_mb", "disk_mb"},
     "federation": {"quorum", "deadline_seconds", "attempts"},
 }
 """Keys that do not change what a run comes to, or only where clients fail."""
@@ -105,6 +108,8 @@ class RunFolder:
         self.path = path
         self._kept = hashlib.sha256()
         self._count = 0
+        self._newest: dict[str, dict[str, Version]] = {}
+        self._asked: set[str] = set()
 
     # whose it is
 
@@ -136,6 +141,8 @@ class RunFolder:
             self._admit(config, resume)
 
     def _admit(self, config: Config, resume: bool) -> None:
+        if self.path.is_dir():
+            refuse_ways_out(self.path)
         begun = (self.path / CONFIG).exists()
         if not resume and begun:
             raise FedmsError(f"{self.path}: already there and not empty; go on with --resume, or {ELSEWHERE}")
@@ -171,6 +178,8 @@ class RunFolder:
         return self.path / "clients"
 
     def client(self, name: str) -> ClientFolder:
+        if not is_name(name):
+            raise FedmsError(f"{self.path}: {plain(repr(name))} cannot be a client's name: no {RULE}")
         return ClientFolder(self.clients / name)
 
     def _clients(self) -> dict[str, ClientFolder]:
@@ -187,7 +196,7 @@ class RunFolder:
             return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         except OSError as error:
             raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise FedmsError(f"{path}: damaged: not JSON lines") from None
 
     def keep_stage(self, stage: str, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
@@ -210,6 +219,11 @@ class RunFolder:
         except (FedmsError, TypeError, ValueError):
             return None
 
+    def asked(self, clients: Iterable[str]) -> None:
+        """These may have written something since the last checkpoint. To look at everybody's folder would make a round of ten cost as
+        many looks as there are clients."""
+        self._asked.update(clients)
+
     # checkpoints: number n is the state after n exchanges, with a digest of all the lines of metrics.jsonl up to there. The lines
     # themselves are in a file of their own, which grows by each exchange's: in the checkpoints they would be written again each time
 
@@ -221,9 +235,10 @@ class RunFolder:
             append_line(self._lines_path, line)
             self._kept.update(f"{line}\n".encode())
         self._count += len(records)
-        clients = {name: newest for name, folder in self._clients().items() if (newest := folder.newest())}
+        self._newest |= {name: newest for name in sorted(self._asked) if (newest := self.client(name).newest())}
+        self._asked.clear()
         lines = {"count": self._count, "sha256": self._kept.hexdigest()}
-        write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": clients, "lines": lines})
+        write_arrays(self._checkpoint_path(number), arrays, {**meta, "clients": self._newest, "lines": lines})
         self._forget_checkpoints(number)
 
     def go_back(self, note: Callable[[str], None]) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
@@ -253,6 +268,7 @@ class RunFolder:
             write_bytes(path, lines)
         records = [json.loads(line) for line in lines.splitlines()]
         self._kept, self._count = hashlib.sha256(lines), len(records)
+        self._newest = dict(meta["clients"])
         return number, arrays, {**meta, "records": records}
 
     def _lines(self, number: int, count: int = 0, sha256: str = "") -> bytes:

@@ -13,6 +13,8 @@ from fedms.errors import ConfigError, FedmsError
 
 LONGEST_SHOWN = 80
 """Characters of a key or value at most in a message."""
+LARGEST = 2**20
+"""Bytes of a config at most, and of values once every alias is written out: ten lines of aliases can say a billion values."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -20,6 +22,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_document(self, node: yaml.Node) -> Any:
         self.deep_construct = True  # refuses what holds itself, which would be built otherwise
+        if _size(node, {}) > LARGEST:
+            raise yaml.constructor.ConstructorError(None, None, "its aliases stand for too many values", node.start_mark)
         return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -35,15 +39,28 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node, with whatever its aliases stand for; one that holds itself counts once, since it is refused later."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = [each for pair in node.value for each in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] += 0 if isinstance(node, yaml.ScalarNode) else sum(_size(each, known) for each in parts)
+    return known[id(node)]
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
     except OSError as error:
         raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
+    if len(data) > LARGEST:
+        raise ConfigError(f"{path}: too large for a config, which has {LARGEST >> 20} MB at most")
+    try:
+        values = parse(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not a text file in UTF-8") from None
-    values = parse(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -51,10 +68,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def load_yaml(text: str) -> Any:
+    """The value that a YAML text says; PyYAML's errors, ValueError or RecursionError where it says none."""
+    return yaml.load(text, _Loader)
+
+
 def parse(text: str, whose: str) -> Any:
     """The value that a YAML text says; `whose` it is, for the message."""
     try:
-        return yaml.load(text, _Loader)
+        return load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

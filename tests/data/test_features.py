@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fedms import config as cfg
-from fedms.data.features import FILL_BATCH, FLOAT_BYTES, PrefixCache, Samples, _allocate
+from fedms.data.features import FILL_BATCH, PrefixCache, Samples, _allocate
 from fedms.data.inputs import TextInputs
 from fedms.model import flops
 from fedms.model.backbone import load
@@ -38,8 +38,8 @@ def inputs():
 def make(backbone, inputs, tmp_path):
     """A cache in its own folder."""
 
-    def cache(memory=AMPLE, disk=AMPLE, folder="cache", enabled=True):
-        return PrefixCache(backbone, inputs, memory, disk, tmp_path / folder, enabled)
+    def cache(memory=AMPLE, disk=AMPLE, folder="cache", enabled=True, dtype=torch.float32):
+        return PrefixCache(backbone, inputs, memory, disk, tmp_path / folder, enabled, dtype)
 
     return cache
 
@@ -124,17 +124,29 @@ def test_memory_and_disk_hold_the_same_bits_and_recomputing_gives_the_same_value
     same_where_real(disk.hidden(samples(), 2, PICKS), expected, tolerance=0)
     same_where_real(neither.hidden(samples(), 2, PICKS), expected)
     same_where_real(disabled.hidden(samples(), 2, PICKS), expected)
-    assert [files(cache) for cache in (memory, disk, neither, disabled)] == [[], ["client-1-train.f32"], [], []]
+    assert [files(cache) for cache in (memory, disk, neither, disabled)] == [[], ["client-1-train.float32"], [], []]
+
+
+def test_half_the_room_holds_the_values_rounded_wherever_they_rest(make, inputs, backbone):
+    size = int(inputs.lengths(samples().rows).sum()) * backbone.width * 2
+    exact, mask = make(folder="exact").hidden(samples(), 2, PICKS)
+    half = {"dtype": torch.bfloat16}
+    for cache in (make(memory=size, disk=0, **half), make(memory=size - 1, folder="disk", **half), make(0, 0, folder="neither", **half)):
+        made = cache.hidden(samples(), 2, PICKS)
+        assert made[0].dtype == torch.float32
+        same_where_real(made, (exact.bfloat16().float(), mask), tolerance=0 if cache.memory else 2**-6)
+        assert [path.stat().st_size for path in cache.folder.glob("*")] == ([size] if cache.folder.name == "disk" else [])
+        assert cache.kept_flops == (0 if cache.memory == 0 else cache.flops)
 
 
 def test_memory_fills_first_then_the_disk_then_nothing_is_kept(make, backbone, inputs):
     owners = [samples(f"client-{n}/train", 70, seed=n) for n in range(3)]
-    sizes = [int(inputs.lengths(each.rows).sum()) * backbone.width * FLOAT_BYTES for each in owners]
+    sizes = [int(inputs.lengths(each.rows).sum()) * backbone.width * 4 for each in owners]
     cache = make(memory=sizes[0], disk=sizes[1])
     for owned in owners:
         same_where_real(cache.hidden(owned, 1, np.arange(9)), direct(backbone, inputs, owned.rows[:9], 1))
-    assert files(cache) == ["client-1-train.f32"]
-    assert (cache.folder / "client-1-train.f32").stat().st_size == sizes[1]
+    assert files(cache) == ["client-1-train.float32"]
+    assert (cache.folder / "client-1-train.float32").stat().st_size == sizes[1]
     spent = cache.flops
     for owned in owners[:2]:
         cache.hidden(owned, 1, np.arange(9))
@@ -191,8 +203,8 @@ def test_a_full_disk_is_no_room(make, backbone, inputs, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
 def test_the_file_has_its_bytes_on_the_disk_before_anything_is_written(tmp_path):
-    _allocate(tmp_path / "some.f32", 2**20)
-    assert (tmp_path / "some.f32").stat().st_blocks * 512 >= 2**20
+    _allocate(tmp_path / "some.float32", 2**20)
+    assert (tmp_path / "some.float32").stat().st_blocks * 512 >= 2**20
 
 
 @pytest.mark.parametrize("memory", [0, AMPLE])
@@ -206,20 +218,20 @@ def test_no_samples_are_one_clear_error(make, memory):
 @pytest.mark.parametrize("memory", [0, AMPLE])
 def test_moving_the_boundary_drops_the_old_entry_and_makes_room(make, backbone, inputs, memory):
     owned = samples()
-    size = int(inputs.lengths(owned.rows).sum()) * backbone.width * FLOAT_BYTES
+    size = int(inputs.lengths(owned.rows).sum()) * backbone.width * 4
     cache = make(min(memory, size), 0 if memory else size)
     for boundary in (2, 1, 0, 2):
         same_where_real(cache.hidden(owned, boundary, PICKS), direct(backbone, inputs, owned.rows[PICKS], boundary))
         spent = cache.flops
         cache.hidden(owned, boundary, PICKS)
         assert cache.flops == spent, "there was no room for the new entry, so the old one is still there"
-    assert files(cache) == ([] if memory else ["client-1-train.f32"])
+    assert files(cache) == ([] if memory else ["client-1-train.float32"])
 
 
 def test_moving_the_boundary_deletes_the_old_file(make):
     cache = make(memory=0)
     cache.hidden(samples(), 2, PICKS)
-    assert files(cache) == ["client-1-train.f32"]
+    assert files(cache) == ["client-1-train.float32"]
     cache.memory = AMPLE
     cache.hidden(samples(), 1, PICKS)
     assert files(cache) == []

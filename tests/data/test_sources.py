@@ -271,10 +271,15 @@ def test_a_hub_name_can_have_a_subset(monkeypatch: pytest.MonkeyPatch) -> None:
         rows = {"text": ["a", "b"], "label": ["x", "y"]}
         return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split in ("train", "test", "unsupervised")})
 
+    builder = type("Parquet", (), {"__module__": "datasets.packaged_modules.parquet.parquet"})
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *name: builder())
     monkeypatch.setattr(datasets, "load_dataset", answer)
     assert len(load(Data(source="clinc/clinc_oos:plus"), 0).inputs) == 4
     load(Data(source="PolyAI/banking77"), 0)
     assert asked == [("clinc/clinc_oos", "plus"), ("PolyAI/banking77", None)]
+    builder.__module__ = "datasets.packaged_modules.webdataset.webdataset"  # whose parts may be pickles
+    assert "a data set of the format webdataset; known: arrow" in fails("somebody/something")
+    assert len(asked) == 2
 
 
 # --- real data -----------------------------------------------------------------------------------------------------------------------

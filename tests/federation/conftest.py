@@ -72,7 +72,7 @@ class Federation:
     def ask(self, kind: Kind, clients: Sequence[str], stage: Stage | None, number: int, **settings: Any) -> list[Update]:
         tasks = [decode_task(encode(task)) for task in self.server.tasks(kind, clients, stage, number, self.server.shared, **settings)]
         updates = [decode_update(encode(self.host.handle(task))) for task in tasks]
-        self.server.heard_of(updates)
+        self.server.heard_of(tasks, updates)
         self.exchanges += zip(tasks, updates, strict=True)
         return updates
 

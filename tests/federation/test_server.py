@@ -80,12 +80,12 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
     early = {name for task in made.tasks("train", CLIENTS, made.method.stages[0], 1) for name in task.arrays if "/" in name}
     assert early == {"global/head.log_scale"}, "which nobody trains"
     trained = dict(made.shared)
-    made.heard_of([Update(client) for client in CLIENTS])
+    made.heard_of([], [Update(client) for client in CLIENTS])
     made.begin(made.method.stages[1])
 
     def sent(clients):
         tasks = made.tasks("train", clients, made.method.stages[1], 1)
-        made.heard_of([Update(client) for client in clients if client != "client-01"])  # which fails the first time
+        made.heard_of(tasks, [Update(client) for client in clients if client != "client-01"])  # which fails the first time
         return {task.client: {name: array for name, array in task.arrays.items() if name.startswith("global/")} for task in tasks}
 
     first = sent(CLIENTS[:2])
@@ -130,7 +130,7 @@ def test_a_restored_server_is_the_same(server):
     made = begun(server("fedms", "activation.rule=every", "activation.every=1"))
     made.observe(made.method.stages[0], 0.5)
     made.begin(made.method.stages[1])
-    made.heard_of([Update(client) for client in CLIENTS[:4]])
+    made.heard_of([], [Update(client) for client in CLIENTS[:4]])
     other = server()
     other.restore(*made.checkpoint())
     (arrays, meta), (again, same) = made.checkpoint(), other.checkpoint()

@@ -90,7 +90,12 @@ def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
         config = versus.ours(common, program)
         row = versus.run_ours(program, tmp_path, config, planned)
         assert row.samples == sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort)
-        assert 0 < row.accuracy <= 1 and (row.accuracy * 44) % 1 == pytest.approx(0, abs=1e-4) and row.peak_bytes > 50e6 and row.seconds > 0
+        assert (
+            0 < row.accuracy <= 1
+            and row.accuracy * 44 == pytest.approx(round(row.accuracy * 44), abs=1e-3)
+            and row.peak_bytes > 50e6
+            and row.seconds > 0
+        )
     out = tmp_path / "again"
     versus.measured([sys.executable, "-m", "fedms.cli", "run", tmp_path / "config.json", "--quiet", "--out", out], 300)
     asked = [line["cohort"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if line["stage"] == "global"]
@@ -148,11 +153,11 @@ child = subprocess.Popen([sys.executable, "-c", {child!r}], stdout=subprocess.PI
 child.stdout.readline()
 end = time.process_time() + 0.3
 while time.process_time() < end: pass
-time.sleep(1)
+time.sleep(3)
 print(child.pid)
 """
     took = measure.measured([sys.executable, "-c", parent], 60)
-    assert took.peak_bytes > 150e6 and took.seconds > 1 and 0.25 < took.processor_seconds
+    assert took.peak_bytes > 150e6 and took.seconds > 1 and took.processor_seconds > 0.25
     deadline = time.monotonic() + 20
     while Path(f"/proc/{took.output.strip()}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -50,7 +50,7 @@ def test_a_method_leaves_every_file_of_the_run_folder(finished, method):
     folder = finished(f"method={method}").folder
     there = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json", "server", "clients"} <= there
-    assert "cache" not in there and not list(folder.rglob("*.f32"))
+    assert "cache" not in there and not list(folder.rglob("*.float32"))
     assert {path.name for path in (folder / "clients").iterdir()} == {f"client-{number}" for number in range(4)}
     assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".yaml", ".json", ".jsonl", ".safetensors"}
     for client in (folder / "clients").iterdir():

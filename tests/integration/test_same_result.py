@@ -52,7 +52,7 @@ class Watch(Silent):
         self.seen = 0
 
     def round_done(self, record) -> None:
-        self.seen += len(list(self.folder.rglob("*.f32")))
+        self.seen += len(list(self.folder.rglob("*.float32")))
 
 
 def test_the_cache_on_disk_is_the_cache_in_memory(finished, tiny, tmp_path):
@@ -62,7 +62,7 @@ def test_the_cache_on_disk_is_the_cache_in_memory(finished, tiny, tmp_path):
     assert watch.seen > 0, "the disk was not used"
     in_memory = finished()
     assert replace(in_memory, folder=watch.folder).outcome == in_memory.outcome
-    assert not list(watch.folder.rglob("*.f32")) and not (watch.folder / "cache").exists()
+    assert not list(watch.folder.rglob("*.float32")) and not (watch.folder / "cache").exists()
 
 
 def test_a_cache_without_room_anywhere_gives_what_no_cache_gives(finished):

@@ -112,3 +112,31 @@ def test_freeze_a_sends_no_a_and_exact_sends_the_residual_down(perform, traffic)
     perform("method=fedavg-sal", "federation.aggregation=exact", EVERYBODY)
     assert not [name for update in traffic.updates() for name in update.arrays if name.endswith(".residual")]
     assert [name for task, _ in traffic.exchanges for name in task.arrays if name.endswith(".residual")]
+
+
+def asked(traffic, kind):
+    return sorted({task.client for task, _ in traffic.exchanges if task.kind == kind})
+
+
+@pytest.mark.parametrize("method", ["fedms", "statistics", "mixture-count", "fedavg-prior"])
+@pytest.mark.parametrize("features", ["global", "backbone"])
+def test_a_few_clients_can_speak_for_all_in_sums_and_in_validation(perform, traffic, method, features):
+    run = perform(f"method={method}", "statistics.clients=2", "evaluation.clients=3", f"gate.features={features}")
+    assert len(asked(traffic, "statistics")) == 2 and asked(traffic, "calibrate") == asked(traffic, "statistics")
+    assert len(asked(traffic, "evaluate")) == (0 if method == "statistics" else 3)
+    assert len(asked(traffic, "weigh")) == (3 if method == "fedms" else 0)
+    assert len(asked(traffic, "test")) == len(run.result["per_client"]) == 4
+    assert not [failure for line in run.lines for failure in line["failures"]]
+    if method == "fedms":  # everybody's gate stands on the same sums, however few sent them, and they were sent once
+        made = [read_arrays(path)[0] for path in sorted((run.folder / "clients").glob("*/model.safetensors"))]
+        assert len(made) == 4 and all(torch.equal(each["discriminant.means"], made[0]["discriminant.means"]) for each in made)
+        rounds = [task for task, _ in traffic.exchanges if (task.kind, task.stage) == ("train", "local")]
+        with_them = [task.client for task in rounds if "discriminant.means" in task.arrays]
+        assert sorted(with_them) == sorted({task.client for task in rounds} - {*asked(traffic, "statistics")})
+        assert not [task for task, _ in traffic.exchanges if task.kind in ("weigh", "test") and "discriminant.means" in task.arrays]
+
+
+def test_clients_that_validate_are_the_same_each_round(perform, traffic):
+    perform("method=fedavg-sal", "evaluation.clients=2", "federation.rounds_global=3")
+    by_round = [{task.client for task, _ in traffic.exchanges if task.kind == "evaluate" and task.round == number} for number in (1, 2, 3)]
+    assert len(by_round[0]) == 2 and by_round[0] == by_round[1] == by_round[2]

@@ -115,7 +115,7 @@ def _words(keys: Keys) -> str:
 def _name(keys: Keys) -> str:
     """A folder's name: the keys as they are, if that is one."""
     words = _words(keys)
-    return words if re.fullmatch(r"[\w.=+ -]{1,120}", words) else hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:12]
+    return words if re.fullmatch(r"[\w.=+ -]{1,120}", words, re.ASCII) else hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:12]
 
 
 # the end

@@ -9,6 +9,7 @@ from pathlib import Path
 from fedms.config import Config
 from fedms.errors import FedmsError
 from fedms.files import locked, make_folder, sweep, write_bytes
+from fedms.paths import refuse_ways_out
 from fedms.store import ELSEWHERE, HOW, RunFolder, difference, refuse_used
 
 DECLARED = "comparison.yaml"
@@ -22,6 +23,8 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
     Raises:
         FedmsError: it holds something else, another comparison, or one that is going on now.
     """
+    if out.is_dir():
+        refuse_ways_out(out)
     if (out / DECLARED).exists():
         if differs := difference(out / DECLARED, config, HOW | {"seed": True, "method": True}):
             raise FedmsError(f"{out}: holds a comparison with another config: {differs}; {ELSEWHERE}")

@@ -24,7 +24,6 @@ from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
 
 FILL_BATCH = 64
-FLOAT_BYTES = 4
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +47,14 @@ class _Entry:
     boundary: int
     offsets: np.ndarray
     """[n + 1], in tokens"""
-    values: Tensor | np.memmap
-    """[sum of tokens, d]"""
+    values: Tensor
+    """[sum of tokens, d], in memory or mapped from a file"""
     path: Path | None = None
     flops: int = 0
 
     @property
     def bytes(self) -> int:
-        return int(self.values.shape[0] * self.values.shape[1]) * FLOAT_BYTES
+        return self.values.numel() * self.values.element_size()
 
 
 class PrefixCache:
@@ -67,13 +66,23 @@ class PrefixCache:
         used: by owner, the boundary of what was kept and has been used since the user of the cache last cleared it, and what it took.
     """
 
-    def __init__(self, backbone: Backbone, inputs: Inputs, memory: int, disk: int, folder: Path, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        inputs: Inputs,
+        memory: int,
+        disk: int,
+        folder: Path,
+        enabled: bool = True,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.backbone = backbone
         self.inputs = inputs
         self.memory = memory
         self.disk = disk
         self.folder = folder
         self.enabled = enabled
+        self.dtype = dtype
         self.flops = 0
         self.kept_flops = 0
         self.used: dict[str, tuple[str, int]] = {}
@@ -87,11 +96,12 @@ class PrefixCache:
             raise ValueError(f"{samples.owner}: no samples were asked for")
         entry = self._entry(samples, boundary) if self.enabled else None
         if entry is None:
-            return self._compute(samples.rows[picks], boundary)
+            hidden, mask = self._compute(samples.rows[picks], boundary)
+            return hidden.to(self.dtype).float(), mask  # as if it had been kept
         self.used[samples.owner] = str(boundary), entry.flops
-        parts = [torch.as_tensor(np.asarray(entry.values[entry.offsets[i] : entry.offsets[i + 1]])) for i in picks]
+        parts = [entry.values[entry.offsets[i] : entry.offsets[i + 1]] for i in picks]
         lengths = torch.tensor([len(part) for part in parts])
-        padded = pad_sequence(parts, batch_first=True)
+        padded = pad_sequence(parts, batch_first=True).float()
         mask = attention_mask(lengths, padded.shape[1])
         device = self.backbone.device
         return padded.to(device), None if mask is None else mask.to(device)
@@ -142,18 +152,19 @@ class PrefixCache:
     def _place(self, owner: str, boundary: int, offsets: np.ndarray) -> _Entry | None:
         """Room for the values: memory first, then disk, else None."""
         shape = (int(offsets[-1]), self.backbone.width)
-        size = shape[0] * shape[1] * FLOAT_BYTES
+        size = shape[0] * shape[1] * self.dtype.itemsize
         used = {on_disk: sum(e.bytes for e in self._entries.values() if (e.path is not None) == on_disk) for on_disk in (False, True)}
         if used[False] + size <= self.memory:
-            return _Entry(boundary, offsets, torch.empty(shape))
+            return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype))
         if used[True] + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{owner.replace('/', '-')}.f32"
+        path = self.folder / f"{owner.replace('/', '-')}.{str(self.dtype).removeprefix('torch.')}"
         try:
             _allocate(path, size)
-            return _Entry(boundary, offsets, np.memmap(path, dtype=np.float32, mode="r+", shape=shape), path)
-        except OSError:  # less is free than the budget allows
+            mapped = torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=self.dtype)
+            return _Entry(boundary, offsets, mapped.view(shape), path)
+        except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped
             path.unlink(missing_ok=True)
             return None
 

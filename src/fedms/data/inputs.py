@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fedms import config as cfg
@@ -90,14 +91,19 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: cfg.Model) -> Input
     from transformers import AutoImageProcessor
 
     try:
-        processor = AutoImageProcessor.from_pretrained(locate(config.name), backend="pil")
-    except (OSError, ValueError) as error:
+        processor = AutoImageProcessor.from_pretrained(locate(config.name), trust_remote_code=False, backend="pil")
+        trial, _ = ImageInputs([Image.new("RGB", (64, 64))], processor, config.image_size).batch(np.zeros(1, dtype=np.int64))
+        backbone.embed(trial.to(backbone.device))
+    except Exception as error:  # whatever transformers says of a damaged file, and a size that the model does not take
         raise FedmsError(f"model {config.name}: no image processor: {first_line(error)}") from None
     return ImageInputs(dataset.inputs, processor, config.image_size)
 
 
 def _text_inputs(texts: Sequence[str], backbone: Backbone, config: cfg.Model) -> TextInputs:
-    return TextInputs(texts, _tokenizer(config), min(config.max_length, backbone.positions or config.max_length))
+    tokenizer, model = _tokenizer(config), cast(Any, backbone.model)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        raise FedmsError(f"model {config.name}: its tokenizer has more words ({len(tokenizer):,}) than its weights know")
+    return TextInputs(texts, tokenizer, min(config.max_length, backbone.positions or config.max_length))
 
 
 def _check_image_size(backbone: Backbone, config: cfg.Model) -> None:
@@ -113,7 +119,7 @@ def _tokenizer(config: cfg.Model) -> Any:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(config.name), use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(locate(config.name), trust_remote_code=False, use_fast=True)
     except Exception as error:  # whatever transformers or tokenizers say of a damaged file, the user gets one line
         raise FedmsError(f"model {config.name}: no tokenizer: {first_line(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes one without words where no vocabulary is found

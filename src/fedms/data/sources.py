@@ -18,17 +18,16 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from fedms import config, seeds
+from fedms.data.images import SUFFIXES, Images, Reader, open_file
 from fedms.errors import FedmsError
 
 TEXT_NAMES = ("text", "sentence", "utterance", "content", "query")
 LABEL_NAMES = ("label", "category", "intent", "class", "target", "fine_label", "label_text")
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SPLITS = {"train": "train", "validation": "train", "valid": "train", "val": "train", "dev": "train", "test": "test"}
-
-_Reader = Callable[[int], Image.Image]
+_HUB_FORMATS = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "text")
 
 
 @dataclass(frozen=True)
@@ -46,30 +45,10 @@ class Dataset:
     is_test: np.ndarray | None
     """bool [n]; None when the source has no test split of its own."""
 
-
-class Images(Sequence[Any]):
-    """Images read from their place each time they are asked for, so memory holds none of them. Can be pickled."""
-
-    def __init__(self, places: Sequence[tuple[_Reader, int, str]]) -> None:
-        self._places = places
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One RGB image, or a list of them for a slice.
-
-        Raises:
-            FedmsError: the image cannot be decoded.
-        """
-        if isinstance(index, slice):
-            return Images(self._places[index])
-        read, row, where = self._places[index]
-        try:
-            return read(row).convert("RGB")
-        # What Pillow raises for broken files: SyntaxError is its word for a bad PNG.
-        except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError) as error:
-            raise FedmsError(f"{where}: row {row + 1}: cannot read the image: {_brief(error)}") from None
+    def check(self) -> None:
+        """FedmsError where a sample cannot be read: better now than after an hour."""
+        if isinstance(self.inputs, Images):
+            self.inputs.check()
 
 
 def load(config: config.Data, seed: int) -> Dataset:
@@ -118,7 +97,7 @@ class _Table:
     where: str
     rows: int
     scalars: dict[str, list[str | None]] = field(default_factory=dict)
-    images: dict[str, _Reader] = field(default_factory=dict)
+    images: dict[str, Reader] = field(default_factory=dict)
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -162,7 +141,7 @@ def _values(tables: Sequence[_Table], name: str, what: str) -> list[str]:
     return values
 
 
-def _places(tables: Sequence[_Table], name: str) -> list[tuple[_Reader, int, str]]:
+def _places(tables: Sequence[_Table], name: str) -> list[tuple[Reader, int, str]]:
     for table in tables:
         if name not in table.images:
             raise FedmsError(f"{table.where}: no column {name!r} with images; columns: {table.names}")
@@ -254,6 +233,8 @@ def _read_json(path: Path) -> _Table:
     for number, line in lines:
         try:
             value = json.loads(line)
+            if "\\ud" in line.lower():
+                json.dumps(value, ensure_ascii=False).encode()  # half a character is no text
         except (ValueError, RecursionError) as error:
             place = number + getattr(error, "lineno", 1) - 1
             raise FedmsError(f"{path}: line {place} is not valid JSON: {_brief(getattr(error, 'msg', error))}") from None
@@ -274,7 +255,9 @@ def _read_parquet(path: Path) -> _Table:
 
     try:
         return _from_datasets(str(path), datasets.Dataset(parquet.read_table(path)))
-    except (OSError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # Arrow's errors are of these kinds
+    except FedmsError:
+        raise
+    except Exception as error:  # Arrow's, and those of `datasets` for what it has noted in the file
         raise FedmsError(f"{path}: not a readable Parquet file: {_brief(error)}") from None
 
 
@@ -319,17 +302,14 @@ def _image_folder(folder: Path, complete: bool) -> _Table:
     labels: list[str | None] = []
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            found = sorted(path.absolute() for path in entry.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+            found = sorted(path.absolute() for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            if not _is_text(entry.name):
+                raise FedmsError(f"{entry}: its name, which is a class's, is not in UTF-8")
             if complete and not found:
-                raise FedmsError(f"{entry}: holds no images ({', '.join(IMAGE_SUFFIXES)}), so its class has no samples")
+                raise FedmsError(f"{entry}: holds no images ({', '.join(SUFFIXES)}), so its class has no samples")
             paths += found
             labels += [entry.name] * len(found)
-    return _Table(str(folder), len(paths), {"label": labels}, {"image": partial(_open_image, paths)})
-
-
-def _open_image(paths: list[Path], row: int) -> Image.Image:
-    with Image.open(paths[row]) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    return _Table(str(folder), len(paths), {"label": labels}, {"image": partial(open_file, paths)})
 
 
 def _read_hub(source: str) -> dict[str, list[_Table]]:
@@ -337,7 +317,14 @@ def _read_hub(source: str) -> dict[str, list[_Table]]:
 
     name, _, subset = source.partition(":")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it would tell of each of its retries
-    return _from_hub(source, lambda: datasets.load_dataset(name, subset or None))
+
+    def read() -> Any:
+        kind = type(datasets.load_dataset_builder(name, subset or None)).__module__.rpartition(".")[2]
+        if kind not in _HUB_FORMATS:  # some hold pickles
+            raise FedmsError(f"{source}: a data set of the format {kind}; known: {', '.join(_HUB_FORMATS)}")
+        return datasets.load_dataset(name, subset or None)
+
+    return _from_hub(source, read)
 
 
 def _from_hub(source: str, read: Callable[[], Any]) -> dict[str, list[_Table]]:
@@ -388,6 +375,11 @@ def _from_datasets(where: str, data: Any) -> _Table:
 
 def _decode(data: Any, name: str, row: int) -> Image.Image:
     return cast(Image.Image, data[row][name])
+
+
+def _is_text(name: str) -> bool:
+    """False for a file's name in another encoding."""
+    return name.encode(errors="replace").decode() == name
 
 
 def _scalar(value: Any) -> str | None:

@@ -360,7 +360,7 @@ class _Worker:
     def peak_memory(self) -> int:
         """Bytes of resident memory at most; 0 of one that has ended."""
         try:
-            return int(self.ask(USAGE))
+            return 0 if self._process.poll() is not None else int(self.ask(USAGE))
         except LostError:
             return 0
 

@@ -34,6 +34,8 @@ from fedms.store import ClientFolder
 
 RECEIVED, STATE = "received", "state"
 """Kinds of files a client keeps: what it was sent once, and what it trained and never sends."""
+HELD = 8
+"""One part in so many of the cache's memory is for outputs of frozen experts."""
 REFERENCES = 5
 """Own samples to which a new one is compared, where experts are blended by likeness."""
 
@@ -61,8 +63,11 @@ class ClientHost:
         self.method = of(self.config)
         cache = self.config.cache
         memory, disk = (budget * 2**20 // workers for budget in (cache.memory_mb, cache.disk_mb))
+        room = memory // HELD
         place = folder / "cache" / str(number)
-        self.compute = Compute(world.backbone, PrefixCache(world.backbone, world.inputs, memory, disk, place, cache.enabled))
+        dtype = getattr(torch, cache.dtype)
+        prefixes = PrefixCache(world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype)
+        self.compute = Compute(world.backbone, prefixes, room)
 
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""

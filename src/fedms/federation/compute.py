@@ -38,6 +38,10 @@ class _Held:
     used: dict[str, tuple[str, int]]
     """What `Compute.once` says of it."""
 
+    @property
+    def bytes(self) -> int:
+        return sum(each.numel() * each.element_size() for each in (self.outputs.features, self.outputs.logits) if each is not None)
+
 
 @dataclass
 class Cost:
@@ -54,13 +58,18 @@ class Cost:
 
 
 class Compute:
-    """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached."""
+    """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached.
 
-    def __init__(self, backbone: Backbone, cache: PrefixCache) -> None:
+    Frozen experts' outputs are kept in `room` bytes: those that were not used for longest go first, and are computed again when needed.
+    """
+
+    def __init__(self, backbone: Backbone, cache: PrefixCache, room: int = 0) -> None:
         self.backbone = backbone
         self.cache = cache
+        self.room = room
         self._spent = 0
         self._held: dict[tuple[str, str], _Held] = {}
+        self._held_bytes = 0
 
     def begin(self) -> None:
         """A new task, for which nothing has been computed yet."""
@@ -134,9 +143,19 @@ class Compute:
             spent = self.flops - before
             self._spent -= spent
             held = _Held(key, outputs, self.cache.used | {f"{role} {samples.owner}": (key, spent)})
-            self.cache.used, self._held[role, samples.owner] = earlier, held
+            self.cache.used = earlier
+        self._hold((role, samples.owner), held)
         self.cache.used |= held.used
         return held.outputs
+
+    def _hold(self, name: tuple[str, str], held: _Held) -> None:
+        """As the one used last."""
+        if (before := self._held.pop(name, None)) is not None:
+            self._held_bytes -= before.bytes
+        self._held[name] = held
+        self._held_bytes += held.bytes
+        while self._held_bytes > self.room and len(self._held) > 1:
+            self._held_bytes -= self._held.pop(next(iter(self._held))).bytes
 
 
 def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

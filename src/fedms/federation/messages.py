@@ -81,5 +81,5 @@ def _decode(data: bytes, form: type[Message]) -> Message:
         arrays = load_arrays(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return form(arrays=arrays, **json.loads(header["__metadata__"]["fedms"]))
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FedmsError(f"a message cannot be read: {error}") from None

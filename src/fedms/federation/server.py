@@ -15,7 +15,7 @@ from fedms.federation import aggregation, robust
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Method, Stage
-from fedms.federation.personal import PRIORS, SCALES, prefixed, strip
+from fedms.federation.personal import PRIORS, SCALES, gate_reads_statistics, prefixed, strip
 from fedms.model import expert as experts
 from fedms.model import gate as gates
 from fedms.model.backbone import Backbone
@@ -31,6 +31,7 @@ class Server:
         frozen: what no stage averages any more: the start of what is private, and the global expert once it is settled.
         settled: whether the global expert is finished and frozen.
         delivered: who has what is frozen.
+        informed: who has the discriminant as it now stands.
         booked: by client, what it has computed once and keeps, and which of it: what that took has been counted.
         declared: by client, of how many samples it has said that it holds them, by split.
         averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it;
@@ -51,6 +52,7 @@ class Server:
         self.discriminant: Discriminant | None = None
         self.settled = False
         self.delivered: set[str] = set()
+        self.informed: set[str] = set()
         self.booked: dict[str, dict[str, str]] = {}
         self.declared: dict[str, dict[str, int]] = {}
         self.averaged: dict[str, Any] = {}
@@ -74,6 +76,13 @@ class Server:
         rest = [client for client in self.clients if client not in cohort]
         drawn = seeds.numpy_generator(self.config.seed, "others", stage.budget, round_number).permutation(len(rest))
         return [rest[index] for index in drawn]
+
+    def some(self, purpose: str, most: int | None) -> list[str]:
+        """At most so many clients, always the same for the purpose; None: all."""
+        if most is None or most >= len(self.clients):
+            return self.clients
+        chosen = seeds.numpy_generator(self.config.seed, "some", purpose).choice(len(self.clients), most, replace=False)
+        return [self.clients[index] for index in sorted(chosen)]
 
     def rounds(self, stage: Stage) -> int:
         federation = self.config.federation
@@ -109,10 +118,17 @@ class Server:
             if self.frozen and client not in self.delivered:
                 sent |= prefixed(self._cut(self.frozen, client), "global/")
                 if self.discriminant:
-                    sent["everyone.prior"] = self.discriminant.prior
+                    sent["everyone.prior"] = self.discriminant.prior.clone()  # which may go along itself
+            if self.discriminant and client not in self.informed and self._stands_on_sums(kind, stage):
+                sent |= self.discriminant.to_arrays()
             own = {"averaged": average} if client in self.averaged.get("clients", ()) else {}
             made.append(Task(kind, client, name, number, sent, plain | own))
         return made
+
+    def _stands_on_sums(self, kind: Kind, stage: Stage | None) -> bool:
+        """Whether a client needs the discriminant for this, though it had no part in making it, or failed then."""
+        personal = kind in ("weigh", "test") or (kind == "train" and stage is not None and stage.expert == "local")
+        return personal and (gate_reads_statistics(self.method, self.config) or self.method.predicts == "statistics")
 
     def _cut(self, arrays: Arrays, client: str) -> Arrays:
         """Pairs at the rank that the client can take."""
@@ -122,10 +138,12 @@ class Server:
         cut = {"A": lambda array: array[:rank], "B": lambda array: array[:, :rank].contiguous()}
         return {name: cut[group](array) if (group := experts.group(name)) in cut else array for name, array in arrays.items()}
 
-    def heard_of(self, updates: Sequence[Update]) -> None:
-        """Who has answered a task has what came with it: what is frozen, once there is something."""
+    def heard_of(self, tasks: Sequence[Task], updates: Sequence[Update]) -> None:
+        """Who has answered a task has what came with it: what is frozen, once there is something, and the discriminant."""
+        answered = {update.client for update in updates}
         if self.frozen:
-            self.delivered.update(update.client for update in updates)
+            self.delivered |= answered
+        self.informed |= {task.client for task in tasks if task.client in answered and "discriminant.means" in task.arrays}
 
     def book(self, updates: Sequence[Update]) -> int:
         """Operations to count for these answers.
@@ -146,6 +164,7 @@ class Server:
     def forget_clients(self) -> None:
         """Take the clients for new ones, who have received nothing, computed nothing and declared nothing."""
         self.delivered.clear()
+        self.informed.clear()
         self.booked.clear()
         self.declared.clear()
 
@@ -234,6 +253,7 @@ class Server:
     # what comes of sums
 
     def learn_statistics(self, updates: Sequence[Update]) -> Discriminant:
+        self.informed.clear()  # of another one
         parts = [Statistics.from_arrays(update.arrays) for update in sorted(updates, key=lambda update: update.client)]
         return Statistics.total(parts).discriminant(self.config.statistics.shrinkage)
 
@@ -256,6 +276,7 @@ class Server:
         return arrays, {
             "activation": self.activation.state(),
             "delivered": sorted(self.delivered),
+            "informed": sorted(self.informed),
             "booked": self.booked,
             "declared": self.declared,
             "settled": self.settled,
@@ -271,7 +292,7 @@ class Server:
         self.activation.restore(meta["activation"])
         self.delivered, self.settled, self.averaged = set(meta["delivered"]), meta["settled"], meta["averaged"]
         self.prior, self.evidence_scale, self.booked = meta["prior"], meta["evidence_scale"], meta.get("booked", {})
-        self.declared = meta.get("declared", {})
+        self.declared, self.informed = meta.get("declared", {}), set(meta.get("informed", ()))
 
 
 def _sum(updates: Sequence[Update], name: str) -> Tensor:

@@ -6,6 +6,7 @@ Hidden states are [batch, tokens, d]; a mask is None where nothing is padded, el
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from fedms import config as cfg
 from fedms.errors import ConfigError, FedmsError
 from fedms.model.lora import LoraLinear, Pair
+from fedms.yaml_text import plain
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -224,23 +226,48 @@ def load(config: cfg.Model, lora: cfg.Lora) -> Backbone:
     if _looks_local(config.name) and not Path(source).is_dir():
         raise FedmsError(f"model {config.name}: there is no such folder")
     try:
-        declared = transformers.AutoConfig.from_pretrained(source)
+        declared = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # whatever transformers or huggingface_hub say of a damaged config, the user gets one line
         raise FedmsError(f"model {config.name}: cannot be read: {first_line(error)}") from None
     family = FAMILIES.get(declared.model_type)
     if family is None:
         raise FedmsError(f"model {config.name}: family {declared.model_type!r} has no known blocks; known: {', '.join(FAMILIES)}")
+    _refuse_detours(config.name, source)
     loader = transformers.CLIPVisionModelWithProjection if family is _CLIP else transformers.AutoModel
     try:
-        model, info = loader.from_pretrained(source, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
+        model, info = loader.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, output_loading_info=True, dtype=torch.float32
+        )
     except Exception as error:  # whatever transformers or safetensors say of a damaged folder, the user gets one line
         raise FedmsError(f"model {config.name}: no usable safetensors weights: {first_line(error)}") from None
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing or info["mismatched_keys"]:
         raise FedmsError(f"model {config.name}: weights are incomplete or misshapen: {(missing or sorted(info['mismatched_keys']))[0]}")
+    if odd := next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None):
+        raise FedmsError(f"model {config.name}: weights are not finite: {odd}")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return Backbone(model, family, lora.targets, config.pooling)
+
+
+def _refuse_detours(name: str, source: str) -> None:
+    """FedmsError where transformers would be led to files that are no safetensors of this model."""
+    from transformers.utils import cached_file
+
+    def read(file: str) -> Any:
+        path = cached_file(source, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+    try:
+        adapter, index = read("adapter_config.json"), read("model.safetensors.index.json")
+        parts = set(index["weight_map"].values()) if index is not None else set()
+    except Exception as error:
+        raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
+    if adapter is not None:
+        raise FedmsError(f"model {name}: holds adapter_config.json, so it is an adapter and no whole model")
+    for part in sorted(map(str, parts)):
+        if not part.endswith(".safetensors") or Path(part).name != part:
+            raise FedmsError(f"model {name}: no usable safetensors weights: model.safetensors.index.json names {plain(part)}")
 
 
 def _looks_local(name: str) -> bool:

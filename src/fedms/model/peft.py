@@ -164,7 +164,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise FedmsError(f"{path}: not valid JSON") from None
     if not isinstance(config, dict):
         raise FedmsError(f"{path}: not an adapter's configuration")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fedms.errors import FedmsError
-from fedms.report.metrics import number, read_mapping, read_rounds
+from fedms.paths import is_name, refuse_ways_out
+from fedms.report.metrics import damaged_in, number, read_mapping, read_rounds
 
 FILE = "comparison.json"
 
@@ -105,11 +106,12 @@ def read_comparison(folder: Path) -> Comparison:
     """
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
+    refuse_ways_out(folder)
     said = read_mapping(folder, FILE, json.loads, what="comparison")
     damaged = [key for key, kind in WHOLE.items() if not isinstance(said.get(key), kind)]
     if not damaged:
         damaged += ["methods"] * (not said["methods"] or not all(_holds(row, ROW) for row in said["methods"]))
-        damaged += ["runs"] * (not all(_holds(run, RUN) for run in said["runs"]))
+        damaged += ["runs"] * (not all(_is_run(run) for run in said["runs"]))
     if damaged:
         raise FedmsError(f"{folder / FILE}: damaged: {damaged[0]} is not as it should be")
     rows = [Row(row["name"], row, [_seed_run(folder, run) for run in said["runs"] if run["row"] == row["name"]]) for row in said["methods"]]
@@ -125,6 +127,11 @@ RUN = {"row": str, "seed": int, "folder": str, "result": dict}
 
 def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
     return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+
+
+def _is_run(value: Any) -> bool:
+    """Whether it is a run of a comparison, in a folder below that of the comparison."""
+    return _holds(value, RUN) and not damaged_in(value["result"]) and all(map(is_name, value["folder"].split("/")))
 
 
 def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:

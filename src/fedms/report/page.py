@@ -52,8 +52,12 @@ def frame(title: str, heading: str, lead: str, content: Iterable[str]) -> str:
 def write_page(path: Path, text: str) -> Path:
     """Write the page whole or not at all: a full disk must not leave half a report over a whole one."""
     draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
     return path
 
 
