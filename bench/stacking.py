@@ -2,6 +2,7 @@
 
     python bench/stacking.py                         # both cases, one block and all of them
     python bench/stacking.py --cases fleet --repeats 3
+    python bench/stacking.py --write                 # ... and the table into the page
 
 Clients hold samples of the embedded corpus; the frozen prefix is computed before the clock runs. All sizes take turns, and the figure is
 the median of the repeats. On a CPU the clock is that of the process, which has one thread: what else the machine does is not in it. The
@@ -32,6 +33,7 @@ from fedms.federation.training import Plan, train_expert
 from fedms.federation.world import World, open_world
 from fedms.model import expert as experts
 from fedms.model.expert import Arrays, Expert
+from pages import ROOT, splice
 
 CASES = {"fleet": (40, 20), "banking": (10, 300)}
 """Clients, and samples of each: a fleet of small ones, and about what BANKING77 gives to 30."""
@@ -90,6 +92,21 @@ def measure(world: World, case: str, blocks: int, stacks: list[int], repeats: in
     return {"case": case, "clients": len(held), "samples": size, "blocks": blocks, "samples_a_second": rates, "difference": difference}
 
 
+def table(found: list[dict[str, Any]]) -> str:
+    """As markdown."""
+    stacks = list(found[0]["samples_a_second"])
+    lines = [
+        "| clients | samples of each | blocks |"
+        + "".join(f" {stack} together |" if stack > 1 else " alone |" for stack in stacks)
+        + " largest difference |"
+    ]
+    lines.append("|---" * (len(stacks) + 4) + "|")
+    for each in found:
+        rates = "".join(f" {rate:.0f} |" for rate in each["samples_a_second"].values())
+        lines.append(f"| {each['clients']} | {each['samples']} | {each['blocks']} |{rates} {max(each['difference'].values()):.0e} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
@@ -98,6 +115,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--share", type=float, default=1.0, help="of each case's clients, though never fewer than the largest stack")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -111,6 +129,8 @@ def main() -> None:
             found.append(measure(world, case, blocks, stacks, given.repeats, given.share))
             rates, apart = found[-1]["samples_a_second"], max(found[-1]["difference"].values())
             print(f"{case:10} {blocks:6} " + " ".join(f"{rates[stack]:8.1f}" for stack in stacks) + f"   {apart:.1e}", flush=True)
+    if given.write:
+        splice(ROOT / "docs" / "performance.md", "table stacking", table(found))
     print(json.dumps({"measured": found, "repeats": given.repeats, "environment": describe_environment(config)}))
 
 
