@@ -80,7 +80,7 @@ def around(host: Any) -> None:
 
     def handle(self: Any, task: Any) -> Any:
         update = good(self, task)
-        return replace(update, weight=-1.0) if any([rule.meets(task) for rule in rules(lies=True)]) else update
+        return replace(update, weight=-1.0) if any(rule.meets(task) for rule in rules(lies=True)) else update
 
     host.handle, host.receive = handle, failing
 
