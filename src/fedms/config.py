@@ -247,7 +247,10 @@ class Engine(Section):
     name: Literal["local"] = "local"
     """`local`: on this machine."""
     workers: int | None = Field(None, ge=1, le=1024)
-    """Worker processes of one torch thread each; default: one for each core; 1 stays in this process."""
+    """Worker processes of one torch thread each; default: one for each core, unless it is measured (`deterministic`); 1 stays in this
+    process."""
+    stack: int | None = Field(None, ge=1, le=1024)
+    """Clients that a process trains together in one batch, at most; default: one at a time, unless it is measured (`deterministic`)."""
 
 
 class Log(Section):
@@ -301,6 +304,10 @@ class Config(Section):
     """A name from `fedms methods`."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where tensors live."""
+    deterministic: bool = True
+    """Whether the same config and seed on the same machine give the same result to the last bit. Where false, the engine may measure in
+    what way clients train fastest, one at a time or several in one batch, here or in worker processes, and results agree within a
+    tolerance (docs/performance.md)."""
     model: Model = Model()
     data: Data = Data()
     partition: Partition = Partition()
@@ -321,6 +328,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         self.federation.check(self.partition.clients)
+        if self.deterministic and (self.engine.stack or 1) > 1:
+            raise ValueError("engine.stack: more than 1 wants `deterministic: false`, since the last bits differ")
         if self.lora.tiers and self.federation.aggregation != "svd":
             raise ValueError("lora.tiers: pairs of different ranks can only be averaged with federation.aggregation: svd")
         if self.partition.rule == "column" and self.partition.column is None:

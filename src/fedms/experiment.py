@@ -152,6 +152,8 @@ class Experiment:
     def run(self, reuse: RunFolder | None = None, resume: bool = False) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
         self.observer.begin(self.config, self._facts())
+        if self.engine.choice.why:
+            self.observer.note(self.engine.choice.why)
         self.reused = reuse is not None
         if resume:
             self._go_back()

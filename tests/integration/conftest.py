@@ -189,7 +189,8 @@ def misbehave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., 
     monkeypatch.setenv(misbehaving.RULES, str(rules))
     places = [str(site), str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(places))
-    monkeypatch.setattr(ClientHost, "handle", ClientHost.handle)  # put back at the end
+    for name in ("handle", "receive"):
+        monkeypatch.setattr(ClientHost, name, getattr(ClientHost, name))  # put back at the end
     misbehaving.around(ClientHost)
 
     def put(*told: misbehaving.Rule) -> None:

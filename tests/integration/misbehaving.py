@@ -65,17 +65,24 @@ class Rule:
 
 
 def around(host: Any) -> None:
-    """Have a ClientHost fail as the rules say when it is to handle a task."""
-    good = host.handle
+    """Have a ClientHost fail as the rules say when it receives a task, alone or with others, and lie when it has handled one."""
+    good, receive = host.handle, host.receive
+
+    def rules(lies: bool) -> list[Rule]:
+        told = [Rule(**values) for values in json.loads(Path(os.environ[RULES]).read_text())]
+        return [rule for rule in told if (rule.how == "lie") == lies]
+
+    def failing(self: Any, task: Any) -> None:
+        for rule in rules(lies=False):
+            if rule.meets(task):
+                rule.do()
+        receive(self, task)
 
     def handle(self: Any, task: Any) -> Any:
-        met = [rule for values in json.loads(Path(os.environ[RULES]).read_text()) if (rule := Rule(**values)).meets(task)]
-        for rule in met:
-            rule.do()
         update = good(self, task)
-        return replace(update, weight=-1.0) if any(rule.how == "lie" for rule in met) else update
+        return replace(update, weight=-1.0) if any(rule.meets(task) for rule in rules(lies=True)) else update
 
-    host.handle = handle
+    host.handle, host.receive = handle, failing
 
 
 class When(importlib.abc.MetaPathFinder):

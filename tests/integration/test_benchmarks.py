@@ -205,7 +205,7 @@ def test_text_goes_between_the_marks_and_nowhere_else(bench, tmp_path):
     assert page.read_text() == "before\n<!-- one -->\nnew\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n"
 
 
-@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet"])
+@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet", "table stacking"])
 def test_the_page_has_a_place_for_each_table(mark):
     page = (ROOT / "docs" / "performance.md").read_text()
     assert f"<!-- {mark} -->" in page and f"<!-- end {mark} -->" in page

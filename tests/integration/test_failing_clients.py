@@ -109,6 +109,12 @@ def test_a_deadline_that_everybody_meets_changes_nothing(perform, finished):
     assert {**found, "config": ""} == {**wanted, "config": ""}
 
 
+def test_who_dies_among_clients_that_train_together_dies_alone(misbehave, perform):
+    misbehave(Rule("die", client="client-1", kind="train", stage="global", round=1))
+    run = perform(ALL, "deterministic=false", "engine.stack=4", "engine.workers=2")
+    assert lost(run.lines) == {("global", 1): [("client-1", "died")]}
+
+
 # k of n
 
 

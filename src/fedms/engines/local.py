@@ -10,6 +10,8 @@ worker follows in its place and goes on with the next client. Nothing late can a
 from __future__ import annotations
 
 import contextlib
+import io
+import math
 import os
 import resource
 import shutil
@@ -18,6 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -25,16 +28,28 @@ from typing import IO
 
 from fedms.config import Config
 from fedms.engines.allocator import keep_freed_memory, keeping_freed_memory
+from fedms.engines.choice import Way, decide, measured
 from fedms.errors import FedmsError, StorageError
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Failure, Loss, Task, Update, decode_task, decode_update, encode
+from fedms.federation.together import handle_together
 from fedms.federation.world import World
 from fedms.files import sweep
 
 USAGE = b"usage"
 """Asks a worker for its peak memory in bytes."""
+MEASURE = b"measure"
+"""Asks a worker how long local training takes with so many clients together, in decimal digits; the answer is in ms a sample."""
+STACK = b"stack"
+"""Before several tasks, one message after another, that are to be done together; the answer is as many updates."""
 DISK = "disk"
 """Among the metrics of an update: the client failed because its state could not be written."""
+
+
+Arrived = Callable[[Update], None]
+"""Is told of each answer."""
+Ask = Callable[[bytes, int], bytes]
+"""From a message, and for how many clients it is, to the answer."""
 
 
 class LostError(Exception):
@@ -50,6 +65,8 @@ class LocalEngine:
 
     Attributes:
         sent, received: bytes of all tasks and updates so far.
+        workers: how many processes train.
+        choice: in what way clients train, and why.
     """
 
     def __init__(self, world: World, folder: Path) -> None:
@@ -58,15 +75,45 @@ class LocalEngine:
         self._counting = threading.Lock()
         self._folder = folder
         self._homes = {name: number for number, name in enumerate(world.clients)}
+        self._samples = {name: len(client.train) for name, client in world.clients.items()}
         self._deadline = world.config.federation.deadline_seconds
-        self.workers = worker_count(world.config)
-        # what is to be stopped at a deadline must be a process of its own
-        self._host = ClientHost(world, folder) if self.workers == 1 and self._deadline is None else None
-        if self._host:
-            keep_freed_memory()
-        self._workers = [] if self._host else [_Worker(world.config, folder, number, self.workers) for number in range(self.workers)]
+        self._world = world
+        self.workers = 0
+        self._host: ClientHost | None = None
+        self._workers: list[_Worker] = []
+        try:
+            self.choice = decide(world, worker_count(world.config), self._measure)
+            self._open(self.choice.way.workers)
+        except BaseException:
+            self.close()
+            raise
 
-    def run(self, tasks: Sequence[Task], arrived: Callable[[Update], None] = lambda update: None) -> list[Update | Failure]:
+    def _open(self, workers: int) -> None:
+        """Have so many processes; what is to be stopped at a deadline must be one of its own."""
+        if workers == self.workers:
+            return
+        self._close_processes()
+        self.workers, self._host, self._workers = workers, None, []
+        if workers == 1 and self._deadline is None:
+            keep_freed_memory()
+            self._host = ClientHost(self._world, self._folder)
+        else:
+            self._workers = [_Worker(self._world.config, self._folder, number, workers) for number in range(workers)]
+
+    def _measure(self, way: Way) -> float:
+        """Milliseconds a sample, all processes at work at the same time; infinite where one of them dies of it."""
+        self._open(way.workers)
+        if self._host:
+            return measured(self._world, way.stack, self._folder / "cache")
+        with ThreadPoolExecutor(way.workers) as pool:
+            try:
+                took = list(pool.map(lambda worker: float(worker.ask(MEASURE + str(way.stack).encode())), self._workers))
+            except LostError:
+                return math.inf
+        rate = sum(1 / each for each in took)
+        return 1 / rate if rate else math.inf
+
+    def run(self, tasks: Sequence[Task], arrived: Arrived = lambda update: None) -> list[Update | Failure]:
         """Have every task done; answers in the order of the tasks. `arrived` is called as each comes in.
 
         Raises:
@@ -77,20 +124,22 @@ class LocalEngine:
         answers: dict[int, Update | Failure] = {}
         errors: list[BaseException] = []
 
-        def serve(ask: Callable[[bytes], bytes], mine: Sequence[int]) -> None:
+        def serve(ask: Ask, mine: Sequence[int]) -> None:
             try:
-                for index in mine:
-                    answers[index] = self._answer(ask, tasks[index].client, messages[index], arrived)
+                for group in self._groups(tasks, mine):
+                    clients = [tasks[index].client for index in group]
+                    got = self._answers(ask, clients, [messages[index] for index in group], arrived)
+                    answers.update(zip(group, got, strict=True))
             except Exception as error:
                 errors.append(error)
 
-        if self._host:
-            serve(partial(handle, self._host), range(len(tasks)))
+        if host := self._host:
+            serve(lambda message, clients: respond(host, message), range(len(tasks)))
         else:
             threads = []
             for number, worker in enumerate(self._workers):
                 mine = [index for index, task in enumerate(tasks) if self._homes[task.client] % self.workers == number]
-                threads.append(threading.Thread(target=serve, args=(partial(worker.ask, seconds=self._deadline), mine), daemon=True))
+                threads.append(threading.Thread(target=serve, args=(partial(self._wait, worker), mine), daemon=True))
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -99,13 +148,35 @@ class LocalEngine:
             raise errors[0]
         return [answers[index] for index in range(len(tasks))]
 
-    def _answer(self, ask: Callable[[bytes], bytes], client: str, message: bytes, arrived: Callable[[Update], None]) -> Update | Failure:
-        """One client's answer, or what stands in its place."""
+    def _groups(self, tasks: Sequence[Task], mine: Sequence[int]) -> list[list[int]]:
+        """Which of these tasks a process does together: those of local training, clients with about as many steps."""
+        size = self.choice.way.stack
+        if size == 1 or not all(tasks[index].kind == "train" for index in mine):
+            return [[index] for index in mine]
+        ordered = sorted(mine, key=lambda index: self._samples[tasks[index].client])
+        return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+
+    def _wait(self, worker: _Worker, message: bytes, clients: int) -> bytes:
+        """A worker's answer; several clients together have as long as they have one after another."""
+        return worker.ask(message, self._deadline and self._deadline * clients)
+
+    def _answers(
+        self, ask: Ask, clients: Sequence[str], messages: Sequence[bytes], arrived: Callable[[Update], None]
+    ) -> list[Update | Failure]:
+        """The answers of some clients, or what stands in their places; where those of several are lost at once, each is asked alone."""
         try:
-            data = ask(message)
+            got = [ask(messages[0], 1)] if len(clients) == 1 else unbundled(ask(bundled(messages), len(clients)))
         except LostError as lost:
-            sweep(self._folder / "clients" / client)  # of what it was writing
-            return Failure(client, lost.kind, str(lost))
+            for client in clients:
+                sweep(self._folder / "clients" / client)  # of what it was writing
+            if len(clients) == 1:
+                return [Failure(clients[0], lost.kind, str(lost))]
+            alone = zip(clients, messages, strict=True)
+            return [answer for client, message in alone for answer in self._answers(ask, [client], [message], arrived)]
+        return [self._taken(client, data, arrived) for client, data in zip(clients, got, strict=True)]
+
+    def _taken(self, client: str, data: bytes, arrived: Arrived) -> Update | Failure:
+        """One client's answer, or what stands in its place."""
         update = decode_update(data)
         with self._counting:
             self.received += len(data)
@@ -119,11 +190,14 @@ class LocalEngine:
         return peak_memory() + sum(worker.peak_memory() for worker in self._workers)
 
     def close(self) -> None:
+        self._close_processes()
+        shutil.rmtree(self._folder / "cache", ignore_errors=True)
+
+    def _close_processes(self) -> None:
         if self._host:
             self._host.close()
         for worker in self._workers:
             worker.close()
-        shutil.rmtree(self._folder / "cache", ignore_errors=True)
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -139,18 +213,49 @@ def worker_count(config: Config) -> int:
     return min(wanted, config.partition.clients)
 
 
+def respond(host: ClientHost, message: bytes) -> bytes:
+    """The answer to one task, or to several in a bundle."""
+    return bundled(handle_all(host, unbundled(message))) if message.startswith(STACK) else handle(host, message)
+
+
 def handle(host: ClientHost, message: bytes) -> bytes:
     """One task's bytes to its update's bytes; a client that fails answers with the reason."""
     task = decode_task(message)
     try:
         return encode(host.handle(task))
-    except StorageError as error:
-        return encode(Update(task.client, metrics={DISK: True}, failure=str(error)))
-    except (Exception, MemoryError) as error:
-        if os.environ.get("FEDMS_DEBUG"):
-            raise
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return encode(Update(task.client, failure=f"{type(error).__name__}: {first}"))
+    except Exception as error:
+        return encode(failed(task.client, error))
+
+
+def handle_all(host: ClientHost, messages: Sequence[bytes]) -> list[bytes]:
+    """As `handle`, for clients that train together."""
+    tasks = [decode_task(message) for message in messages]
+    outcomes = zip(tasks, handle_together(host, tasks), strict=True)
+    return [encode(each if isinstance(each, Update) else failed(task.client, each)) for task, each in outcomes]
+
+
+def failed(client: str, error: Exception) -> Update:
+    """What a client answers that fails."""
+    if isinstance(error, StorageError):
+        return Update(client, metrics={DISK: True}, failure=str(error))
+    if os.environ.get("FEDMS_DEBUG"):
+        raise error
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return Update(client, failure=f"{type(error).__name__}: {first}")
+
+
+def bundled(messages: Sequence[bytes]) -> bytes:
+    """Several messages as one."""
+    stream = io.BytesIO()
+    stream.write(STACK)
+    for message in messages:
+        write_message(stream, message)
+    return stream.getvalue()
+
+
+def unbundled(bundle: bytes) -> list[bytes]:
+    stream = io.BytesIO(bundle[len(STACK) :])
+    return list(iter(lambda: read_message(stream), None))
 
 
 def peak_memory() -> int:

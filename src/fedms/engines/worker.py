@@ -19,7 +19,8 @@ def main() -> None:
     import yaml
 
     from fedms.config import load
-    from fedms.engines.local import USAGE, handle, peak_memory, read_message, write_message
+    from fedms.engines.choice import measured
+    from fedms.engines.local import MEASURE, USAGE, peak_memory, read_message, respond, write_message
     from fedms.errors import FedmsError
     from fedms.federation.client import ClientHost
     from fedms.federation.world import open_world
@@ -39,7 +40,12 @@ def main() -> None:
     try:
         write_message(stdout, b"")  # it is there
         while (message := messages.get()) is not None:
-            answer = str(peak_memory()).encode() if message == USAGE else handle(host, message)
+            if message == USAGE:
+                answer = str(peak_memory()).encode()
+            elif message.startswith(MEASURE):
+                answer = str(measured(host.world, int(message[len(MEASURE) :]), folder / "cache" / str(number))).encode()
+            else:
+                answer = respond(host, message)
             idle.set()
             write_message(stdout, answer)
     finally:

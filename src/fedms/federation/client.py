@@ -5,7 +5,7 @@ A client's data and private state are read and written here and nowhere else; wh
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from fedms.federation.world import World
 from fedms.files import write_arrays
 from fedms.model import expert as experts
 from fedms.model import gate as gates
-from fedms.model.expert import Arrays, group
+from fedms.model.expert import Arrays, Expert, group
 from fedms.model.mixture import mix
 from fedms.model.statistics import Discriminant, Statistics
 from fedms.store import ClientFolder
@@ -38,6 +38,19 @@ HELD = 8
 """One part in so many of the cache's memory is for outputs of frozen experts."""
 REFERENCES = 5
 """Own samples to which a new one is compared, where experts are blended by likeness."""
+
+
+@dataclass
+class Ready:
+    """What a round of local training begins with."""
+
+    stage: Stage
+    samples: Samples
+    expert: Expert
+    plan: Plan
+    order: np.random.Generator
+    """Of its batches"""
+    gate: Arrays
 
 
 class ClientHost:
@@ -58,14 +71,18 @@ class ClientHost:
 
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""
-        self.compute.begin()
-        if sent := {name: array for name, array in task.arrays.items() if name.startswith(("global/", "discriminant.", "everyone."))}:
-            sent = self._load(task, RECEIVED) | self._drawn(task, sent) | sent
-            self._folder(task).save(RECEIVED, (self._number(task), task.round), sent, {})
+        self.receive(task)
         update: Update = getattr(self, f"_{task.kind}")(task)
         update.metrics.setdefault("flops", self.compute.flops)
         update.metrics.setdefault("once", self.compute.once)
         return update
+
+    def receive(self, task: Task) -> None:
+        """Begin, and keep what the task brings to be kept."""
+        self.compute.begin()
+        if sent := {name: array for name, array in task.arrays.items() if name.startswith(("global/", "discriminant.", "everyone."))}:
+            sent = self._load(task, RECEIVED) | self._drawn(task, sent) | sent
+            self._folder(task).save(RECEIVED, (self._number(task), task.round), sent, {})
 
     def close(self) -> None:
         self.compute.cache.close()
@@ -86,7 +103,7 @@ class ClientHost:
         names = [stage.name for stage in self.method.stages]
         return names.index(task.stage) if task.stage in names else len(names)
 
-    def _boundary(self, task: Task) -> int:
+    def boundary(self, task: Task) -> int:
         boundary: int = task.settings["boundary"]
         return boundary
 
@@ -124,7 +141,7 @@ class ClientHost:
         """Features that the federation's statistics are about, [n, d]."""
         role = task.settings["features"]
         expert = Personal(self._load(task, RECEIVED), self.method, self.config).global_expert if role == "global" else None
-        return self.compute.frozen_outputs(role, expert, self.world.samples(task.client, split), self._boundary(task)).features
+        return self.compute.frozen_outputs(role, expert, self.world.samples(task.client, split), self.boundary(task)).features
 
     # kinds of tasks
 
@@ -145,12 +162,18 @@ class ClientHost:
         """The shared expert on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
         expert = self._start(task).expert(self.method.stage(task.stage))
-        logits = self.compute.outputs(expert, samples, self._boundary(task)).logits
+        logits = self.compute.outputs(expert, samples, self.boundary(task)).logits
         assert logits is not None
         return Update(task.client, weight=len(samples), metrics={"correct": int((logits.argmax(1) == samples.labels).sum())})
 
     def _train(self, task: Task) -> Update:
         """A round of local training."""
+        ready, config = self.ready(task), self.config.training
+        loss = train_expert(self.compute, ready.expert, ready.plan, ready.samples, self.boundary(task), config, ready.order)
+        return self.trained(task, ready, loss)
+
+    def ready(self, task: Task) -> Ready:
+        """All that a round of local training begins with."""
         stage = self.method.stage(task.stage)
         samples = self.world.samples(task.client, "train")
         start = self._start(task)
@@ -167,14 +190,18 @@ class ClientHost:
             also,
         )
         order = seeds.numpy_generator(self.config.seed, "batches", stage.budget, task.round, task.client)
-        mean_loss = train_expert(self.compute, expert, plan, samples, self._boundary(task), self.config.training, order)
-        if also:
+        return Ready(stage, samples, expert, plan, order, gate)
+
+    def trained(self, task: Task, ready: Ready, loss: float) -> Update:
+        """The answer, when the expert has trained; its gate trains now, if it does so by itself."""
+        stage, samples, expert, gate = ready.stage, ready.samples, ready.expert, ready.gate
+        if ready.plan.also:
             gate = {name: array.detach() for name, array in gate.items()}
         elif gate:
             gate = self._train_gate(task, stage, samples, gate)
-        shared = {name: expert.arrays[name] for name in names if group(name) in stage.shares}
+        shared = {name: expert.arrays[name] for name in ready.plan.names if group(name) in stage.shares}
         gate_shared = gates.shared_names(self.config.gate.share) if "gate" in stage.shares and self.config.gate.network else ()
-        metrics: dict[str, Any] = {"loss": mean_loss, "flops": self.compute.flops, "once": self.compute.once}  # what follows is evaluation
+        metrics: dict[str, Any] = {"loss": loss, "flops": self.compute.flops, "once": self.compute.once}  # what follows is evaluation
         if stage.expert == "local":
             private = {name: array for name, array in expert.arrays.items() if stage.average == "beside" or group(name) not in stage.shares}
             own = {name: array for name, array in gate.items() if name not in gate_shared}
@@ -186,7 +213,7 @@ class ClientHost:
     def _weigh(self, task: Task) -> Update:
         """Log-likelihood of the client's validation labels by constant weight, or by prior and scale of the evidence."""
         samples = self.world.samples(task.client, "validation")
-        judged = self._finished(task).judge(self.compute, samples, self._boundary(task))
+        judged = self._finished(task).judge(self.compute, samples, self.boundary(task))
         if self.method.gate == "constant":
             candidates = [judged.log_probabilities(weight) for weight in PRIORS]
         else:
@@ -198,9 +225,9 @@ class ClientHost:
     def _test(self, task: Task) -> Update:
         """The finished personal model on own and everyone's data; the client keeps it."""
         personal = self._finished(task)
-        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "boundary": self._boundary(task)}
+        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "boundary": self.boundary(task)}
         write_arrays(self._folder(task).path / "model.safetensors", personal.arrays, facts)
-        boundary, prior = self._boundary(task), task.settings["prior"]
+        boundary, prior = self.boundary(task), task.settings["prior"]
         metrics: dict[str, Any] = {"samples": len(self.world.samples(task.client, "train")), **personal.facts()}
         for split in ("validation", "test"):
             for whose, samples in (("own", self.world.samples(task.client, split)), ("everyone", self.world.everyone[split])):
@@ -231,8 +258,8 @@ class ClientHost:
             return gate, [], None
         gate = {name: array.clone().requires_grad_(True) for name, array in gate.items()}
         personal = self._personal(task)
-        x = personal.gate_features(self.compute, samples, self._boundary(task))
-        world = self.compute.frozen_outputs("global", personal.global_expert, samples, self._boundary(task)).logits
+        x = personal.gate_features(self.compute, samples, self.boundary(task))
+        world = self.compute.frozen_outputs("global", personal.global_expert, samples, self.boundary(task)).logits
         assert world is not None
 
         prior = self._inner_prior()
@@ -253,7 +280,7 @@ class ClientHost:
     def _own_evidence(self, task: Task, samples: Samples) -> tuple[Personal, Tensor, Tensor]:
         """The client's model with its own sums, its gate features, and their evidence with each sample left out of the sums."""
         personal = self._with_own(task, self._personal(task))
-        x = personal.gate_features(self.compute, samples, self._boundary(task))
+        x = personal.gate_features(self.compute, samples, self.boundary(task))
         evidence = personal.evidence
         return personal, x, evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x))
 
@@ -264,13 +291,13 @@ class ClientHost:
         if gate_reads_statistics(method, self.config):
             role = self.config.gate.features
             expert = personal.global_expert if role == "global" else None
-            x = self.compute.frozen_outputs(role, expert, samples, self._boundary(task)).features
+            x = self.compute.frozen_outputs(role, expert, samples, self.boundary(task)).features
             sums = Statistics.of(x, samples.labels, self.world.classes)
             own = {"own.counts": sums.counts, "own.sums": sums.sums}
         elif method.label_prior or method.gate == "counts":
             own = {"own.counts": torch.bincount(samples.labels, minlength=self.world.classes)}
         elif method.predicts == "blend":
-            x = self.compute.frozen_outputs("backbone", None, samples, self._boundary(task)).features
+            x = self.compute.frozen_outputs("backbone", None, samples, self.boundary(task)).features
             some = torch.randperm(len(x), generator=seeds.torch_generator(self.config.seed, "references", task.client))[:REFERENCES]
             own = {"own.references": x[some]}
         return Personal(personal.arrays | own, method, self.config, personal.network_kept, personal.evidence_scales)
@@ -279,7 +306,7 @@ class ClientHost:
         """The personal model as it now stands on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
         personal = self._with_own(task, Personal(self._kept(task) | trained, self.method, self.config))
-        judged = personal.judge(self.compute, samples, self._boundary(task))
+        judged = personal.judge(self.compute, samples, self.boundary(task))
         return {"validated": len(samples), "correct": round(judged.accuracy(samples.labels, self.config.gate.prior) * len(samples))}
 
     # the end
@@ -299,14 +326,14 @@ class ClientHost:
         if evidence is None or not self.config.gate.network:
             return evidence is None
         samples = self.world.samples(task.client, "validation")
-        x = personal.gate_features(self.compute, samples, self._boundary(task))
+        x = personal.gate_features(self.compute, samples, self.boundary(task))
         generator = seeds.torch_generator(self.config.seed, "gate-validation", task.client)
         return network_helps(personal.arrays, x, evidence.log_ratio(x), personal.discriminant, evidence, generator)
 
     def _base(self, task: Task) -> dict[str, int]:
         """How many of the client's test samples the frozen model gets right: nearest class name, or nearest class mean."""
         samples = self.world.samples(task.client, "test")
-        x = self.compute.frozen_outputs("backbone", None, samples, self._boundary(task)).features
+        x = self.compute.frozen_outputs("backbone", None, samples, self.boundary(task)).features
         references = self.world.class_embeddings if self.world.backbone.kind == "text" else task.arrays["base.means"]
         nearest = (F.normalize(x, dim=1) @ F.normalize(references, dim=1).T).argmax(1)
         return {"base_correct": int((nearest == samples.labels).sum()), "base_total": len(samples)}

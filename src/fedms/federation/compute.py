@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from fedms.data.inputs import batches
 from fedms.model import flops
 from fedms.model.backbone import Backbone
 from fedms.model.expert import Expert
+from fedms.model.lora import Pair
 from fedms.model.statistics import normalise
 
 EVALUATION_BATCH = 64
@@ -41,6 +43,20 @@ class _Held:
         return sum(each.numel() * each.element_size() for each in (self.outputs.features, self.outputs.logits) if each is not None)
 
 
+@dataclass
+class Cost:
+    """What a task has cost so far."""
+
+    spent: int = 0
+    """Operations, the prefixes' apart"""
+    prefixes: int = 0
+    """Those of prefixes"""
+    kept: int = 0
+    """Those of prefixes that were kept"""
+    used: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """What `Compute.once` says"""
+
+
 class Compute:
     """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached.
 
@@ -57,8 +73,15 @@ class Compute:
 
     def begin(self) -> None:
         """A new task, for which nothing has been computed yet."""
-        self._spent = self.cache.flops = self.cache.kept_flops = 0
-        self.cache.used = {}
+        self.resume(Cost())
+
+    def pause(self) -> Cost:
+        """What the task has cost up to here, where another one is to go on before it."""
+        return Cost(self._spent, self.cache.flops, self.cache.kept_flops, self.cache.used)
+
+    def resume(self, cost: Cost) -> None:
+        """Count on from there."""
+        self._spent, self.cache.flops, self.cache.kept_flops, self.cache.used = cost.spent, cost.prefixes, cost.kept, cost.used
 
     @property
     def flops(self) -> int:
@@ -83,19 +106,22 @@ class Compute:
         self.backbone.attach(pairs)
         if prompt is not None:
             hidden, mask_with = _before(prompt, hidden, mask)
-        count, tokens = hidden.shape[:2]
+        self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
+        if prompt is None:
+            return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
+        return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)
+
+    def book(self, pairs: Mapping[tuple[int, str], Pair], count: int, tokens: int, boundary: int, trained: list[int] | None) -> None:
+        """Count the operations of so many samples of so many tokens, with these pairs."""
         self._spent += flops.forward(self.backbone, count, tokens, boundary)
         rank = 0
         if pairs:
             first = next(iter(pairs.values()))
-            rank = first.A.shape[0] + (first.beside[0].shape[0] if first.beside else 0)
+            rank = first.A.shape[-2] + (first.beside[0].shape[-2] if first.beside else 0)
             self._spent += flops.pairs(self.backbone, count, tokens, rank, {block for block, _ in pairs})
             kept = [key for key, pair in pairs.items() if pair.residual is not None]
             self._spent += flops.residuals(self.backbone, count, tokens, kept) * (2 if trained else 1)
         self._spent += flops.backward(self.backbone, count, tokens, rank, trained or [])
-        if prompt is None:
-            return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
-        return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)
 
     @torch.no_grad()
     def outputs(self, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:

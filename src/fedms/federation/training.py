@@ -61,9 +61,7 @@ def train_expert(
         FedmsError: the loss is not finite.
     """
     names, leaves = plan.names, expert.train(plan.names)
-    groups = [{"params": [leaf], "lr": plan.rates[group(name) != "head"]} for name, leaf in zip(names, leaves, strict=True)]
-    groups += [{"params": [leaf], "lr": rate} for leaf, rate in plan.also]
-    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+    optimizer = optimizer_of(plan, leaves, config)
     lengths = compute.cache.inputs.lengths(samples.rows)
     labels = samples.labels.to(compute.backbone.device)
     per_epoch = -(-len(samples) // config.batch_size)
@@ -89,9 +87,21 @@ def train_expert(
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     expert.arrays = expert.detached()
-    if not math.isfinite(mean := float(total) / len(samples)):
+    return checked(float(total) / len(samples))
+
+
+def optimizer_of(plan: Plan, leaves: Sequence[Tensor], config: cfg.Training) -> torch.optim.Optimizer:
+    """AdamW for these leaves, in the order of the plan's names."""
+    groups = [{"params": [leaf], "lr": plan.rates[group(name) != "head"]} for name, leaf in zip(plan.names, leaves, strict=True)]
+    groups += [{"params": [leaf], "lr": rate} for leaf, rate in plan.also]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
+
+
+def checked(loss: float) -> float:
+    """The loss; FedmsError where it is not finite."""
+    if not math.isfinite(loss):
         raise FedmsError("training diverged: the loss is not finite; lower training.learning_rate")
-    return mean
+    return loss
 
 
 def rates(stage: Stage, config: cfg.Training) -> tuple[float, float]:

@@ -21,9 +21,9 @@ class Pair:
     """What an expert lends to one linear layer."""
 
     A: Tensor
-    """[r, in]"""
+    """[r, in]; of K experts that run together (`model/stack.py`), [K, r, in]"""
     B: Tensor
-    """[out, r]"""
+    """[out, r], or [K, out, r]"""
     scale: float
     """alpha / r"""
     residual: Tensor | None = None
@@ -42,6 +42,13 @@ class Pair:
         return update if self.residual is None else update + self.residual
 
 
+def through(x: Tensor, weight: Tensor) -> Tensor:
+    """x [n, ..., in] through a weight [out, in]; through K weights [K, out, in], each K-th of the samples through its own."""
+    if weight.dim() == 2:
+        return F.linear(x, weight)
+    return torch.bmm(x.reshape(len(weight), -1, x.shape[-1]), weight.mT).view(*x.shape[:-1], -1)
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer with a place for one pair."""
 
@@ -58,7 +65,7 @@ class LoraLinear(nn.Module):
             return out
         if pair.residual is not None:
             out = out + F.linear(x, pair.residual)
-        update = F.linear(F.linear(x, pair.A), pair.B)
+        update = through(through(x, pair.A), pair.B)
         if pair.beside is not None:
             weight = torch.sigmoid(F.linear(x, *pair.mixer)) if pair.mixer is not None else pair.weight
             assert weight is not None
