@@ -4,7 +4,7 @@
     python bench/soak.py --rounds 100        # fewer
     python bench/soak.py --deaths 0.01       # of a hundred answers, one ends its worker process (default: of a thousand)
 
-Half of the rounds are of the global stage and half of the local one, with two workers; of the clients asked a fifth raise and a tenth
+A quarter of the rounds are of the global stage, the rest of the local one, with two workers; of the clients asked a fifth raise and a tenth
 are refused. Only clients of the second worker die, so the first one is watched over all rounds. Memory is resident memory; its slope is
 a straight line's through the second half of the rounds. The last line printed is one JSON object.
 """
@@ -32,7 +32,8 @@ from pages import ROOT
 
 WORDS = [f"word{number}" for number in range(24)]
 CLASSES = 3
-CLIENTS = 8
+CLIENTS = 20
+"""So many that a round always finds some who answer: who fails in a round fails whenever it is asked."""
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -82,8 +83,8 @@ def settings(folder: Path, rounds: int) -> Config:
         "federation": {
             "cohort": 3,
             "cohort_local": 3,
-            "rounds_global": rounds // 2,
-            "rounds_local": rounds - rounds // 2,
+            "rounds_global": rounds // 4,
+            "rounds_local": rounds - rounds // 4,
             "oversample": 1,
             "quorum": 2,
             "attempts": 6,

@@ -305,7 +305,7 @@ class Experiment:
             evaluation=True,
             arrays=arrays,
             prior=server.prior,
-            evidence_scale=server.evidence_scale,
+            evidence_scales=list(server.evidence_scales),
         )
         record = line.record()
         self.folder.append_metrics(record)

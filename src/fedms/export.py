@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedms.errors import FedmsError
 from fedms.export_readme import readme
-from fedms.federation.personal import Personal
+from fedms.federation.personal import Personal, scale_at
 from fedms.files import make_folder, unmake
 from fedms.model.backbone import locate
 from fedms.model.expert import Arrays, Expert
@@ -144,7 +144,7 @@ def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return described | {
         "features": config.gate.features,
         "evidence": config.gate.evidence if evidence else "none",
-        "evidence_scale": personal.evidence_scale,
+        "evidence_scale": scale_at(personal.evidence_scales, client.prior),
         "network_kept": kept,
         "formulas": formulas,
     }, tensors

@@ -19,7 +19,7 @@ from fedms.data.sources import Dataset
 from fedms.errors import ConfigError, FedmsError
 from fedms.federation.compute import Compute
 from fedms.federation.methods import of
-from fedms.federation.personal import Judged, Personal
+from fedms.federation.personal import EVEN, Judged, Personal
 from fedms.files import read_arrays
 from fedms.model import backbone as backbones
 from fedms.model.backbone import Backbone
@@ -188,7 +188,7 @@ def load(run: str | Path, client: str) -> Client:
     path = folder.client(client).path / "model.safetensors"
     arrays, meta = read_arrays(path)
     try:
-        kept, scale = bool(meta["network_kept"]), float(meta.get("evidence_scale", 1.0))
+        kept, scales = bool(meta["network_kept"]), [float(scale) for scale in meta.get("evidence_scales", EVEN)]
         prior, boundary, whose = float(meta["prior"]), int(meta["boundary"]), str(meta.get("client", client))
     except (KeyError, TypeError, ValueError, OverflowError):
         raise FedmsError(f"{path}: damaged: not a client's model") from None
@@ -196,7 +196,7 @@ def load(run: str | Path, client: str) -> Client:
         raise FedmsError(f"{path}: damaged: it is the model of {plain(whose)}")
     try:
         config = folder.config()
-        personal = Personal(arrays, of(config), config, kept, scale)
+        personal = Personal(arrays, of(config), config, kept, scales)
         # a run made on an accelerator can be used without one
         device = config.device if torch.cuda.is_available() else "cpu"
         backbone = backbones.load(config.model, config.lora).to_device(device)

@@ -32,7 +32,7 @@ def make_result(
         "clients": len(world.clients),
         "rounds": sum(server.rounds(stage) for stage in method.stages),
         "prior": server.prior,
-        "evidence_scale": server.evidence_scale if method.gate == "learned" else None,
+        "evidence_scales": list(server.evidence_scales) if method.gate == "learned" else None,
         **_accuracies(metrics, "test"),
         "accuracy_base": sum(m["base_correct"] for m in metrics) / sum(m["base_total"] for m in metrics),
         "gate_global_share": _mean([m["test_own_global_share"] for m in metrics]),

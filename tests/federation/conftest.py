@@ -12,6 +12,7 @@ from fedms.federation.client import ClientHost
 from fedms.federation.messages import Kind, Task, Update, decode_task, decode_update, encode
 from fedms.federation.method import Stage
 from fedms.federation.methods import METHODS, of
+from fedms.federation.personal import EVEN
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.expert import Arrays
@@ -89,7 +90,7 @@ class Federation:
     def finish(self) -> dict[str, Arrays]:
         """What each client predicts with in the end."""
         self.server.settle()
-        self.ask("test", self.server.clients, None, 0, prior=self.server.prior, evidence_scale=1.0)
+        self.ask("test", self.server.clients, None, 0, prior=self.server.prior, evidence_scales=EVEN)
         return {name: read_arrays(self.folder / "clients" / name / "model.safetensors")[0] for name in self.server.clients}
 
     def sent_up(self) -> set[str]:

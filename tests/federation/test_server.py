@@ -6,6 +6,7 @@ import torch
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.federation.methods import METHODS
+from fedms.federation.personal import EVEN, PRIORS, SCALES, scale_at
 from fedms.federation.server import Server
 from fedms.model.expert import block_of
 
@@ -205,3 +206,27 @@ def test_a_weak_client_trains_the_top_blocks_alone_and_the_mean_is_over_those_th
     name = "block.0.query.lora_B"
     wanted = sum(weight * update.arrays[name] for weight, update in zip(weights / weights.sum(), strong, strict=True))
     torch.testing.assert_close(server.shared[name], wanted)
+
+
+# the gate's evidence
+
+
+def test_each_prior_has_the_scale_that_all_validation_data_like_best(server):
+    made = server()
+    wanted = [SCALES[(3 * place) % len(SCALES)] for place in range(len(EVEN))]
+    likelihood = torch.full((len(EVEN), len(SCALES)), -9.0)
+    for place, scale in enumerate(wanted):
+        likelihood[place, SCALES.index(scale)] = -2.0
+    loud = torch.full_like(likelihood, -1.0)  # a client to which all are alike decides nothing
+    made.weigh([Update("client-00", {"weigh.log_likelihood": each.flatten()}) for each in (likelihood, loud)])
+    assert made.evidence_scales == wanted
+    other = server()
+    other.restore(*made.checkpoint())
+    assert other.evidence_scales == wanted
+
+
+def test_the_scale_of_any_prior_lies_between_its_neighbours():
+    scales = [float(place) for place in range(len(EVEN))]
+    assert [scale_at(scales, prior) for prior in PRIORS[1:-1]] == pytest.approx(scales)
+    assert scale_at(scales, 0.55) == pytest.approx((scales[4] + scales[5]) / 2)
+    assert (scale_at(scales, 0.01), scale_at(scales, 0.99)) == (scales[0], scales[-1])

@@ -90,12 +90,8 @@ def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
         config = versus.ours(common, program)
         row = versus.run_ours(program, tmp_path, config, planned)
         assert row.samples == sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort)
-        assert (
-            0 < row.accuracy <= 1
-            and row.accuracy * 44 == pytest.approx(round(row.accuracy * 44), abs=1e-3)
-            and row.peak_bytes > 50e6
-            and row.seconds > 0
-        )
+        assert 0 < row.accuracy <= 1 and row.accuracy * 44 == pytest.approx(round(row.accuracy * 44), abs=1e-4)  # of the whole split
+        assert row.peak_bytes > 50e6 and row.seconds > 0 and row.processor_seconds > 0
     out = tmp_path / "again"
     versus.measured([sys.executable, "-m", "fedms.cli", "run", tmp_path / "config.json", "--quiet", "--out", out], 300)
     asked = [line["cohort"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if line["stage"] == "global"]
@@ -205,7 +201,7 @@ def test_text_goes_between_the_marks_and_nowhere_else(bench, tmp_path):
     assert page.read_text() == "before\n<!-- one -->\nnew\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n"
 
 
-@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet", "table stacking"])
+@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet"])
 def test_the_page_has_a_place_for_each_table(mark):
     page = (ROOT / "docs" / "performance.md").read_text()
     assert f"<!-- {mark} -->" in page and f"<!-- end {mark} -->" in page

@@ -3,11 +3,15 @@
 import math
 
 import pytest
+import torch
 from PIL import Image
 
 from fedms import experiment
 from fedms.config import load
 from fedms.errors import ConfigError, FedmsError
+from fedms.federation.client import ClientHost
+from fedms.federation.personal import EVEN, PRIORS, SCALES
+from fedms.federation.world import open_world
 
 pytestmark = pytest.mark.integration
 
@@ -136,3 +140,20 @@ def test_pictures_are_learned_as_texts_are(image_model, pictures, tmp_path, meth
     assert len(result["per_client"]) == 3
     assert result["accuracy_base"] > 0.6, "the nearest federated class mean tells plain colours apart"
     assert 0 <= result["accuracy_global"] <= 1
+
+
+def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform, tiny, traffic):
+    run = perform()
+    task, update = next((task, update) for task, update in traffic.exchanges if task.kind == "weigh")
+    answer = update.arrays["weigh.log_likelihood"].view(len(EVEN), len(SCALES))
+    host = ClientHost(open_world(tiny()), run.folder)
+    samples = host.world.samples(task.client, "validation")
+    judged = host._finished(task).judge(host.compute, samples, task.settings["boundary"])
+    for prior, scale in ((0.2, 2.0), (0.5, 0.6), (0.9, 0.1)):
+        weight = torch.sigmoid(scale * judged.evidence + torch.tensor(prior).logit())
+        mixed = (1 - weight)[:, None] * judged.global_logits.softmax(1) + weight[:, None] * judged.local_logits.softmax(1)
+        expected = mixed[torch.arange(len(samples)), samples.labels].log().sum()
+        torch.testing.assert_close(answer[PRIORS.index(prior) - 1, SCALES.index(scale)], expected, atol=1e-4, rtol=1e-4)
+    summed = sum(update.arrays["weigh.log_likelihood"].double() for task, update in traffic.exchanges if task.kind == "weigh")
+    chosen = [SCALES[best] for best in summed.view(len(EVEN), len(SCALES)).argmax(1).tolist()]
+    assert run.result["evidence_scales"] == chosen

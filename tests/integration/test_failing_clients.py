@@ -124,7 +124,7 @@ MANY = ("partition.clients=10", "partition.alpha=100", "partition.min_samples=5"
 @pytest.mark.parametrize("share", [1, 3, 5, 8])
 def test_a_round_takes_as_many_answers_as_it_needs_from_those_who_give_one(misbehave, perform, share):
     """Of ten clients, so many raise whenever they train."""
-    bad = {f"client-{number}" for number in range(0, 10 * share, 10)} | {f"client-{number * 3 % 10}" for number in range(share)}
+    bad = {f"client-{3 * number % 10}" for number in range(share)}
     misbehave(*(Rule("raise", client=client, kind="train") for client in bad))
     run = perform(*MANY, "federation.quorum=2", "federation.oversample=1", "federation.attempts=6")
     for line in [*run.rounds("global"), *run.rounds("local")]:

@@ -18,7 +18,7 @@ from fedms.errors import FedmsError
 from fedms.federation.activation import trainable
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
-from fedms.federation.personal import PRIORS, SCALES
+from fedms.federation.personal import EVEN, PRIORS, SCALES
 from fedms.federation.server import Server
 from fedms.federation.training import GATE_BATCH, GATE_DECAY, rates, reach
 from fedms.model import expert as experts
@@ -113,8 +113,8 @@ class Admission:
         _check_likelihood(update, "calibrate.log_likelihood", len(TEMPERATURES), declared["validation"])
 
     def _check_weigh(self, task: Task, update: Update, declared: Mapping[str, int]) -> None:
-        candidates = PRIORS if self.server.method.gate == "constant" else SCALES
-        _check_likelihood(update, "weigh.log_likelihood", len(candidates), declared["validation"])
+        candidates = len(PRIORS) if self.server.method.gate == "constant" else len(EVEN) * len(SCALES)
+        _check_likelihood(update, "weigh.log_likelihood", candidates, declared["validation"])
 
     def _check_evaluate(self, task: Task, update: Update, declared: Mapping[str, int]) -> None:
         _check_shapes(update.arrays, {})

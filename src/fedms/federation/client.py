@@ -20,7 +20,7 @@ from fedms.federation.compute import Compute
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import of
-from fedms.federation.personal import PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
+from fedms.federation.personal import EVEN, PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
 from fedms.federation.start import Start
 from fedms.federation.training import Loss, Plan, network_helps, rates, train_expert, train_gate
 from fedms.federation.world import World
@@ -211,14 +211,14 @@ class ClientHost:
         return Update(task.client, shared | {name: gate[name] for name in gate_shared}, len(samples), metrics)
 
     def _weigh(self, task: Task) -> Update:
-        """Log-likelihood of the client's validation labels under each constant weight, or each scale of the evidence."""
+        """Log-likelihood of the client's validation labels by constant weight, or by prior and scale of the evidence."""
         samples = self.world.samples(task.client, "validation")
         judged = self._finished(task).judge(self.compute, samples, self.boundary(task))
-        prior = self._inner_prior()
         if self.method.gate == "constant":
             candidates = [judged.log_probabilities(weight) for weight in PRIORS]
         else:
-            candidates = [replace(judged, scale=scale).log_probabilities(prior) for scale in SCALES]
+            scaled = [replace(judged, scales=[scale] * len(EVEN)) for scale in SCALES]
+            candidates = [each.log_probabilities(prior) for prior in PRIORS[1:-1] for each in scaled]
         likelihood = [-float(F.nll_loss(candidate, samples.labels, reduction="sum")) for candidate in candidates]
         return Update(task.client, {"weigh.log_likelihood": torch.tensor(likelihood)}, len(samples))
 
@@ -300,7 +300,7 @@ class ClientHost:
             x = self.compute.frozen_outputs("backbone", None, samples, self.boundary(task)).features
             some = torch.randperm(len(x), generator=seeds.torch_generator(self.config.seed, "references", task.client))[:REFERENCES]
             own = {"own.references": x[some]}
-        return Personal(personal.arrays | own, method, self.config, personal.network_kept, personal.evidence_scale)
+        return Personal(personal.arrays | own, method, self.config, personal.network_kept, personal.evidence_scales)
 
     def _validate(self, task: Task, trained: Arrays) -> dict[str, Any]:
         """The personal model as it now stands on the client's validation data."""
@@ -314,7 +314,7 @@ class ClientHost:
     def _finished(self, task: Task) -> Personal:
         """The client's final model."""
         personal = self._personal(task)
-        personal.evidence_scale = task.settings.get("evidence_scale", 1.0)
+        personal.evidence_scales = task.settings.get("evidence_scales", EVEN)
         personal = self._with_own(task, personal)
         if gate_reads_statistics(self.method, self.config):
             personal.network_kept = self._keep_network(task, personal)

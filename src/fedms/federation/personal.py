@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -22,7 +23,14 @@ from fedms.model.statistics import Discriminant, Evidence, Statistics, label_shi
 PRIORS = tuple(step / 10 for step in range(11))
 """Where the frontier is measured."""
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
-"""Grid from which validation likelihood picks the scale of the gate's evidence."""
+"""Grid from which validation likelihood picks the scale of the gate's evidence, for each prior between 0 and 1."""
+EVEN = (1.0,) * (len(PRIORS) - 2)
+"""Evidence that is taken as it is, whatever the prior."""
+
+
+def scale_at(scales: Sequence[float], prior: float) -> float:
+    """The scale for any prior, from those for the priors between 0 and 1 where the frontier is measured."""
+    return float(np.interp(prior, PRIORS[1:-1], scales))
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Judged:
     """[n, C]"""
     evidence: Tensor | None = None
     """log r + delta, [n]; None where the weight is a constant"""
-    scale: float = 1.0
-    """How far the evidence is trusted"""
+    scales: Sequence[float] = EVEN
+    """How far the evidence is trusted, at each prior between 0 and 1"""
     label_priors: tuple[Tensor, Tensor] | None = None
     """The client's label counts and everyone's label prior, [C] each, where the prior moves them"""
     weight: Tensor | None = None
@@ -51,7 +59,7 @@ class Judged:
         assert self.local_logits is not None
         if self.evidence is None:
             return torch.full((len(self.local_logits),), prior)
-        return gates.local_weight(self.scale * self.evidence, prior)
+        return gates.local_weight(scale_at(self.scales, prior) * self.evidence, prior)
 
     def log_probabilities(self, prior: float) -> Tensor:
         """[n, C]"""
@@ -84,13 +92,18 @@ class Personal:
     """
 
     def __init__(
-        self, arrays: Mapping[str, Tensor], method: Method, config: Config, network_kept: bool = True, evidence_scale: float = 1.0
+        self,
+        arrays: Mapping[str, Tensor],
+        method: Method,
+        config: Config,
+        network_kept: bool = True,
+        evidence_scales: Sequence[float] = EVEN,
     ) -> None:
         self.arrays = dict(arrays)
         self.method = method
         self.config = config
         self.network_kept = network_kept
-        self.evidence_scale = evidence_scale
+        self.evidence_scales = tuple(evidence_scales)
         scale = config.lora.alpha / config.lora.rank
         self.experts = {
             name: Expert(parts, scale) for name in ("global", "local") if (parts := strip(arrays, f"{name}/")) and "head.weight" in parts
@@ -146,7 +159,7 @@ class Personal:
         log_ratio = evidence.log_ratio(x) if evidence else torch.zeros(len(x))
         if self.network_kept:
             log_ratio = log_ratio + gates.delta(self.arrays, x).detach()
-        return Judged(predicts, mix_on, world, own, log_ratio, self.evidence_scale)
+        return Judged(predicts, mix_on, world, own, log_ratio, self.evidence_scales)
 
     def everyone_prior(self) -> Tensor:
         """Everyone's label prior [C], as the sums say it; uniform where none travelled."""
@@ -168,7 +181,7 @@ class Personal:
 
     def facts(self) -> dict[str, Any]:
         """What of the model is not an array."""
-        return {"network_kept": self.network_kept, "evidence_scale": self.evidence_scale}
+        return {"network_kept": self.network_kept, "evidence_scales": self.evidence_scales}
 
 
 def strip(arrays: Mapping[str, Tensor], prefix: str) -> Arrays:

@@ -15,7 +15,7 @@ from fedms.federation import aggregation, robust
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Method, Stage
-from fedms.federation.personal import PRIORS, SCALES, gate_reads_statistics, prefixed, strip
+from fedms.federation.personal import EVEN, PRIORS, SCALES, gate_reads_statistics, prefixed, strip
 from fedms.model import expert as experts
 from fedms.model import gate as gates
 from fedms.model.backbone import Backbone
@@ -37,7 +37,7 @@ class Server:
         averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it;
             and who is in it.
         prior: how often a client meets its own kind of data, as the mixture will assume.
-        evidence_scale: how far the gate's evidence is trusted, chosen on all clients' validation data.
+        evidence_scales: how far the gate's evidence is trusted at each prior between 0 and 1, chosen on all clients' validation data.
     """
 
     def __init__(self, config: Config, method: Method, backbone: Backbone, clients: Sequence[str], ranks: Mapping[str, int]) -> None:
@@ -57,7 +57,7 @@ class Server:
         self.declared: dict[str, dict[str, int]] = {}
         self.averaged: dict[str, Any] = {}
         self.prior = config.gate.prior
-        self.evidence_scale = 1.0
+        self.evidence_scales: Sequence[float] = EVEN
 
     # who and what
 
@@ -261,12 +261,12 @@ class Server:
         self.discriminant = discriminant.calibrated(_sum(updates, "calibrate.log_likelihood"))
 
     def weigh(self, updates: Sequence[Update]) -> None:
-        """The constant weight, or the scale of the evidence, with the best likelihood on all clients' validation data."""
-        best = int(_sum(updates, "weigh.log_likelihood").argmax())
+        """The constant weight, or for each prior the scale of the evidence, with the best likelihood on all clients' validation data."""
+        likelihood = _sum(updates, "weigh.log_likelihood")
         if self.method.gate == "constant":
-            self.prior = PRIORS[best]
+            self.prior = PRIORS[int(likelihood.argmax())]
         else:
-            self.evidence_scale = SCALES[best]
+            self.evidence_scales = [SCALES[best] for best in likelihood.view(len(EVEN), len(SCALES)).argmax(1).tolist()]
 
     def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
         """All that is needed to go on."""
@@ -282,7 +282,7 @@ class Server:
             "settled": self.settled,
             "averaged": self.averaged,
             "prior": self.prior,
-            "evidence_scale": self.evidence_scale,
+            "evidence_scales": list(self.evidence_scales),
         }
 
     def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
@@ -291,7 +291,7 @@ class Server:
         self.discriminant = Discriminant.from_arrays(arrays) if "discriminant.means" in arrays else None
         self.activation.restore(meta["activation"])
         self.delivered, self.settled, self.averaged = set(meta["delivered"]), meta["settled"], meta["averaged"]
-        self.prior, self.evidence_scale, self.booked = meta["prior"], meta["evidence_scale"], meta.get("booked", {})
+        self.prior, self.evidence_scales, self.booked = meta["prior"], meta.get("evidence_scales", EVEN), meta.get("booked", {})
         self.declared, self.informed = meta.get("declared", {}), set(meta.get("informed", ()))
 
 
