@@ -1,6 +1,7 @@
 """Files are whole or not there."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,14 @@ def test_a_run_folder_keeps_config_and_lines(tmp_path):
 
 def test_an_empty_folder_will_do(tmp_path):
     assert names(RunFolder.create(tmp_path, "", {}).path) == ["config.yaml", "environment.json"]
+
+
+def test_reading_loses_no_memory(tmp_path):
+    """As `safe_open` of safetensors does: two numbers for each array that it gives out."""
+    path = tmp_path / "some.safetensors"
+    write_arrays(path, {f"array.{number}": torch.zeros(300, 300) for number in range(20)}, {})
+    read_arrays(path)
+    before = sys.getallocatedblocks()
+    for _ in range(100):
+        read_arrays(path)
+    assert sys.getallocatedblocks() - before < 500

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import load as load_arrays
 from safetensors.torch import save as save_arrays
 from torch import Tensor
 
 from fedms.errors import FedmsError
+from fedms.files import decode_arrays
 
 Kind = Literal["statistics", "calibrate", "train", "evaluate", "weigh", "test"]
 Loss = Literal["error", "died", "deadline", "refused"]
@@ -78,8 +78,7 @@ def decode_update(data: bytes) -> Update:
 
 def _decode(data: bytes, form: type[Message]) -> Message:
     try:
-        arrays = load_arrays(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        return form(arrays=arrays, **json.loads(header["__metadata__"]["fedms"]))
+        arrays, plain = decode_arrays(data)
+        return form(arrays=arrays, **plain)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FedmsError(f"a message cannot be read: {error}") from None
