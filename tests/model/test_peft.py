@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -213,3 +214,15 @@ def test_what_cannot_be_read_is_one_line(backbone, tmp_path, generator, damage, 
     with pytest.raises(FedmsError, match=message) as caught:
         from_peft(folder, backbone, LORA)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "told", [{"lora_alpha": None}, {"lora_alpha": "much"}, {"lora_alpha": math.nan}, {"alpha_pattern": 0.5}, {"alpha_pattern": {"(": 4}}]
+)
+def test_a_scale_that_is_none_is_one_line(tmp_path, backbone, told):
+    lora = cfg.Lora(rank=2)
+    write_peft(tmp_path / "adapter", fresh_lora(backbone, [0], 2, 0), backbone, lora, "bert", [])
+    config = tmp_path / "adapter" / CONFIG
+    config.write_text(json.dumps(json.loads(config.read_text()) | told))
+    with pytest.raises(FedmsError, match=r"adapter_config\.json: lora_alpha or alpha_pattern"):
+        from_peft(tmp_path / "adapter", backbone, lora)

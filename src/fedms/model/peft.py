@@ -10,6 +10,7 @@ PEFT knows no head like ours, so `head.safetensors` and `head.json` (how it is a
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,7 +108,11 @@ def from_peft(folder: str | Path, backbone: Backbone, lora: cfg.Lora) -> Arrays:
         if rank == 0 or shapes != {"A": (rank, inputs), "B": (outputs, rank)}:
             raise FedmsError(f"{folder / WEIGHTS}: the pair of {path} is incomplete or misshapen: {shapes}")
         arrays[f"block.{block}.{target}.lora_A"] = pair["A"]
-        arrays[f"block.{block}.{target}.lora_B"] = pair["B"] * (_scale(config, path, rank) / (lora.alpha / lora.rank))
+        try:
+            scale = _scale(config, path, rank)
+        except (TypeError, ValueError, OverflowError, re.error):
+            raise FedmsError(f"{folder / CONFIG}: lora_alpha or alpha_pattern is not what an adapter's must be") from None
+        arrays[f"block.{block}.{target}.lora_B"] = pair["B"] * (scale / (lora.alpha / lora.rank))
     if (folder / HEAD_WEIGHTS).exists():
         arrays |= {f"head.{name}": tensor for name, tensor in _read_tensors(folder / HEAD_WEIGHTS).items()}
     return arrays
@@ -149,10 +154,17 @@ def _factors(pair: Pair) -> tuple[Tensor, Tensor]:
 
 
 def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
-    """lora_alpha / r of one layer; patterns are matched as PEFT does."""
-    patterns: Mapping[str, float] = config.get("alpha_pattern") or {}
+    """lora_alpha / r of one layer; patterns are matched as PEFT does.
+
+    Raises:
+        TypeError, ValueError, OverflowError, re.error: what the configuration says of it is no scale.
+    """
+    patterns = dict(config.get("alpha_pattern") or {})
     alpha = next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", path)), config.get("lora_alpha", 8))
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+    scale = float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+    if not math.isfinite(scale):
+        raise ValueError(scale)
+    return scale
 
 
 def _whole(value: float) -> int | float:
