@@ -39,7 +39,7 @@ from fedms.config import Config, load
 from fedms.data.inputs import TextInputs
 from fedms.engines.local import LocalEngine, peak_memory
 from fedms.federation import client
-from fedms.federation.messages import Task, Update
+from fedms.federation.messages import Update
 from fedms.federation.methods import of
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
@@ -71,15 +71,17 @@ class Round:
     def __init__(self, config: Config, folder: Path, cohort: int, world: World | None = None) -> None:
         self.world = world or open_world(config)
         self.engine = LocalEngine(self.world, folder)
-        stage = of(config).stages[0]
-        server = Server(config, of(config), self.world.backbone, list(self.world.clients), self.world.ranks)
-        server.start_head(self.world.classes, None)
-        server.begin(stage)
-        self.tasks: list[Task] = server.tasks("train", server.clients[:cohort], stage, 1, arrays=server.shared)
+        self.stage = of(config).stages[0]
+        self.server = Server(config, of(config), self.world.backbone, list(self.world.clients), self.world.ranks)
+        self.server.start_head(self.world.classes, None)
+        self.server.begin(self.stage)
+        self.cohort = self.server.clients[:cohort]
         self.flops = 0
 
     def __call__(self) -> None:
-        updates = self.engine.run(self.tasks)
+        tasks = self.server.tasks("train", self.cohort, self.stage, 1, arrays=self.server.shared)
+        updates = self.engine.run(tasks)
+        self.server.heard_of(tasks, [update for update in updates if isinstance(update, Update)])
         self.flops = 0
         for update in updates:
             assert isinstance(update, Update), update.reason
@@ -87,7 +89,7 @@ class Round:
 
     def samples(self) -> list[tuple[np.ndarray, torch.Tensor]]:
         """Rows and labels of each client of the round."""
-        made = [self.world.samples(task.client, "train") for task in self.tasks]
+        made = [self.world.samples(client, "train") for client in self.cohort]
         return [(each.rows, each.labels) for each in made]
 
 
