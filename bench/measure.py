@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,7 @@ def measured(command: Sequence[str | Path], timeout: float, environment: Mapping
         peak, used, family, load = 0, dict[Process, int](), set[Process](), os.getloadavg()[0]
         began = time.perf_counter()
         process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, process_group=0)
+        before = signal.signal(signal.SIGTERM, _leave)
         try:
             while True:
                 ticks = _family(process.pid, family)
@@ -62,7 +64,9 @@ def measured(command: Sequence[str | Path], timeout: float, environment: Mapping
                     raise FedmsError(f"{_words(command)}: not done after {timeout:.0f} seconds")
             seconds = time.perf_counter() - began
         finally:
+            signal.signal(signal.SIGTERM, before)
             _end(family)
+            process.kill()  # where it was not looked at yet; nothing where it has ended
             process.wait()
         for stream in (out, err):
             stream.seek(0)
@@ -70,6 +74,10 @@ def measured(command: Sequence[str | Path], timeout: float, environment: Mapping
         if code:
             raise FedmsError(f"{_words(command)}: ended with code {code}:\n{(output + err.read())[-LAST_WORDS:]}")
     return Measured(seconds, sum(used.values()) / TICKS, peak, output, load)
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(128 + number)  # by way of `finally`
 
 
 def _words(command: Sequence[str | Path]) -> str:

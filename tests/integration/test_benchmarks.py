@@ -160,6 +160,21 @@ print(child.pid)
     assert not Path(f"/proc/{took.output.strip()}").exists()
 
 
+def test_who_ends_the_script_ends_what_it_measures(bench, tmp_path):
+    told = tmp_path / "pid"
+    child = f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(100)"
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import measure; measure.measured([sys.executable, '-c', {child!r}], 90)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 60
+    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 143
+    assert not Path(f"/proc/{told.read_text()}").exists()
+
+
 def test_a_process_that_fails_or_does_not_end_is_one_error(bench):
     measure = bench("measure")
     with pytest.raises(FedmsError, match=r"(?s)code 3.*what went wrong"):
