@@ -51,7 +51,9 @@ class Played:
         self.score: Callable[[Config], float] = lambda config: 0.5
         self.test: Callable[[Config], float] = lambda config: 0.5 + 0.01 * len(config.method)
 
-    def __call__(self, config: Config, out: Path, observer: Any, reuse: Path | None = None, resume: bool = False) -> dict[str, Any]:
+    def __call__(
+        self, config: Config, out: Path, observer: Any, reuse: Path | None = None, resume: bool = False, **shared: Any
+    ) -> dict[str, Any]:
         assert resume, "what was begun is gone on with"
         folder = RunFolder(out)
         with folder.claimed(config, {}, resume):

@@ -30,12 +30,20 @@ from fedms.result import make_result
 from fedms.store import RunFolder
 
 
-def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path | None = None, resume: bool = False) -> dict[str, Any]:
+def run(
+    config: Config,
+    out: Path,
+    observer: Observer | None = None,
+    reuse: Path | None = None,
+    resume: bool = False,
+    prefixes: Path | None = None,
+) -> dict[str, Any]:
     """Run one experiment into the folder `out`; return what its result.json says.
 
     `reuse` is the folder of a finished run of the first stage alone, with the same settings as far as they concern it: it
     is taken from there, with what it cost, and not trained again. With `resume`, a run that is there is gone on with, to the
-    same result; where there is none, it begins.
+    same result; where there is none, it begins. What the frozen blocks come to is taken from the folder `prefixes`, if there is
+    one, and left there for the next run; it changes no bit.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -54,7 +62,7 @@ def run(config: Config, out: Path, observer: Observer | None = None, reuse: Path
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
         world.dataset.check()
-        with folder.claimed(config, describe_environment(config), resume), LocalEngine(world, out) as engine:
+        with folder.claimed(config, describe_environment(config), resume), LocalEngine(world, out, prefixes) as engine:
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
             return Experiment(world, folder, engine, Several(watchers)).run(first, resume)

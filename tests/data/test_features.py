@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from fedms import config as cfg
-from fedms.data.features import FILL_BATCH, PrefixCache, Samples, _allocate
+from fedms.data.features import FILL_BATCH, PrefixCache, Samples
 from fedms.data.inputs import TextInputs
+from fedms.data.prefix_store import _allocate
 from fedms.model import flops
 from fedms.model.backbone import load
 from fedms.model.expert import Expert, fresh_lora

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from outcomes import without_times
 from typer.testing import CliRunner
 
 from fedms.cli import app
 from fedms.comparison.compare import compare
+from fedms.comparison.folder import PREFIXES
+from fedms.model.backbone import Backbone
 from fedms.progress import Silent
 
 pytestmark = pytest.mark.integration
@@ -50,7 +53,23 @@ def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny
             assert run["result"][key] == alone[key], (run["row"], run["seed"], key)
     fedms, constant = made["methods"]
     assert made["baseline"] == "fedms" and fedms["versus_baseline"] is None and constant["versus_baseline"]["accuracy_local"]["pairs"] == 8
+    assert not (tmp_path / "c" / PREFIXES).exists()
     assert len(fedms["frontier"]) == 11 and fedms["std"]["accuracy_local"] is not None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_the_frozen_blocks_come_to_is_computed_by_the_first_run_alone(tiny, perform, tmp_path, monkeypatch, workers):
+    begun, embed = [], Backbone.embed
+    monkeypatch.setattr(Backbone, "embed", lambda self, inputs: begun.append("embedded") or embed(self, inputs))
+    watch = Silent()
+    monkeypatch.setattr(watch, "begin", lambda config, facts: begun.append(config.method))
+    made = compare(tiny("compare.methods=[sal-fixed, statistics]", "compare.seeds=[0]", f"engine.workers={workers}"), tmp_path, watch)
+    second = begun.index("statistics")
+    if workers == 1:
+        assert begun[:second].count("embedded") > 10
+        assert begun[second + 1 :] == ["embedded"] * len(made["runs"][0]["result"]["partition"]["classes"]), "the classes' names alone"
+    for run in made["runs"]:
+        assert without_times(run["result"]) == without_times(perform(f"method={run['row']}").result)
 
 
 def test_the_command_shows_a_table_and_says_where_it_is(tiny, tmp_path, monkeypatch):

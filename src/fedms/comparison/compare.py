@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms import experiment
-from fedms.comparison.folder import claimed, is_finished
+from fedms.comparison.folder import PREFIXES, claimed, is_finished
 from fedms.comparison.plan import Run, plan
 from fedms.comparison.rows import Row, baseline, rows
 from fedms.config import Config
@@ -64,7 +64,8 @@ def perform(out: Path, runs: Sequence[Run], observer: Observer, what: str) -> No
         gc.collect()  # the last run's world, which would count as this one's memory
         forget_peak()
         try:
-            experiment.run(run.config, out / run.folder, observer, out / run.first if run.first else None, resume=True)
+            first = out / run.first if run.first else None
+            experiment.run(run.config, out / run.folder, observer, first, resume=True, prefixes=out / PREFIXES)
         except FedmsError as error:
             raise type(error)(f"{run.label}: {error}") from None
 

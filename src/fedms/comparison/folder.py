@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,9 @@ from fedms.store import ELSEWHERE, HOW, RunFolder, difference, refuse_used
 
 DECLARED = "comparison.yaml"
 """The comparison's config, every default filled in: what makes a folder a comparison's."""
+
+PREFIXES = "prefixes"
+"""What the frozen blocks come to, shared by the runs while the comparison goes on."""
 
 
 @contextmanager
@@ -33,8 +37,12 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
     make_folder(out)
     with locked(out):
         sweep(out)
+        shutil.rmtree(out / PREFIXES, ignore_errors=True)  # of a comparison that was killed
         write_bytes(out / DECLARED, config.to_yaml().encode())
-        yield
+        try:
+            yield
+        finally:
+            shutil.rmtree(out / PREFIXES, ignore_errors=True)
 
 
 def is_finished(folder: Path, config: Config) -> bool:

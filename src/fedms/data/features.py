@@ -9,10 +9,10 @@ budget, so a warning says that the last bits then depend on the number of worker
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from fedms.data.inputs import Inputs, batches
+from fedms.data.prefix_store import PrefixStore, allocated, name_of
 from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
 
@@ -49,7 +50,9 @@ class _Entry:
     """[n + 1], in tokens"""
     values: Tensor
     """[sum of tokens, d], in memory or mapped from a file"""
+    place: Literal["memory", "disk", "store"] = "memory"
     path: Path | None = None
+    """Of a file that is this cache's, or still to be finished"""
     flops: int = 0
 
     @property
@@ -58,12 +61,13 @@ class _Entry:
 
 
 class PrefixCache:
-    """Hidden states at one boundary per owner.
+    """Hidden states at one boundary per owner. With a store, what other runs have computed is taken from there, and left there for them.
 
     Attributes:
         flops: forward operations of prefixes computed so far.
         kept_flops: those of them whose outcome was kept.
-        used: by owner, the boundary of what was kept and has been used since the user of the cache last cleared it, and what it took.
+        used: by owner, the boundary of what was kept and has been used since the user of the cache last cleared it, and what it takes
+            from the inputs up, wherever it was taken from.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class PrefixCache:
         folder: Path,
         enabled: bool = True,
         dtype: torch.dtype = torch.float32,
+        store: PrefixStore | None = None,
     ) -> None:
         self.backbone = backbone
         self.inputs = inputs
@@ -83,6 +88,7 @@ class PrefixCache:
         self.folder = folder
         self.enabled = enabled
         self.dtype = dtype
+        self.store = store
         self.flops = 0
         self.kept_flops = 0
         self.used: dict[str, tuple[str, int]] = {}
@@ -99,6 +105,9 @@ class PrefixCache:
             hidden, mask = self._compute(samples.rows[picks], boundary)
             return hidden.to(self.dtype).float(), mask  # as if it had been kept
         self.used[samples.owner] = str(boundary), entry.flops
+        return self._gathered(entry, picks)
+
+    def _gathered(self, entry: _Entry, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
         parts = [entry.values[entry.offsets[i] : entry.offsets[i + 1]] for i in picks]
         lengths = torch.tensor([len(part) for part in parts])
         padded = pad_sequence(parts, batch_first=True).float()
@@ -116,6 +125,14 @@ class PrefixCache:
         self.flops += flops.forward(self.backbone, len(rows), hidden.shape[1], 0, boundary)
         return hidden, mask
 
+    @torch.no_grad()
+    def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray) -> Tensor:
+        """From a lower boundary's states. The bits are those of one pass: what is padded counts for nothing in what is not."""
+        hidden, mask = self._gathered(lower, picks)
+        self.backbone.attach({})
+        self.flops += flops.forward(self.backbone, len(picks), hidden.shape[1], lower.boundary, boundary)
+        return self.backbone.run(hidden, mask, lower.boundary, boundary)
+
     def _entry(self, samples: Samples, boundary: int) -> _Entry | None:
         if samples.owner in self._without_room:
             return None
@@ -125,19 +142,40 @@ class PrefixCache:
         self._drop(samples.owner)
         lengths = self._lengths(samples.rows)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        made = self._place(samples.owner, boundary, offsets)
+        made = self._stored(samples, boundary, offsets)
         if made is None:
-            self._refuse(samples.owner)
-            return None
-        before = self.flops
-        for picks in batches(lengths, FILL_BATCH):
-            hidden, _ = self._compute(samples.rows[picks], boundary)
-            for line, pick in zip(hidden.cpu(), picks, strict=True):
-                made.values[offsets[pick] : offsets[pick + 1]] = line[: lengths[pick]]
-        made.flops = self.flops - before
-        self.kept_flops += made.flops
+            made = self._place(samples, boundary, offsets)
+            if made is None:
+                self._refuse(samples.owner)
+                return None
+            self._fill(made, samples, lengths)
         self._entries[samples.owner] = made
         return made
+
+    def _fill(self, made: _Entry, samples: Samples, lengths: np.ndarray) -> None:
+        boundary, before = made.boundary, self.flops
+        below = range(boundary - 1, 0, -1) if self.dtype == torch.float32 else ()  # what was rounded would be rounded twice
+        lower = next((found for each in below if (found := self._stored(samples, each, made.offsets))), None)
+        for picks in batches(lengths, FILL_BATCH):
+            hidden = self._go_on(lower, boundary, picks) if lower else self._compute(samples.rows[picks], boundary)[0]
+            for line, pick in zip(hidden.cpu(), picks, strict=True):
+                made.values[made.offsets[pick] : made.offsets[pick + 1]] = line[: lengths[pick]]
+        self.kept_flops += self.flops - before
+        made.flops = self._takes(lengths, boundary)
+        if self.store and made.place == "store" and made.path:
+            self.store.finish(made.path)
+            made.path = None
+
+    def _takes(self, lengths: np.ndarray, boundary: int) -> int:
+        """Operations from the inputs up."""
+        filled = batches(lengths, FILL_BATCH)
+        return sum(flops.forward(self.backbone, len(picks), int(lengths[picks].max()), 0, boundary) for picks in filled)
+
+    def _stored(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
+        """What the store has."""
+        shape = (int(offsets[-1]), self.backbone.width)
+        values = self.store.find(samples.rows, boundary, shape, self.dtype) if self.store else None
+        return None if values is None else _Entry(boundary, offsets, values, "store", flops=self._takes(np.diff(offsets), boundary))
 
     @torch.no_grad()
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -149,24 +187,25 @@ class PrefixCache:
             self._image_tokens = self.backbone.embed(pixels.to(self.backbone.device)).shape[1]
         return np.full(len(rows), self._image_tokens, dtype=np.int64)
 
-    def _place(self, owner: str, boundary: int, offsets: np.ndarray) -> _Entry | None:
-        """Room for the values: memory first, then disk, else None."""
+    def _place(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
+        """Room for the values: in the store, else in memory, then on disk, else None."""
         shape = (int(offsets[-1]), self.backbone.width)
+        if self.store and (room := self.store.place(samples.rows, boundary, shape, self.dtype)):
+            return _Entry(boundary, offsets, room[0], "store", room[1])
         size = shape[0] * shape[1] * self.dtype.itemsize
-        used = {on_disk: sum(e.bytes for e in self._entries.values() if (e.path is not None) == on_disk) for on_disk in (False, True)}
-        if used[False] + size <= self.memory:
+        if self._held("memory") + size <= self.memory:
             return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype))
-        if used[True] + size > self.disk:
+        if self._held("disk") + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{owner.replace('/', '-')}.{str(self.dtype).removeprefix('torch.')}"
+        path = self.folder / f"{samples.owner.replace('/', '-')}.{name_of(self.dtype)}"
         try:
-            _allocate(path, size)
-            mapped = torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=self.dtype)
-            return _Entry(boundary, offsets, mapped.view(shape), path)
+            return _Entry(boundary, offsets, allocated(path, shape, self.dtype), "disk", path)
         except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped
-            path.unlink(missing_ok=True)
             return None
+
+    def _held(self, place: str) -> int:
+        return sum(entry.bytes for entry in self._entries.values() if entry.place == place)
 
     def _refuse(self, owner: str) -> None:
         """For good: whatever the boundary, an owner needs the same room, and the others hold theirs."""
@@ -189,12 +228,3 @@ class PrefixCache:
         self._entries.clear()
         self._without_room.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _allocate(path: Path, size: int) -> None:
-    """A file whose bytes are there: to write where a sparse one finds the disk full would end the process (SIGBUS)."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):  # not on macOS
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:
-            file.truncate(size)

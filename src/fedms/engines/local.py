@@ -61,7 +61,7 @@ class LostError(Exception):
 
 
 class LocalEngine:
-    """Carries tasks to clients on this machine.
+    """Carries tasks to clients on this machine. What their frozen prefixes come to is shared through the folder `prefixes`, if any.
 
     Attributes:
         sent, received: bytes of all tasks and updates so far.
@@ -69,11 +69,12 @@ class LocalEngine:
         choice: in what way clients train, and why.
     """
 
-    def __init__(self, world: World, folder: Path) -> None:
+    def __init__(self, world: World, folder: Path, prefixes: Path | None = None) -> None:
         self.sent = 0
         self.received = 0
         self._counting = threading.Lock()
         self._folder = folder
+        self._prefixes = prefixes
         self._homes = {name: number for number, name in enumerate(world.clients)}
         self._samples = {name: len(client.train) for name, client in world.clients.items()}
         self._deadline = world.config.federation.deadline_seconds
@@ -96,9 +97,10 @@ class LocalEngine:
         self.workers, self._host, self._workers = workers, None, []
         if workers == 1 and self._deadline is None:
             keep_freed_memory()
-            self._host = ClientHost(self._world, self._folder)
+            self._host = ClientHost(self._world, self._folder, prefixes=self._prefixes)
         else:
-            self._workers = [_Worker(self._world.config, self._folder, number, workers) for number in range(workers)]
+            config, folder, prefixes = self._world.config, self._folder, self._prefixes
+            self._workers = [_Worker(config, folder, number, workers, prefixes) for number in range(workers)]
 
     def _measure(self, way: Way) -> float:
         """Milliseconds a sample, all processes at work at the same time; infinite where one of them dies of it."""
@@ -291,10 +293,11 @@ class _Worker:
     It says that it is there with an empty message: what ends before that is no client's fault.
     """
 
-    def __init__(self, config: Config, folder: Path, number: int, workers: int) -> None:
+    def __init__(self, config: Config, folder: Path, number: int, workers: int, prefixes: Path | None) -> None:
         self._config = config.to_yaml().encode()
         self._cache = folder / "cache" / str(number)
-        self._command = [sys.executable, "-m", "fedms.engines.worker", str(folder), str(number), str(workers)]
+        places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
+        self._command = [sys.executable, "-m", "fedms.engines.worker", *places]
         self._closing = threading.Lock()
         self._closed = False
         self._start()

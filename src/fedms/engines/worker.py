@@ -26,6 +26,7 @@ def main() -> None:
     from fedms.federation.world import open_world
 
     folder, number, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    prefixes = Path(sys.argv[4]) if len(sys.argv) > 4 else None
     torch.set_num_threads(1)
     first = read_message(stdin)
     if first is None:
@@ -34,7 +35,7 @@ def main() -> None:
     idle.set()
     threading.Thread(target=_listen, args=(stdin, messages, idle), daemon=True).start()
     try:
-        host = ClientHost(open_world(load(yaml.safe_load(first))), folder, number, workers)
+        host = ClientHost(open_world(load(yaml.safe_load(first))), folder, number, workers, prefixes)
     except FedmsError as error:
         sys.exit(f"error: worker {number}: {error}")
     try:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fedms import seeds
 from fedms.data.features import PrefixCache, Samples
+from fedms.data.prefix_store import PrefixStore
 from fedms.federation.compute import Compute
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
@@ -54,9 +55,9 @@ class Ready:
 
 
 class ClientHost:
-    """Handles tasks for any client of the world."""
+    """Handles tasks for any client of the world. `prefixes` is a folder that it shares with other runs, where there is one."""
 
-    def __init__(self, world: World, folder: Path, number: int = 0, workers: int = 1) -> None:
+    def __init__(self, world: World, folder: Path, number: int = 0, workers: int = 1, prefixes: Path | None = None) -> None:
         self.world = world
         self.config = world.config
         self.folder = folder
@@ -66,8 +67,10 @@ class ClientHost:
         room = memory // HELD
         place = folder / "cache" / str(number)
         dtype = getattr(torch, cache.dtype)
-        prefixes = PrefixCache(world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype)
-        self.compute = Compute(world.backbone, prefixes, room)
+        content = self.config.model_dump_json(include={"seed", "data", "model", "device"})
+        store = PrefixStore(prefixes, cache.disk_mb * 2**20, content) if prefixes else None
+        kept = PrefixCache(world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store)
+        self.compute = Compute(world.backbone, kept, room)
 
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""
