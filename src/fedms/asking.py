@@ -39,6 +39,7 @@ class Round:
     downlink_bytes: int = 0
     evaluation_bytes: int = 0
     train_flops: int = 0
+    evaluation_flops: int = 0
     began: float = field(default_factory=time.perf_counter)
 
     def record(self) -> dict[str, Any]:
@@ -142,8 +143,12 @@ class Asking:
             line.downlink_bytes += sent
             line.uplink_bytes += received
         taken = self._taken(line, tasks, answers, most)
-        if not evaluation:
-            line.train_flops += self.server.book(taken)
+        if evaluation:
+            line.evaluation_flops += self.server.book([(update.client, update.metrics) for update in taken], evaluation)
+        else:
+            line.train_flops += self.server.book([(update.client, update.metrics) for update in taken])
+            after = [(update.client, update.metrics.get("evaluation", {})) for update in taken]
+            line.evaluation_flops += self.server.book(after, evaluation=True)
         self.server.heard_of(tasks, taken)
         return taken
 

@@ -14,6 +14,9 @@ from fedms.federation.world import World
 from fedms.model import expert as experts
 from fedms.model.gate import ADAPTER, NETWORK, fresh_gate
 
+COSTS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops", "evaluation_flops")
+"""Of all rounds together; lines of earlier versions do not have every one."""
+
 
 def make_result(
     world: World, method: Method, updates: Sequence[Update], records: Sequence[dict[str, Any]], peak_memory: int, server: Server
@@ -40,7 +43,7 @@ def make_result(
         "gate_networks_kept": sum(m["network_kept"] for m in metrics) if method.gate == "learned" else None,
         "trainable_parameters": trainable,
         "trainable_fraction": trainable / world.backbone.parameter_count,
-        **{key: sum(record[key] for record in records) for key in ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops")},
+        **{key: sum(record.get(key, 0) for record in records) for key in COSTS},
         "seconds": round(sum(record["seconds"] for record in records), 3),
         "peak_memory_bytes": peak_memory,
         "validation": _accuracies(metrics, "validation") if world.config.evaluation.validation else None,

@@ -93,6 +93,8 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     ("train", "global", metric("once", {"prefix": 3}), "once is not a table"),
     ("train", "global", lambda task, update: replace(update, client="client-0"), "it answers in another client's name"),
     ("train", "local", array("gate.adapter.up", first(9.0)), "gate.adapter.up is 9 away from its start"),
+    ("train", "local", metric("evaluation", {"flops": -1}), "flops is not a whole number"),
+    ("train", "local", metric("evaluation", 5), "its costs are no table"),
     ("train", "local", metric("correct", 10**6), "correct is more than "),
     ("train", "local", metric("validated", 10**6), "it speaks for 1000000 validation samples, and declared "),
     ("statistics", None, array(COUNTS, first(0.5)), f"{COUNTS} are not "),

@@ -140,3 +140,21 @@ def test_clients_that_validate_are_the_same_each_round(perform, traffic):
     perform("method=fedavg-sal", "evaluation.clients=2", "federation.rounds_global=3")
     by_round = [{task.client for task, _ in traffic.exchanges if task.kind == "evaluate" and task.round == number} for number in (1, 2, 3)]
     assert len(by_round[0]) == 2 and by_round[0] == by_round[1] == by_round[2]
+
+
+def test_evaluation_has_a_ledger_of_its_own(finished):
+    """Less of it changes nothing of what training costs; a prefix counts once, where something first stands on it."""
+    top = ("activation.rule=fixed", "activation.blocks=1", "evaluation.validation=false")
+    always, seldom = finished(*top), finished(*top, "evaluation.every=2")
+    assert seldom.result["train_flops"] == always.result["train_flops"]
+    assert seldom.result["evaluation_flops"] < always.result["evaluation_flops"]
+    lines = always.outcome[1]
+    spent = {
+        name: [line["evaluation_flops"] for line in lines if line["stage"] == name] for name in ("statistics", "global", "local", "end")
+    }
+    assert always.result["evaluation_flops"] == sum(map(sum, spent.values()))
+    assert sum(spent["statistics"]) == 0 < min(spent["local"] + spent["end"])
+    assert min(spent["global"]) > 0 and len(set(spent["global"])) == 1, "its prefix has been there since the temperature was chosen"
+    alone = finished(*top, "head.kind=linear", "gate.evidence=counts")
+    first, *later = [line["evaluation_flops"] for line in alone.outcome[1] if line["stage"] == "global"]
+    assert first > max(later) == spent["global"][0], "the prefix, and from then on what stands above it"

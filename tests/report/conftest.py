@@ -59,6 +59,7 @@ def make_result(clients: int = 12, seed: int = 0) -> dict[str, Any]:
         "downlink_bytes": 23_456_789,
         "evaluation_bytes": 3_400_000,
         "train_flops": 4.56e12,
+        "evaluation_flops": 9.1e11,
         "seconds": 128.4,
         "peak_memory_bytes": 812_000_000,
         "prior": 0.5,

@@ -63,7 +63,8 @@ class Admission:
         for name, array in update.arrays.items():
             if array.is_floating_point() and not array.isfinite().all():
                 raise RefusalError(f"{name} is not finite")
-        self._check_costs(update)
+        for costs in (update.metrics, update.metrics.get("evaluation", {})):
+            _check_costs(costs)
         getattr(self, f"_check_{task.kind}")(task, update, declared)
         return declared
 
@@ -73,16 +74,6 @@ class Admission:
         if count != known:
             raise RefusalError(f"it speaks for {count} {split} samples, and declared {known}")
         return count
-
-    def _check_costs(self, update: Update) -> None:
-        _whole(update.metrics.get("flops", 0), "flops")
-        once = update.metrics.get("once", {})
-        if not isinstance(once, dict):
-            raise RefusalError("once is not a table")
-        for entry in once.values():
-            if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)):
-                raise RefusalError("once is not a table of names and costs")
-            _whole(entry[1], "a cost in once")
 
     # kinds of tasks
 
@@ -207,6 +198,19 @@ def _check_shapes(arrays: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) ->
             raise RefusalError(f"{name} is of shape {list(arrays[name].shape)}, not {list(like.shape)}")
         if arrays[name].dtype != like.dtype:
             raise RefusalError(f"{name} is {arrays[name].dtype}, not {like.dtype}".replace("torch.", ""))
+
+
+def _check_costs(costs: Any) -> None:
+    if not isinstance(costs, dict):
+        raise RefusalError("its costs are no table")
+    _whole(costs.get("flops", 0), "flops")
+    once = costs.get("once", {})
+    if not isinstance(once, dict):
+        raise RefusalError("once is not a table")
+    for entry in once.values():
+        if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str)):
+            raise RefusalError("once is not a table of names and costs")
+        _whole(entry[1], "a cost in once")
 
 
 def _check_likelihood(update: Update, name: str, length: int, samples: int) -> None:

@@ -204,13 +204,14 @@ class ClientHost:
             gate = self._train_gate(task, stage, samples, gate)
         shared = {name: expert.arrays[name] for name in ready.plan.names if group(name) in stage.shares}
         gate_shared = gates.shared_names(self.config.gate.share) if "gate" in stage.shares and self.config.gate.network else ()
-        metrics: dict[str, Any] = {"loss": loss, "flops": self.compute.flops, "once": self.compute.once}  # what follows is evaluation
+        metrics: dict[str, Any] = {"loss": loss, "flops": self.compute.flops, "once": self.compute.once}
         if stage.expert == "local":
             private = {name: array for name, array in expert.arrays.items() if stage.average == "beside" or group(name) not in stage.shares}
             own = {name: array for name, array in gate.items() if name not in gate_shared}
             own |= prefixed({name: array for name, array in private.items() if name.startswith(experts.PARTS)}, "local/")
             self._folder(task).save(STATE, (self._number(task), task.round), own, {"stage": stage.name, "round": task.round})
             metrics |= self._validate(task, gate | prefixed(expert.arrays, "local/"))
+            metrics["evaluation"] = {"flops": self.compute.flops - metrics["flops"], "once": self.compute.once}
         return Update(task.client, shared | {name: gate[name] for name in gate_shared}, len(samples), metrics)
 
     def _weigh(self, task: Task) -> Update:

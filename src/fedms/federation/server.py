@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -145,19 +145,23 @@ class Server:
             self.delivered |= answered
         self.informed |= {task.client for task in tasks if task.client in answered and "discriminant.means" in task.arrays}
 
-    def book(self, updates: Sequence[Update]) -> int:
-        """Operations to count for these answers.
+    def book(self, costs: Iterable[tuple[str, Mapping[str, Any]]], evaluation: bool = False) -> int:
+        """Operations to count for these answers: each a client and what it says of costs. Those of evaluation have a ledger of their own,
+        so that training costs the same however often it is evaluated.
 
         What a client computes once and keeps counts where an answer first stands on it. A client that has lost it, as after a
         resumption, computes it again: that is the price of the accident, not of the method, and is not counted.
         """
         total = 0
-        for update in updates:
-            total += int(update.metrics.get("flops", 0))
-            booked = self.booked.setdefault(update.client, {})
-            for what, (which, flops) in update.metrics.get("once", {}).items():
-                if booked.get(what) != which:
-                    booked[what] = which
+        for client, cost in costs:
+            total += int(cost.get("flops", 0))
+            booked = self.booked.setdefault(client, {})
+            for what, (which, flops) in cost.get("once", {}).items():
+                if evaluation and booked.get(what) == which:
+                    continue
+                name = f"evaluation {what}" if evaluation else what
+                if booked.get(name) != which:
+                    booked[name] = which
                     total += int(flops)
         return total
 

@@ -75,7 +75,10 @@ def _cards(run: Run) -> Iterable[str]:
     down, evaluation = scaled(number(r, "downlink_bytes"), "B"), scaled(number(r, "evaluation_bytes"), "B")
     meaning = f"Uplink of all clients and rounds; {down} came down, and {evaluation} more went for evaluation."
     yield card("Sent by clients", scaled(number(r, "uplink_bytes"), "B"), meaning)
-    yield card("Compute", scaled(number(r, "train_flops"), "FLOP"), "Floating-point operations spent on training, all clients together.")
+    spent = "Floating-point operations spent on training, all clients together"
+    if (judging := number(r, "evaluation_flops")) is not None:
+        spent += f"; validation and test took {scaled(judging, 'FLOP')} more"
+    yield card("Compute", scaled(number(r, "train_flops"), "FLOP"), f"{spent}.")
     yield card(
         "Time", duration(number(r, "seconds")), f"Wall time of the whole run; peak memory {scaled(number(r, 'peak_memory_bytes'), 'B')}."
     )
