@@ -13,10 +13,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from fedms import compare
-from fedms.config import load
+from fedms.comparison.compare import run_of
+from fedms.comparison.folder import claimed, is_finished
+from fedms.comparison.plan import plan
+from fedms.comparison.rows import rows
+from fedms.config import Config, load
+from fedms.errors import FedmsError
 from fedms.progress import observer
 from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import headline_markdown
@@ -43,8 +49,27 @@ def perform(name: str, runs: Path, keys: list[str]) -> None:
     """What of an ablation is not there yet."""
     for folder, own in settings(name).items():
         print(f"== {folder}", flush=True)
+        config = load(EXAMPLES / f"{name}.yaml", [*keys, *own])
+        take_over(config, runs / folder)
         with observer(quiet=False) as watching:
-            compare(load(EXAMPLES / f"{name}.yaml", [*keys, *own]), out=runs / folder, observer=watching)
+            compare(config, out=runs / folder, observer=watching)
+
+
+def take_over(config: Config, out: Path) -> None:
+    """Copy those runs that another ablation has done already with the same config, as all have the row they start from."""
+    with claimed(out, config):
+        for run in plan([run_of(row, seed, config, {}, {}) for seed in config.compare.seeds for row in rows(config)]):
+            if is_finished(out / run.folder, run.config):
+                continue
+            for other in sorted(out.parent.glob(f"*/{run.folder}")):
+                try:
+                    there = other.parts[: len(out.parts)] != out.parts and is_finished(other, run.config)
+                except FedmsError:  # a row of that name with another config
+                    continue
+                if there:
+                    shutil.rmtree(out / run.folder, ignore_errors=True)
+                    shutil.copytree(other, out / run.folder)
+                    break
 
 
 def section(name: str, made: dict[str, Comparison]) -> str:

@@ -34,3 +34,16 @@ def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, t
     assert [comparison.config["partition"]["alpha"] for comparison in made.values()] == [0.5, 1.0]
     text = ablations.section("alpha", made)
     assert text.index("`partition.alpha` 0.5:") < text.index("`partition.alpha` 1.0:") and text.count("| statistics |") == 2
+
+
+def test_what_another_ablation_has_run_is_taken_over(ablations, small, tmp_path, monkeypatch):
+    ablations.perform("gate-share", tmp_path, small)
+    ran, run = [], ablations.compare.__globals__["experiment"].run
+    monkeypatch.setattr("fedms.experiment.run", lambda config, out, *rest, **more: ran.append(out.name) or run(config, out, *rest, **more))
+    ablations.perform("gate-objective", tmp_path, small)
+    assert ran == ["pfl-moe-0", "likelihood-0"]
+    one, other = (ablations.read_comparison(tmp_path / name).rows[0].record["mean"] for name in ("gate-share", "gate-objective"))
+    assert one == other
+    ran.clear()
+    ablations.perform("gate-features", tmp_path, [*small, "federation.rounds_local=2"])
+    assert ran == ["fedms-0", "backbone features-0"], "what differs in a key is another run"
