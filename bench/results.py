@@ -19,8 +19,10 @@ from fedms import compare
 from fedms.config import load
 from fedms.federation.methods import METHODS
 from fedms.progress import observer
+from fedms.report.comparison_frontier import close_up, frontier
 from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import differences_markdown, headline_markdown
+from fedms.report.drawing import save_picture
 from pages import ROOT, splice
 
 RUNS = ROOT / "runs" / "results"
@@ -55,35 +57,6 @@ def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | 
         compare(config, methods, seeds, RUNS / setting, observer=watching)
 
 
-def draw(setting: str, comparison: Comparison, path: Path) -> None:
-    """The frontiers: curves over the prior, points for methods without one."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
-    axes = figure.subplots()
-    colours = {"fedms": "#D55E00", "mixture-constant": "#0072B2", "statistics": "#009E73"}
-    rows = {row.name: row.record for row in comparison.rows}
-    markers = dict(zip([name for name in rows if name not in colours], "DsP^vXh<>p*d8HosDP^vXh<>p", strict=False))
-    ends = [point["accuracy_global"] for name in ("fedms", "mixture-constant") if name in rows for point in rows[name]["frontier"]]
-    lowest = min(ends, default=0.05) - 0.05
-    for name, row in rows.items():
-        if curve := row["frontier"]:
-            local, everyone = ([point[key] for point in curve] for key in ("accuracy_local", "accuracy_global"))
-            axes.plot(local, everyone, "o-", ms=4, lw=2.2 if name == "fedms" else 1.4, label=name, color=colours.get(name))
-        else:
-            at = row["mean"]["accuracy_local"], row["mean"]["accuracy_global"]
-            below = f" (not shown: {at[0]:.2f}, {at[1]:.2f})" if at[1] < lowest else ""
-            axes.plot(*at, marker=markers.get(name, "o"), ls="", ms=7, color="#555555", markerfacecolor="none", label=name + below)
-    axes.set_xlabel("accuracy on the client's own test data")
-    axes.set_ylabel("accuracy on everyone's test data")
-    axes.set_title(f"{setting}: mean over clients and {len(comparison.seeds)} seeds; curves run over the prior 0 … 1", fontsize=10)
-    axes.set_ylim(bottom=lowest)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="lower left", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-
-
 def is_whole(setting: str, comparison: Comparison) -> bool:
     """Whether all rows and seeds are in it; a part of them belongs into no page."""
     compared = SETTINGS[setting][2]
@@ -94,7 +67,9 @@ def is_whole(setting: str, comparison: Comparison) -> bool:
 
 def render(setting: str, comparison: Comparison) -> None:
     """The setting's tables and picture into the docs."""
-    draw(setting, comparison, ROOT / "docs" / "pictures" / f"frontier-{setting}.png")
+    picture = close_up(comparison) or frontier(comparison)
+    assert picture is not None
+    save_picture(picture, ROOT / "docs" / "pictures" / f"frontier-{setting}.png")
     for page in PAGES:
         splice(page, f"table {setting}", headline_markdown(comparison))
         splice(page, f"differences {setting}", differences_markdown(comparison))
