@@ -238,7 +238,7 @@ class Cache(Section):
     memory_mb: int = Field(2048, ge=0)
     """Budget in memory over all workers; beyond it the disk is used."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of what is kept: `bfloat16` takes half the room and rounds it (docs/performance.md says what that costs)."""
+    """Of what is kept: `bfloat16` takes half the room and rounds it (docs/results.md, cache-dtype, says what that costs)."""
     disk_mb: int = Field(20480, ge=0)
     """Budget on disk over all workers; beyond it the prefix is computed again each time."""
 
