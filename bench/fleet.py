@@ -5,8 +5,8 @@
 
 Every fleet is a fresh process that runs method fedms on made-up sentences, about 20 to a client, with a small random transformer, so
 that what is measured is fedms and not the encoder: `--model minilm` takes the embedded one. Start-up is the time from the process's
-start to the first round of training: imports, data, model, and the exchange of statistics; a round is the median round of the global
-stage. Memory is that of all processes at once. The last line printed is one JSON object.
+start to the first round of training: imports, data, model, and the exchange of statistics with 100 clients; a round is the median round
+of the global stage, with validation by the same 100. Memory is that of all processes at once. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from pages import ROOT, splice
 PAGE = ROOT / "docs" / "performance.md"
 EACH, CLASSES, WORDS = 20, 20, 400
 """Sentences for each client; classes; words in the vocabulary."""
+SOME = 100
+"""Clients that send their sums and that validate, of however many."""
 RATIOS = {"peak_bytes": "memory", "disk_bytes": "disk"}
 """What ratios are called where a field's name is no good for it."""
 TIMEOUT = 7200
@@ -101,7 +103,8 @@ def settings(source: Path, model: str, clients: int, cohort: int, rounds: int, w
         "data": {"source": str(source)},
         "partition": {"clients": clients, "rule": "equal"},
         "federation": {"cohort": cohort, "cohort_local": cohort, "rounds_global": rounds, "rounds_local": 1},
-        "evaluation": {"everyone": 200, "validation": False},
+        "statistics": {"clients": min(SOME, clients)},
+        "evaluation": {"clients": min(SOME, clients), "everyone": 200, "validation": False},
         "engine": {"workers": workers},
     }
 

@@ -11,7 +11,9 @@ one JSON object: for each setting, each row's means and standard deviations.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,34 @@ def render(setting: str, comparison: Comparison) -> None:
     for page in PAGES:
         splice(page, f"table {setting}", headline_markdown(comparison))
         splice(page, f"differences {setting}", differences_markdown(comparison))
+        splice(page, f"constants {setting}", against_constants(comparison))
+
+
+def best_own(curve: list[dict[str, float]], everyone: float) -> float | None:
+    """The highest own accuracy that a frontier has with at least so much of everyone's; between its points, on the line."""
+    own = [point["accuracy_local"] for point in curve if point["accuracy_global"] >= everyone]
+    for one, other in itertools.pairwise(curve):
+        (low, low_own), (high, high_own) = sorted((each["accuracy_global"], each["accuracy_local"]) for each in (one, other))
+        if low < everyone <= high:
+            own.append(low_own + (high_own - low_own) * (everyone - low) / (high - low))
+    return max(own, default=None)
+
+
+def against_constants(comparison: Comparison) -> str:
+    """FedMS's own accuracy less a constant weight's, at the prior that has as much of everyone's: mean and deviation over seeds."""
+    fedms, constant = (next(row for row in comparison.rows if row.name == name) for name in ("fedms", "mixture-constant"))
+    cells = []
+    for place, point in enumerate(constant.record["frontier"]):
+        gains = []
+        for run, other in zip(fedms.runs, constant.runs, strict=True):
+            beside = other.result["frontier"][place]
+            own = best_own(run.result["frontier"], beside["accuracy_global"])
+            if own is not None:
+                gains.append(100 * (own - beside["accuracy_local"]))
+        spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+        cells.append((f"{point['prior']:g}", f"{statistics.fmean(gains):+.1f}{spread}" if gains else "–"))
+    lines = ["| constant weight | " + " | ".join(weight for weight, _ in cells) + " |", "|---|" + "---:|" * len(cells)]
+    return "\n".join([*lines, "| FedMS, own accuracy, points | " + " | ".join(gain for _, gain in cells) + " |"])
 
 
 def main() -> None:
