@@ -34,7 +34,8 @@ COMMON = ["evaluation.everyone=250", "evaluation.validation=false", "engine.work
 BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
 CORE = {
-    "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal", "sal-fixed", "local"],
+    "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal", "local"],
+    "variants": {"sal-fixed, 1 block": {"method": "sal-fixed", "activation.blocks": 1}},
     "seeds": [0, 1, 2],
 }
 EVERY: dict[str, Any] = {"seeds": [0, 1, 2]}
@@ -62,7 +63,7 @@ def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | 
 def is_whole(setting: str, comparison: Comparison) -> bool:
     """Whether all rows and seeds are in it; a part of them belongs into no page."""
     compared = SETTINGS[setting][2]
-    methods: list[str] = compared.get("methods", list(METHODS))
+    methods = [*compared.get("methods", METHODS), *compared.get("variants", {})]
     seeds: list[int] = compared["seeds"]
     return [row.name for row in comparison.rows] == methods and comparison.seeds == seeds
 

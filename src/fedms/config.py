@@ -127,7 +127,8 @@ class Activation(Section):
     every: int = Field(2, ge=1)
     """Rounds between steps, for rule `every` (R)."""
     queue: int = Field(4, ge=2)
-    """Validation scores compared, for rule `plateau` (Q): the newer half's mean against the older half's."""
+    """Validation scores compared, for rule `plateau` (Q): the newer half's mean against the older half's. With fewer rounds left than
+    this, no block is added: it would cost a new prefix, and could not show what it is worth."""
     epsilon: float = Field(0.002, ge=0)
     """Gain in validation score below which it counts as a plateau."""
     min_rounds: int = Field(2, ge=1)

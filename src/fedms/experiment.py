@@ -288,7 +288,7 @@ class Experiment:
         elif last or number % self.config.evaluation.every == 0:
             scored = self.asking.ask(line, "evaluate", self._validators(), stage, evaluation=True, arrays=server.shared)
             line.validation_score = sum(update.metrics["correct"] for update in scored) / sum(update.weight for update in scored)
-        if not last and server.observe(stage, line.validation_score):
+        if not last and server.observe(stage, number, line.validation_score):
             self.observer.note(f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now")
         self._close(line.record())
 

@@ -13,13 +13,13 @@ FLAT = [0.5] * 12
 RISING = [0.1 * step for step in range(12)]
 
 
-def growth(rule: Rule, scores: list[float | None], depth: int = 6) -> list[int]:
-    """The number of active blocks after each round."""
+def growth(rule: Rule, scores: list[float | None], depth: int = 6, beyond: int = 99) -> list[int]:
+    """The number of active blocks after each round; so many more follow."""
     activation = Activation(rule, depth)
     after = []
-    for score in scores:
+    for left, score in zip(range(len(scores) - 1 + beyond, -1, -1), scores, strict=False):
         before = activation.active
-        assert activation.observe(score) == (activation.active > before)
+        assert activation.observe(score, left) == (activation.active > before)
         after.append(activation.active)
     return after
 
@@ -92,9 +92,15 @@ def test_blocks_are_taken_in_the_order(order, blocks):
     activation = Activation(Rule(rule="every", every=1, order=order), 6)
     seen = [activation.blocks()]
     for _ in range(2):
-        activation.observe(None)
+        activation.observe(None, 9)
         seen.append(activation.blocks())
     assert seen == blocks
+
+
+@pytest.mark.parametrize(("queue", "rounds", "after"), [(4, 8, [1, 1, 1, 2, 2, 2, 2, 2]), (4, 7, [1] * 7), (2, 6, [1, 2, 2, 3, 3, 3])])
+def test_no_block_is_added_when_too_few_rounds_are_left_to_show_its_worth(queue, rounds, after):
+    assert growth(plateau(queue=queue), FLAT[:rounds], beyond=0) == after
+    assert growth(Rule(rule="every", every=rounds - 1), FLAT[:rounds], beyond=0)[-1] == 2, "a schedule is kept to"
 
 
 @pytest.mark.parametrize("blocks", [4, "all"])
@@ -107,10 +113,10 @@ def test_a_restored_activation_goes_on_as_if_never_stopped(cut):
     scores = [0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     first, second = Activation(plateau(), 6), Activation(plateau(), 6)
     for score in scores[:cut]:
-        first.observe(score)
+        first.observe(score, 9)
     second.restore(json.loads(json.dumps(first.state())))
     for score in scores[cut:]:
-        assert first.observe(score) == second.observe(score)
+        assert first.observe(score, 9) == second.observe(score, 9)
     assert first.state() == second.state()
 
 

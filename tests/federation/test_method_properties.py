@@ -325,7 +325,7 @@ def test_sal_fixed_never_has_more_blocks_than_at_the_start(settings):
         activation = Activation(config.activation, 3)
         assert METHODS[method].stages[0].activation == "sal"
         for _ in range(9):
-            activation.observe(0.5)
+            activation.observe(0.5, 9)
         assert activation.active == most
 
 

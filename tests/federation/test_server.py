@@ -111,7 +111,7 @@ def test_growing_adds_pairs_that_change_nothing_and_leaves_the_rest(server):
     for array in made.shared.values():
         array.add_(1.0)
     before = {name: array.clone() for name, array in made.shared.items()}
-    assert made.observe(made.method.stages[0], 0.5)
+    assert made.observe(made.method.stages[0], 1, 0.5)
     added = made.shared.keys() - before.keys()
     assert {block_of(name) for name in added} == {1} and {block_of(name) for name in before} == {2, None}
     assert all(torch.equal(made.shared[name], before[name]) for name in before)
@@ -123,13 +123,13 @@ def test_only_a_sparse_global_stage_grows(server, method, stage):
     made = begun(server(method, "activation.rule=every", "activation.every=1"))
     for before in made.method.stages[1 : stage + 1]:
         made.begin(before)
-    assert not made.observe(made.method.stages[stage], 0.5)
+    assert not made.observe(made.method.stages[stage], 1, 0.5)
     assert made.activation.active == 1
 
 
 def test_a_restored_server_is_the_same(server):
     made = begun(server("fedms", "activation.rule=every", "activation.every=1"))
-    made.observe(made.method.stages[0], 0.5)
+    made.observe(made.method.stages[0], 1, 0.5)
     made.begin(made.method.stages[1])
     made.heard_of([], [Update(client) for client in CLIENTS[:4]])
     other = server()
@@ -170,7 +170,7 @@ def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order
             assert {block_of(name) for name in message.arrays} - {None} == blocks
             assert {"head.weight", "head.bias"} <= message.arrays.keys()
         server.aggregate(server.method.stages[0], 1, updates)
-        server.observe(server.method.stages[0], None)
+        server.observe(server.method.stages[0], number, None)
 
 
 def test_training_moves_what_is_active_and_nothing_that_is_frozen(opened, tmp_path):

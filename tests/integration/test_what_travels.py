@@ -30,8 +30,14 @@ def test_few_blocks_are_cheap_to_send_and_to_train(finished):
 
 def test_a_plateau_grows_in_a_run(finished):
     rule = ("activation.rule=plateau", "activation.queue=2", "activation.epsilon=1", "activation.min_rounds=2")
-    run = finished("method=fedavg-sal", *rule, "federation.rounds_global=5")
-    assert [line["active_blocks"] for line in run.rounds("global")] == [1, 1, 2, 2, 3]
+    run = finished("method=fedavg-sal", *rule, "federation.rounds_global=7")
+    assert [line["active_blocks"] for line in run.rounds("global")] == [1, 1, 2, 2, 3, 3, 3]
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedavg-finetune", "local", "statistics"])
+def test_a_method_that_trains_all_blocks_or_none_does_not_ask_how_many_are_active(finished, method):
+    one, two = (finished(f"method={method}", f"activation.blocks={blocks}", "activation.rule=plateau") for blocks in (1, 2))
+    assert one.outcome == two.outcome
 
 
 def test_a_client_never_sends_a_block_below_its_capacity(perform, tiny, traffic):

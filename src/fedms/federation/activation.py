@@ -40,23 +40,23 @@ class Activation:
     def _first(self, k: int) -> list[int]:
         return list(range(self.depth - k, self.depth)) if self.config.order == "top-down" else list(range(k))
 
-    def observe(self, score: float | None) -> bool:
-        """Take note of a finished round and its validation score; True where k has grown."""
+    def observe(self, score: float | None, left: int) -> bool:
+        """Take note of a finished round, its validation score, and how many rounds are left; True where k has grown."""
         self.rounds += 1
         if score is not None:
             self.queue = [*self.queue, score][-self.config.queue :]
-        if self.active >= self.limit or not self._due():
+        if self.active >= self.limit or not self._due(left):
             return False
         self.active = min(self.active + self.config.step, self.limit)
         self.rounds = 0
         self.queue = []
         return True
 
-    def _due(self) -> bool:
+    def _due(self, left: int) -> bool:
         rule = self.config
         if rule.rule == "every":
             return self.rounds >= rule.every
-        if rule.rule == "fixed" or self.rounds < rule.min_rounds:
+        if rule.rule == "fixed" or self.rounds < rule.min_rounds or left < rule.queue:
             return False
         return self.rounds >= rule.max_rounds or self._plateau()
 

@@ -247,9 +247,9 @@ class Server:
             return robust.norm_clip(self.shared, updates)
         return aggregation.average(self.shared, updates)
 
-    def observe(self, stage: Stage, score: float | None) -> bool:
-        """Tell the activation how the round went; True where more blocks are active now."""
-        if stage.activation != "sal" or stage.expert != "global" or not self.activation.observe(score):
+    def observe(self, stage: Stage, number: int, score: float | None) -> bool:
+        """Tell the activation how this round of the stage went; True where more blocks are active now."""
+        if stage.activation != "sal" or stage.expert != "global" or not self.activation.observe(score, self.rounds(stage) - number):
             return False
         self.shared |= {name: array for name, array in self._fresh(stage).items() if name not in self.shared}
         return True
