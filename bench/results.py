@@ -35,7 +35,7 @@ BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
 CORE = {
     "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal", "local"],
-    "variants": {"sal-fixed, 1 block": {"method": "sal-fixed", "activation.blocks": 1}},
+    "variants": {"sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1}},
     "seeds": [0, 1, 2],
 }
 EVERY: dict[str, Any] = {"seeds": [0, 1, 2]}
