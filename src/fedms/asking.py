@@ -40,6 +40,7 @@ class Round:
     evaluation_bytes: int = 0
     train_flops: int = 0
     evaluation_flops: int = 0
+    evaluation_seconds: float = 0.0
     began: float = field(default_factory=time.perf_counter)
 
     def record(self) -> dict[str, Any]:
@@ -135,7 +136,9 @@ class Asking:
         """Have tasks done and book what it cost; at most so many of the updates that are admitted."""
         sent, received = self.engine.sent, self.engine.received
         self.folder.asked(task.client for task in tasks)
+        began = time.perf_counter()
         answers = self.engine.run(tasks)
+        took = time.perf_counter() - began
         sent, received = self.engine.sent - sent, self.engine.received - received
         if evaluation:
             line.evaluation_bytes += sent + received
@@ -149,6 +152,8 @@ class Asking:
             line.train_flops += self.server.book([(update.client, update.metrics) for update in taken])
             after = [(update.client, update.metrics.get("evaluation", {})) for update in taken]
             line.evaluation_flops += self.server.book(after, evaluation=True)
+            took *= _share(taken)
+        line.evaluation_seconds = round(line.evaluation_seconds + took, 4)
         self.server.heard_of(tasks, taken)
         return taken
 
@@ -168,3 +173,9 @@ class Asking:
         for each in lost:
             self.observer.note(f"{each.client} {WORDS[each.kind]} in {line.place}: {each.reason}")
         return taken
+
+
+def _share(updates: Sequence[Update]) -> float:
+    """The part of their work that was evaluation, by operations: of validation after local training no client says how long it took."""
+    judged = sum(int(update.metrics.get("evaluation", {}).get("flops", 0)) for update in updates)
+    return judged / (sum(int(update.metrics.get("flops", 0)) for update in updates) + judged) if judged else 0.0

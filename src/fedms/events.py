@@ -17,7 +17,7 @@ from fedms.store import RunFolder
 
 SCORES = ("train_loss", "validation_score")
 """A tag each stage, since stages score different models."""
-SUMS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops", "evaluation_flops", "seconds")
+SUMS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops", "evaluation_flops", "evaluation_seconds", "seconds")
 """Added up over the run."""
 
 

@@ -44,7 +44,7 @@ def make_result(
         "trainable_parameters": trainable,
         "trainable_fraction": trainable / world.backbone.parameter_count,
         **{key: sum(record.get(key, 0) for record in records) for key in COSTS},
-        "seconds": round(sum(record["seconds"] for record in records), 3),
+        **{key: round(sum(record.get(key, 0) for record in records), 3) for key in ("evaluation_seconds", "seconds")},
         "peak_memory_bytes": peak_memory,
         "validation": _accuracies(metrics, "validation") if world.config.evaluation.validation else None,
         "per_client": [

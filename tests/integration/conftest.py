@@ -13,6 +13,7 @@ from typing import Any
 import misbehaving
 import pytest
 import torch
+from outcomes import TIMES
 
 from fedms import experiment
 from fedms.config import Config, load
@@ -121,8 +122,8 @@ class Run:
     @property
     def outcome(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Result and rounds, less what may differ between two runs of one config."""
-        end = {key: value for key, value in self.result.items() if key not in ("seconds", "peak_memory_bytes")}
-        return end, [{key: value for key, value in line.items() if key != "seconds"} for line in self.lines]
+        end = {key: value for key, value in self.result.items() if key not in TIMES}
+        return end, [{key: value for key, value in line.items() if key not in TIMES} for line in self.lines]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 
 from fedms.files import read_arrays
 
-TIMES = ("seconds", "peak_memory_bytes", "sha256")
+TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes", "sha256")
 """Keys of times, and of the digest of lines that hold them."""
 
 

@@ -164,3 +164,10 @@ def test_evaluation_has_a_ledger_of_its_own(finished):
     alone = finished(*top, "head.kind=linear", "gate.evidence=counts")
     first, *later = [line["evaluation_flops"] for line in alone.outcome[1] if line["stage"] == "global"]
     assert first > max(later) == spent["global"][0], "the prefix, and from then on what stands above it"
+
+
+def test_the_time_that_evaluation_took_is_a_part_of_the_rounds(finished):
+    run = finished()
+    assert all(0 <= line["evaluation_seconds"] <= line["seconds"] for line in run.lines)
+    assert all((line["evaluation_seconds"] > 0) == (line["stage"] != "statistics") for line in run.lines)
+    assert run.result["evaluation_seconds"] == pytest.approx(sum(line["evaluation_seconds"] for line in run.lines), abs=1e-3)

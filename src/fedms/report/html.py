@@ -77,11 +77,12 @@ def _cards(run: Run) -> Iterable[str]:
     yield card("Sent by clients", scaled(number(r, "uplink_bytes"), "B"), meaning)
     spent = "Floating-point operations spent on training, all clients together"
     if (judging := number(r, "evaluation_flops")) is not None:
-        spent += f"; validation and test took {scaled(judging, 'FLOP')} more"
+        spent += f"; validation and test would take them {scaled(judging, 'FLOP')} more"
     yield card("Compute", scaled(number(r, "train_flops"), "FLOP"), f"{spent}.")
-    yield card(
-        "Time", duration(number(r, "seconds")), f"Wall time of the whole run; peak memory {scaled(number(r, 'peak_memory_bytes'), 'B')}."
-    )
+    judging = number(r, "evaluation_seconds")
+    part_of_it = "" if judging is None else f", {duration(judging)} of it for validation and test"
+    meaning = f"Wall time of the whole run{part_of_it}; peak memory {scaled(number(r, 'peak_memory_bytes'), 'B')}."
+    yield card("Time", duration(number(r, "seconds")), meaning)
 
 
 def _clients(run: Run) -> str:
