@@ -54,7 +54,7 @@ class Played:
     def __call__(self, config: Config, out: Path, observer: Any, reuse: Path | None = None, resume: bool = False) -> dict[str, Any]:
         assert resume, "what was begun is gone on with"
         folder = RunFolder(out)
-        with folder.claimed(config, {}, resume):
+        with folder.claimed(config, resume):
             pass
         if self.fails_at == len(self.ran):
             raise KeyboardInterrupt
