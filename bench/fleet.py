@@ -223,7 +223,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if given.write:
         splice(PAGE, "table fleet", table(fleets))
-    about = describe_environment(load({"engine": {"workers": given.workers}}))
+    about = describe_environment(load({}), given.workers)
     print(json.dumps({**summary(fleets), "fleets": [asdict(fleet) for fleet in fleets], "environment": about}))
 
 

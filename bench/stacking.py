@@ -131,7 +131,7 @@ def main() -> None:
             print(f"{case:10} {blocks:6} " + " ".join(f"{rates[stack]:8.1f}" for stack in stacks) + f"   {apart:.1e}", flush=True)
     if given.write:
         splice(ROOT / "docs" / "performance.md", "table stacking", table(found))
-    print(json.dumps({"measured": found, "repeats": given.repeats, "environment": describe_environment(config)}))
+    print(json.dumps({"measured": found, "repeats": given.repeats, "environment": describe_environment(config, 1)}))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from typing import Any
 
 from fedms.config import Config, load
 from fedms.data import sources
+from fedms.engines.local import worker_count
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.federation.methods import of
@@ -273,7 +274,7 @@ def main() -> None:
     found = summary(rows)
     if given.write:
         splice(PAGE, "table versus-flower", table(rows, found))
-    about = describe_environment(load({}))
+    about = describe_environment(load({}), worker_count(load({})))
     print(json.dumps({**found, "rows": [asdict(row) for row in rows], "flower": versions, "environment": about}))
 
 

@@ -56,7 +56,7 @@ class Played:
     ) -> dict[str, Any]:
         assert resume, "what was begun is gone on with"
         folder = RunFolder(out)
-        with folder.claimed(config, {}, resume):
+        with folder.claimed(config, resume):
             pass
         if self.fails_at == len(self.ran):
             raise KeyboardInterrupt

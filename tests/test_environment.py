@@ -20,21 +20,16 @@ def in_work_tree(folder: Path, monkeypatch, tracked: bool = True) -> Path:
     return module
 
 
-def test_it_names_the_workers_that_there_are():
-    assert describe_environment(load({"engine": {"workers": 3}}))["workers"] == 3
-    assert describe_environment(load({"partition": {"clients": 1}, "federation": {"cohort": 1}}))["workers"] == 1
-
-
 def test_it_says_whether_the_work_tree_differs_from_its_commit(tmp_path, monkeypatch):
     module = in_work_tree(tmp_path, monkeypatch)
-    said = describe_environment(load({}))
+    said = describe_environment(load({}), 1)
     assert len(said["git_commit"]) == 40 and said["git_dirty"] is False
     module.write_text(module.read_text() + "\n")
-    changed = describe_environment(load({}))
+    changed = describe_environment(load({}), 1)
     assert changed["git_commit"] == said["git_commit"] and changed["git_dirty"] is True
 
 
 def test_an_installed_copy_says_nothing_of_the_work_tree_around_it(tmp_path, monkeypatch):
     in_work_tree(tmp_path, monkeypatch, tracked=False)
-    said = describe_environment(load({}))
+    said = describe_environment(load({}), 1)
     assert said["git_commit"] is None and said["git_dirty"] is None

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedms import store
 from fedms.config import load
 from fedms.errors import FedmsError
 from fedms.files import read_arrays, read_json, write_arrays, write_bytes, write_json
-from fedms.store import ClientFolder, RunFolder
+from fedms.store import ClientFolder, Recent, RunFolder
 
 
 class PowerCut(BaseException):
@@ -138,6 +139,40 @@ def test_kinds_are_apart_and_foreign_files_are_left_alone(client):
     client.save("state", (0, 3), arrays(3), {})
     assert value(client, (9, 9), "received") == 2
     assert (client.path / "state-final.safetensors").exists()
+
+
+class Reads:
+    """Counts what is read from disk."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.paths: list[str] = []
+        good = store.read_arrays
+        monkeypatch.setattr(store, "read_arrays", lambda path: self.paths.append(path.name) or good(path))
+
+
+def test_what_was_just_written_or_read_is_not_read_again(tmp_path, monkeypatch):
+    reads, recent = Reads(monkeypatch), Recent(10_000)
+    one, other = (ClientFolder(tmp_path / name, recent) for name in ("one", "other"))
+    one.save("state", (0, 1), arrays(1), {})
+    one.load("state", (0, 2))[0].clear()
+    assert value(one, (0, 2)) == 1 and reads.paths == []
+    one.save("state", (0, 1), arrays(2), {})  # the round again
+    assert (value(one, (0, 2)), value(other, (0, 2))) == (2, None)
+    again = ClientFolder(one.path, Recent(10_000))
+    assert (value(again, (0, 2)), value(again, (0, 2))) == (2, 2) and len(reads.paths) == 1
+
+
+def test_what_was_not_used_for_longest_is_read_again(client, tmp_path, monkeypatch):
+    reads, recent = Reads(monkeypatch), Recent(2 * (1024 + 24))
+    held = ClientFolder(client.path, recent)
+    for kind in ("a", "b"):
+        held.save(kind, (0, 1), arrays(1), {})
+    value(held, (0, 2), "a")
+    held.save("c", (0, 1), arrays(1), {})
+    assert [value(held, (0, 2), kind) for kind in "acb"] == [1, 1, 1] and reads.paths == ["b-0-1.safetensors"]
+    held.save("d", (0, 1), {"a": torch.ones(10_000)}, {})
+    value(held, (0, 2), "d")
+    assert len(reads.paths) == 1, "the newest stays, however large"
 
 
 # the run folder

@@ -14,16 +14,14 @@ from fedms.config import Config
 PACKAGES = ("fedms", "torch", "transformers", "datasets", "safetensors", "numpy")
 
 
-def describe_environment(config: Config) -> dict[str, Any]:
-    """Versions, seed, workers, threads, device, git commit and whether the work tree differs from it."""
+def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
+    """Versions, seed, workers (None where each run has its own), threads, device, git commit and whether the work tree differs from it."""
     import torch
-
-    from fedms.engines.local import worker_count
 
     return {
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "seed": config.seed,
-        "workers": worker_count(config),
+        "workers": workers,
         "threads_per_worker": 1,
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",

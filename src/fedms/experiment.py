@@ -62,7 +62,8 @@ def run(
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
         world.dataset.check()
-        with folder.claimed(config, describe_environment(config), resume), LocalEngine(world, out, prefixes) as engine:
+        with folder.claimed(config, resume), LocalEngine(world, out, prefixes) as engine:
+            folder.describe(describe_environment(config, engine.workers))
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
             return Experiment(world, folder, engine, Several(watchers)).run(first, resume)

@@ -9,6 +9,7 @@ from fedms.engines.choice import Way, choose, decide, measured
 from fedms.experiment import run
 from fedms.federation import together
 from fedms.federation.world import open_world
+from fedms.files import read_json
 from fedms.progress import Silent
 from fedms.store import RunFolder
 
@@ -132,6 +133,17 @@ def test_a_run_says_what_was_chosen_and_goes_that_way(finished, stacks, monkeypa
         "1.00, 3 together in one process 0.33"
     )
     assert set(stacks) == {3}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_environment_names_the_workers_that_train(finished, tmp_path, monkeypatch, workers):
+    """Not those that there would be by default, nor those of a resumption, which changes nothing of what is there."""
+    monkeypatch.setattr(local, "worker_count", lambda config: 3 - workers)
+    monkeypatch.setattr(local, "decide", lambda world, default, measure: choice.Choice(Way(workers, 1)))
+    finished()
+    assert read_json(tmp_path / "0" / "environment.json")["workers"] == workers
+    RunFolder(tmp_path / "0").describe({"workers": 9})
+    assert read_json(tmp_path / "0" / "environment.json")["workers"] == workers
 
 
 def test_workers_are_measured_all_at_once_and_closed_where_they_are_slower(finished, monkeypatch):

@@ -1,5 +1,8 @@
 """Tasks and updates survive the way as bytes; damaged bytes are one clear error."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save
@@ -33,6 +36,14 @@ def test_a_message_comes_back_as_it_was(message, decode):
         got = again.arrays[name]
         assert (got.dtype, got.shape) == (array.dtype, array.shape)
         assert got.numpy().tobytes() == array.contiguous().numpy().tobytes()
+
+
+def test_a_message_is_what_safetensors_writes():
+    """Byte for byte, since its length is what is booked."""
+    contiguous = {name: array.contiguous() for name, array in ARRAYS.items()}
+    other = {"half": torch.ones(3, dtype=torch.bfloat16), "flags": torch.tensor([True, False])}
+    values = {key: value for key, value in vars(TASK).items() if key != "arrays"}
+    assert encode(replace(TASK, arrays=ARRAYS | other)) == save(contiguous | other, metadata={"fedms": json.dumps(values)})
 
 
 def test_a_message_without_arrays_comes_back():

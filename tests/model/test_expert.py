@@ -93,6 +93,14 @@ def test_pairs_come_from_names_with_scale_and_residual(backbone):
     assert [key for key, pair in pairs.items() if pair.residual is not None] == [(2, "query")]
 
 
+def test_what_is_known_is_not_drawn_and_changes_nothing_of_the_rest(backbone):
+    whole = fresh_lora(backbone, [0, 2], 4, 0)
+    known = {"block.0.query.lora_A", "block.0.query.lora_B", "block.2.value.lora_A"}
+    rest = fresh_lora(backbone, [0, 2], 4, 0, known=known)
+    assert whole.keys() - rest.keys() == {"block.0.query.lora_A", "block.0.query.lora_B"}, "a pair of which only one is known is drawn"
+    assert all(torch.equal(rest[name], whole[name]) for name in rest)
+
+
 @pytest.mark.parametrize("suffix", ["", ".lora_A", ".lora_B", ".residual"])
 def test_names_split_into_block_and_dotted_target(suffix):
     assert split_name(f"block.11.attention.output.dense{suffix}") == (11, "attention.output.dense")

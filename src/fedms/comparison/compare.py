@@ -16,7 +16,7 @@ from fedms.comparison.folder import PREFIXES, claimed, is_finished
 from fedms.comparison.plan import Run, plan
 from fedms.comparison.rows import Row, baseline, rows
 from fedms.config import Config
-from fedms.engines.local import forget_peak
+from fedms.engines.local import forget_peak, worker_count
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.events import require_tensorboard
@@ -134,7 +134,7 @@ def summed_up(
     summaries = summarise({row.name: [run["result"] for run in runs if run["row"] == row.name] for row in compared}, against)
     return {
         "config": config.model_dump(mode="json"),
-        "environment": describe_environment(config),
+        "environment": describe_environment(config, worker_count(config) if config.deterministic else None),  # else each run chooses
         "seeds": list(config.compare.seeds),
         "baseline": against,
         "methods": [

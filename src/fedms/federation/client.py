@@ -31,12 +31,14 @@ from fedms.model import gate as gates
 from fedms.model.expert import Arrays, Expert, group
 from fedms.model.mixture import mix
 from fedms.model.statistics import Discriminant, Statistics
-from fedms.store import ClientFolder
+from fedms.store import ClientFolder, Recent
 
 RECEIVED, STATE = "received", "state"
 """Kinds of files a client keeps: what it was sent once, and what it trained and never sends."""
 HELD = 8
 """One part in so many of the cache's memory is for outputs of frozen experts."""
+RECENT = 32 * 2**20
+"""Bytes of the clients' files that a process need not read again."""
 REFERENCES = 5
 """Own samples to which a new one is compared, where experts are blended by likeness."""
 
@@ -71,6 +73,8 @@ class ClientHost:
         store = PrefixStore(prefixes, cache.disk_mb * 2**20, content) if prefixes else None
         kept = PrefixCache(world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store)
         self.compute = Compute(world.backbone, kept, room)
+        self._recent = Recent(RECENT)
+        self._folders: dict[str, ClientFolder] = {}
 
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""
@@ -93,7 +97,9 @@ class ClientHost:
     # what a task stands on
 
     def _folder(self, task: Task) -> ClientFolder:
-        return ClientFolder(self.folder / "clients" / task.client)
+        if task.client not in self._folders:
+            self._folders[task.client] = ClientFolder(self.folder / "clients" / task.client, self._recent)
+        return self._folders[task.client]
 
     def _drawn(self, task: Task, sent: Arrays) -> Arrays:
         """The A that belong to what was sent: one that nobody trained is not sent, but drawn again by the seed."""

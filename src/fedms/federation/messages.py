@@ -5,16 +5,14 @@ An `Update` of a client that failed carries no arrays and says why.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from safetensors import SafetensorError
-from safetensors.torch import save as save_arrays
 from torch import Tensor
 
 from fedms.errors import FedmsError
-from fedms.files import decode_arrays
+from fedms.files import decode_arrays, encode_arrays, plain
 
 Kind = Literal["statistics", "calibrate", "train", "evaluate", "weigh", "test"]
 Loss = Literal["error", "died", "deadline", "refused"]
@@ -62,10 +60,7 @@ Message = TypeVar("Message", Task, Update)
 
 def encode(message: Task | Update) -> bytes:
     """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
-    plain = {key: value for key, value in vars(message).items() if key != "arrays"}
-    arrays = {name: array.detach().cpu().contiguous() for name, array in message.arrays.items()}
-    data: bytes = save_arrays(arrays, metadata={"fedms": json.dumps(plain)})
-    return data
+    return encode_arrays(plain(message.arrays), {key: value for key, value in vars(message).items() if key != "arrays"})
 
 
 def decode_task(data: bytes) -> Task:
@@ -78,7 +73,7 @@ def decode_update(data: bytes) -> Update:
 
 def _decode(data: bytes, form: type[Message]) -> Message:
     try:
-        arrays, plain = decode_arrays(data)
-        return form(arrays=arrays, **plain)
+        arrays, values = decode_arrays(data)
+        return form(arrays=arrays, **values)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FedmsError(f"a message cannot be read: {error}") from None

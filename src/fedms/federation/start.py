@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ class Start:
         """The expert as this round's training finds it."""
         shared = {name: array for name, array in self.task.arrays.items() if name.startswith(experts.PARTS)}
         if stage.expert == "global":
-            fresh = self._fresh(stage)
-            return self._expert(fresh | strip(self.sent, "global/") | shared)
+            known = strip(self.sent, "global/") | shared
+            return self._expert(self._fresh(stage, known=known) | known)
         own = self.kept or self.local(stage)
         return self._expert(own | (self._others(stage, own, shared) if stage.average == "beside" else shared))
 
@@ -49,7 +50,8 @@ class Start:
         """A local expert that has not trained yet: from the global one or what else everybody starts from, or the client's alone."""
         # matrices that are averaged apart from each other must begin alike everywhere
         alike = any(matrix in stage.shares for matrix in LORA)
-        fresh, sent = self._fresh(stage, *(() if alike else (self.task.client,))), strip(self.sent, "global/")
+        sent = strip(self.sent, "global/")
+        fresh = self._fresh(stage, *(() if alike else (self.task.client,)))
         if "head.weight" not in sent:
             return fresh | self._own_head()
         start = fresh | (sent if self.config.mixture.local_start == "global" else _heads(sent))
@@ -60,9 +62,9 @@ class Start:
         blocks = trainable(self.task.settings["active"], self.world.capacities[self.task.client], self.config.activation.order)
         return experts.trained_names(self.world.backbone, stage.trains, blocks, self.config.head.kind)
 
-    def _fresh(self, stage: Stage, *purpose: str) -> Arrays:
-        config, active = self.config, self.task.settings["active"]
-        pairs = experts.fresh_lora(self.world.backbone, active, self.world.ranks[self.task.client], config.seed, *purpose)
+    def _fresh(self, stage: Stage, *purpose: str, known: Collection[str] = ()) -> Arrays:
+        config, active, rank = self.config, self.task.settings["active"], self.world.ranks[self.task.client]
+        pairs = experts.fresh_lora(self.world.backbone, active, rank, config.seed, *purpose, known=known)
         return pairs | experts.fresh_parts(self.world.backbone, stage.trains, active, config.model.prompt_tokens, config.seed)
 
     def _expert(self, arrays: Arrays) -> Expert:

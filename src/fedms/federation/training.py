@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -61,6 +62,7 @@ def train_expert(
         FedmsError: the loss is not finite.
     """
     names, leaves = plan.names, expert.train(plan.names)
+    every = [*leaves, *(leaf for leaf, _ in plan.also)]
     optimizer = optimizer_of(plan, leaves, config)
     lengths = compute.cache.inputs.lengths(samples.rows)
     labels = samples.labels.to(compute.backbone.device)
@@ -83,7 +85,8 @@ def train_expert(
             if plan.proximal:
                 near = [(leaf - plan.anchor[name]).square().sum() for name, leaf in zip(names, leaves, strict=True) if name in plan.anchor]
                 value = value + 0.5 * plan.proximal * torch.stack(near).sum()
-            optimizer.zero_grad()
+            for leaf in every:
+                leaf.grad = None
             value.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     expert.arrays = expert.detached()
@@ -91,9 +94,12 @@ def train_expert(
 
 
 def optimizer_of(plan: Plan, leaves: Sequence[Tensor], config: cfg.Training) -> torch.optim.Optimizer:
-    """AdamW for these leaves, in the order of the plan's names."""
-    groups = [{"params": [leaf], "lr": plan.rates[group(name) != "head"]} for name, leaf in zip(plan.names, leaves, strict=True)]
-    groups += [{"params": [leaf], "lr": rate} for leaf, rate in plan.also]
+    """AdamW for these leaves, which are in the order of the plan's names."""
+    rated = [(leaf, plan.rates[group(name) != "head"]) for name, leaf in zip(plan.names, leaves, strict=True)]
+    by_rate: dict[float, list[Tensor]] = defaultdict(list)  # each group of an optimizer's costs a step its own calls
+    for leaf, rate in [*rated, *plan.also]:
+        by_rate[rate].append(leaf)
+    groups = [{"params": each, "lr": rate} for rate, each in by_rate.items()]
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -158,19 +158,23 @@ def fresh_parts(backbone: Backbone, groups: Iterable[str], blocks: Iterable[int]
     return arrays
 
 
-def fresh_lora(backbone: Backbone, blocks: Iterable[int], rank: int, seed: int, *purpose: str | int) -> Arrays:
+def fresh_lora(backbone: Backbone, blocks: Iterable[int], rank: int, seed: int, *purpose: str | int, known: Collection[str] = ()) -> Arrays:
     """New pairs for these blocks: A random (uniform, Kaiming), B zero, so that nothing changes at that moment.
 
-    Each block's A depends on the seed and the block alone, not on when the block is activated.
+    Each block's A depends on the seed and the block alone, not on when the block is activated. Layers of which A and B are `known`
+    are left out.
     """
     arrays: Arrays = {}
     for block in sorted(blocks):
         for target in backbone.targets:
+            A, B = (f"block.{block}.{target}.lora_{matrix}" for matrix in "AB")
+            if A in known and B in known:
+                continue
             outputs, inputs = backbone.shape(target)
             generator = seeds.torch_generator(seed, "lora", *purpose, block, target)
             bound = 1 / math.sqrt(inputs)
-            arrays[f"block.{block}.{target}.lora_A"] = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
-            arrays[f"block.{block}.{target}.lora_B"] = torch.zeros(outputs, rank)
+            arrays[A] = torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)
+            arrays[B] = torch.zeros(outputs, rank)
     return arrays
 
 

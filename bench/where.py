@@ -1,0 +1,91 @@
+"""Where the time of a round goes, by PyTorch's profiler.
+
+    python bench/where.py                            # the embedded corpus
+    python bench/where.py --data DIR --write         # BANKING77, from DIR/banking77, as in docs/performance.md
+
+Rounds are those of `bench/speed.py`: ten clients with one active block, ten with all of them, and a hundred small ones with one block.
+Each runs twice to warm up and `--repeats` times under the profiler. Shares are of the wall time, so that a busy machine disturbs them less
+than it does the seconds. What no operation of PyTorch's accounts for is Python's: the training loop, modules, autograd's own
+book-keeping, messages and files. The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pages import splice
+from speed import COHORT, MANY, PAGE, Round, settings
+
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "attention": ("aten::_scaled_dot_product",),
+    "GELU": ("aten::gelu",),
+    "normalisation": ("aten::native_layer_norm", "aten::linalg_vector_norm"),
+    "copies and zeros": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "aten::pad_sequence", "aten::clone", "aten::_to_copy"),
+    "optimizer": ("aten::_fused_adamw_", "Optimizer."),
+    "sums and products by element": ("aten::add", "aten::mul", "aten::sum", "aten::div", "aten::sub", "aten::lerp", "aten::square"),
+}
+REST = "Python, autograd's book-keeping, messages, files"
+
+
+def kind_of(operation: str) -> str | None:
+    """The kind with the longest beginning that fits; what is none of them counts as the rest."""
+    fitting = [(len(start), kind) for kind, starts in KINDS.items() for start in starts if operation.startswith(start)]
+    return max(fitting)[1] if fitting else None
+
+
+def shares(work: Round, repeats: int) -> dict[str, float]:
+    """By kind, its part of the wall time."""
+    for _ in range(2):
+        work()
+    with profile(activities=[ProfilerActivity.CPU]) as seen:
+        began = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        whole = time.perf_counter() - began
+    found = dict.fromkeys(KINDS, 0.0)
+    for each in seen.key_averages():
+        if kind := kind_of(each.key):
+            found[kind] += each.self_cpu_time_total / 1e6 / whole
+    return {**found, REST: 1 - sum(found.values())}
+
+
+def measure(data: Path | None, repeats: int) -> dict[str, dict[str, float]]:
+    torch.set_num_threads(1)
+    made: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for clients, cohort, blocks in ((30, COHORT, 1), (30, COHORT, 6), (MANY, MANY, 1)):
+            work = Round(settings(data, clients, blocks), Path(folder) / str(len(made)), cohort)
+            made[f"{cohort} clients, k = {blocks}"] = shares(work, repeats)
+            work.engine.close()
+    return made
+
+
+def table(made: dict[str, dict[str, float]]) -> str:
+    lines = ["| share of a round | " + " | ".join(made) + " |", "|---|" + "---:|" * len(made)]
+    lines += [f"| {kind} | " + " | ".join(f"{found[kind]:.1%}" for found in made.values()) + " |" for kind in (*KINDS, REST)]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder that holds banking77/; default: the embedded corpus")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    given = parser.parse_args()
+    made = measure(given.data.resolve() if given.data else None, given.repeats)
+    print(table(made))
+    if given.write:
+        splice(PAGE, "table where", table(made))
+    print(json.dumps(made))
+
+
+if __name__ == "__main__":
+    main()
