@@ -1,6 +1,6 @@
 """The frozen-prefix cache: what comes out of the blocks below the lowest active one, computed once per sample.
 
-Kept unpadded, in memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
+Kept unpadded, in the device's memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
 themselves alone, since floating point depends on what else is in the batch: so a client's values are the same on any
 worker and in any order. Only what found no room is computed batch by batch; which samples these are depends on who shares the
 budget, so a warning says that the last bits then depend on the number of workers.
@@ -11,17 +11,18 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from fedms.data.inputs import Inputs, batches
 from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
+from fedms.model.device import moved
 
 FILL_BATCH = 64
 
@@ -48,7 +49,7 @@ class _Entry:
     offsets: np.ndarray
     """[n + 1], in tokens"""
     values: Tensor
-    """[sum of tokens, d], in memory or mapped from a file"""
+    """[sum of tokens, d], on the device or mapped from a file"""
     path: Path | None = None
     flops: int = 0
 
@@ -82,7 +83,7 @@ class PrefixCache:
         self.disk = disk
         self.folder = folder
         self.enabled = enabled
-        self.dtype = dtype
+        self.dtype = torch.bfloat16 if backbone.dtype == torch.bfloat16 else dtype
         self.flops = 0
         self.kept_flops = 0
         self.used: dict[str, tuple[str, int]] = {}
@@ -97,22 +98,23 @@ class PrefixCache:
         entry = self._entry(samples, boundary) if self.enabled else None
         if entry is None:
             hidden, mask = self._compute(samples.rows[picks], boundary)
-            return hidden.to(self.dtype).float(), mask  # as if it had been kept
+            return hidden.to(self.dtype).to(self.backbone.dtype), mask  # as if it had been kept
         self.used[samples.owner] = str(boundary), entry.flops
-        parts = [entry.values[entry.offsets[i] : entry.offsets[i + 1]] for i in picks]
-        lengths = torch.tensor([len(part) for part in parts])
-        padded = pad_sequence(parts, batch_first=True).float()
-        mask = attention_mask(lengths, padded.shape[1])
-        device = self.backbone.device
-        return padded.to(device), None if mask is None else mask.to(device)
+        starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
+        longest = int((ends - starts).max())
+        # a short sample's last token stands in the places that are left, where the mask hides it
+        lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
+        values = entry.values.index_select(0, moved(lines.flatten(), entry.values.device)).view(*lines.shape, -1)
+        mask = attention_mask(torch.from_numpy(ends - starts), longest)
+        return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
 
     @torch.no_grad()
     def _compute(self, rows: np.ndarray, boundary: int) -> tuple[Tensor, Tensor | None]:
         inputs, mask = self.inputs.batch(rows)
         device = self.backbone.device
-        mask = None if mask is None else mask.to(device)
+        mask = None if mask is None else moved(mask, device)
         self.backbone.attach({})
-        hidden = self.backbone.run(self.backbone.embed(inputs.to(device)), mask, 0, boundary)
+        hidden = self.backbone.run(self.backbone.embed(moved(inputs, device)), mask, 0, boundary)
         self.flops += flops.forward(self.backbone, len(rows), hidden.shape[1], 0, boundary)
         return hidden, mask
 
@@ -132,7 +134,7 @@ class PrefixCache:
         before = self.flops
         for picks in batches(lengths, FILL_BATCH):
             hidden, _ = self._compute(samples.rows[picks], boundary)
-            for line, pick in zip(hidden.cpu(), picks, strict=True):
+            for line, pick in zip(hidden.to(made.values.device), picks, strict=True):
                 made.values[offsets[pick] : offsets[pick + 1]] = line[: lengths[pick]]
         made.flops = self.flops - before
         self.kept_flops += made.flops
@@ -155,7 +157,8 @@ class PrefixCache:
         size = shape[0] * shape[1] * self.dtype.itemsize
         used = {on_disk: sum(e.bytes for e in self._entries.values() if (e.path is not None) == on_disk) for on_disk in (False, True)}
         if used[False] + size <= self.memory:
-            return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype))
+            with suppress(torch.OutOfMemoryError):  # of a GPU that has less than the budget allows
+                return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device))
         if used[True] + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
