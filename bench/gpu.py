@@ -7,8 +7,9 @@
 100 clients with 64 made-up images each train for a round: an epoch of batches of 32, pairs of rank 8 on query and value, one client at
 a time and several in one batch. Weights are random, which is all the same to speed, and are written to a temporary folder; nothing is
 downloaded. The frozen prefix is computed before the clock runs. All ways take turns after one that does not count, and a figure is the
-median of the turns. The peak is the fastest of several large matrix products in each turn, in the same precision; the share of it is
-that of the operations that fedms counts (`model/flops.py`) in the fastest way. A way for which the GPU's memory is not enough has a rate of 0. The last line printed is one JSON object.
+median of the turns. A way for which the GPU's memory is not enough has a rate of 0. The peak is the fastest of several large matrix
+products in each turn, in the same precision; the share of it is that of the operations that fedms counts (`model/flops.py`) in the
+fastest way. The last line printed is one JSON object.
 """
 
 from __future__ import annotations
