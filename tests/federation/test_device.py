@@ -55,10 +55,10 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture
 def watch(monkeypatch):
-    """Steps are counted, and taken plainly: the fused AdamW is not made for this device."""
+    """Steps are counted. They are those of the plain AdamW: the fused one is not made for this device."""
     seen = Watch()
 
-    class Plain(torch.optim.SGD):
+    class Plain(torch.optim.AdamW):
         def step(self, closure=None):
             seen.steps += 1
             super().step(closure)
