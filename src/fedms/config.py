@@ -237,9 +237,10 @@ class Cache(Section):
     enabled: bool = True
     """Keep the frozen prefix's output of every sample."""
     memory_mb: int = Field(2048, ge=0)
-    """Budget in memory over all workers; beyond it the disk is used."""
+    """Budget over all workers, in memory, or the GPU's with `device: cuda`; beyond it the disk is used."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of what is kept: `bfloat16` takes half the room and rounds it (docs/results.md, cache-dtype, says what that costs)."""
+    """Of what is kept: `bfloat16` takes half the room and rounds it (docs/results.md, cache-dtype, says what that costs). With
+    `precision: bfloat16` it is that and rounds nothing."""
     disk_mb: int = Field(20480, ge=0)
     """Budget on disk over all workers; beyond it the prefix is computed again each time."""
 
@@ -305,6 +306,9 @@ class Config(Section):
     """A name from `fedms methods`."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where tensors live."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """In what the frozen backbone computes: `bfloat16` takes half of its memory and is meant for GPUs and long inputs. What trains
+    stays in float32, and so do its gradients, its optimizer, and the features that heads and gate read."""
     deterministic: bool = True
     """Whether the same config and seed on the same machine give the same result to the last bit. Where false, the engine may measure in
     what way clients train fastest, one at a time or several in one batch, here or in worker processes, and results agree within a

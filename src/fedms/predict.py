@@ -199,7 +199,7 @@ def load(run: str | Path, client: str) -> Client:
         personal = Personal(arrays, of(config), config, kept, scales)
         # a run made on an accelerator can be used without one
         device = config.device if torch.cuda.is_available() else "cpu"
-        backbone = backbones.load(config.model, config.lora).to_device(device)
+        backbone = backbones.load(config.model, config.lora).to_device(device, getattr(torch, config.precision))
     except ConfigError as error:
         raise FedmsError(f"{folder.path / 'config.yaml'}: damaged: {error}") from None
     found = Client(client, classes, personal, backbone, prior, boundary)

@@ -277,3 +277,42 @@ def test_images_are_cached_by_their_patches(checkpoint, tmp_path):
         assert hidden.shape == (2, 17, 32)
         assert cache.flops == flops.forward(backbone, computed, 17, 0, 1)
         same_where_real((hidden, mask), direct(backbone, Pixels(), np.array([69, 3]), 1))
+
+
+def test_several_owners_are_computed_in_common_batches_and_booked_alone(make, backbone, inputs):
+    owners = [samples(f"client-{n}/train", 9, seed=n) for n in range(5)]
+    alone, together = make(folder="alone"), make(folder="together")
+    together.fill(owners, 2)
+    lengths = np.concatenate([inputs.lengths(each.rows) for each in owners])
+    assert together.flops == together.kept_flops == flops.forward(backbone, 45, int(lengths.max()), 0, 2), "one batch"
+    for owned in owners:
+        same_where_real(together.hidden(owned, 2, PICKS[:2]), alone.hidden(owned, 2, PICKS[:2]))
+    assert together.used == alone.used and together.flops == together.kept_flops
+    together.fill(owners, 2)
+    assert together.flops == flops.forward(backbone, 45, int(lengths.max()), 0, 2), "they were there"
+
+
+def test_who_has_no_room_does_not_keep_the_others_from_theirs(make, backbone, inputs):
+    owners = [samples(f"client-{n}/train", 70, seed=n) for n in range(3)]
+    cache = make(memory=sum(int(inputs.lengths(each.rows).sum()) * backbone.width * 4 for each in owners[:2]), disk=0)
+    cache.fill([owners[0], owners[2], owners[1]], 1)
+    for owned in owners:
+        same_where_real(cache.hidden(owned, 1, np.arange(9)), direct(backbone, inputs, owned.rows[:9], 1))
+    assert make(enabled=False).fill(owners, 1) is None
+
+
+def test_what_failed_half_way_is_not_taken_for_whole(make, backbone, inputs, monkeypatch):
+    cache, owners = make(), [samples(f"client-{n}/train", 70, seed=n) for n in range(3)]
+    compute, calls = cache._compute, []
+
+    def broken(rows, boundary):
+        calls.append(boundary)
+        if len(calls) == 2:
+            raise RuntimeError("interrupted")
+        return compute(rows, boundary)
+
+    monkeypatch.setattr(cache, "_compute", broken)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        cache.fill(owners, 1)
+    for owned in owners:
+        same_where_real(cache.hidden(owned, 1, np.arange(9)), direct(backbone, inputs, owned.rows[:9], 1))

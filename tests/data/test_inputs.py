@@ -159,6 +159,19 @@ def test_class_name_embeddings_are_the_features_of_the_words(checkpoint, backbon
     assert torch.equal(class_name_embeddings(names[::-1], backbone, config), made.flip(0))
 
 
+def test_a_relative_path_is_another_model_in_another_folder(checkpoint, tmp_path, monkeypatch):
+    """A long process may change its folder; what it knows of a path is of where that led."""
+    for number in (0, 1):
+        shutil.copytree(checkpoint("bert"), tmp_path / f"{number}" / "model")
+    path = tmp_path / "1" / "model" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"music": 11', '"music": 20').replace('"music":11', '"music":20'))
+    config, found = cfg.Model(name="./model"), []
+    for number in (0, 1, 0):
+        monkeypatch.chdir(tmp_path / f"{number}")
+        found.append(int(inputs_for(dataset(["music"]), load(config, cfg.Lora()), config).batch(np.array([0]))[0][0, 1]))
+    assert found == [11, 20, 11]
+
+
 # --- images --------------------------------------------------------------------------------------------------------------------------
 
 

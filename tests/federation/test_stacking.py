@@ -124,10 +124,8 @@ def test_images_together_are_images_alone_within_the_tolerance(checkpoint, stack
 def test_in_double_precision_together_is_alone_to_many_digits(settings, tmp_path):
     """So what single precision makes of it are roundings, and neither steps nor samples."""
     world = open_world(settings("training.batch_size=3", "training.epochs=3", "head.kind=linear"))
-    world.backbone.model.double()
+    world.backbone.to_device("cpu", torch.float64)
     compute = ClientHost(world, tmp_path).compute
-    kept = compute.cache.hidden
-    compute.cache.hidden = lambda *given: tuple(None if each is None else each.double() for each in kept(*given))
     blocks = range(world.backbone.depth)
     arrays = fresh_lora(world.backbone, blocks, 2, 0) | zero_head(world.classes, world.backbone.feature_size)
     arrays = {name: array.double() for name, array in arrays.items()}

@@ -216,7 +216,26 @@ def test_text_goes_between_the_marks_and_nowhere_else(bench, tmp_path):
     assert page.read_text() == "before\n<!-- one -->\nnew\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n"
 
 
-@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet"])
+def test_the_script_for_gpus_works_without_one_and_says_where_there_is_none(bench, capsys, monkeypatch):
+    gpu = bench("gpu")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny", "--repeats", "1"])
+    gpu.main()
+    lines = capsys.readouterr().out.splitlines()
+    made = json.loads(lines[-1])
+    cases = [(each["model"], each["blocks"], each["precision"]) for each in made["measured"]]
+    assert cases == [(model, blocks, precision) for model in gpu.MODELS for blocks in (1, 2) for precision in gpu.PRECISIONS]
+    for each in made["measured"]:
+        assert list(each["samples_a_second"]) == ["1", "4", "16"] and min(each["samples_a_second"].values()) > 0
+        assert each["gflop_a_sample"] > 0 and each["peak_tflops"] > 0 and 0 < each["share_of_peak"] < 1
+    assert made["measured"][2]["gflop_a_sample"] > 1.5 * made["measured"][0]["gflop_a_sample"]
+    assert sum(line.startswith("| ViT-B/16 |") for line in lines) == 4
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    if not gpu.torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA GPU here"):
+            gpu.main()
+
+
+@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet", "table gpu"])
 def test_the_page_has_a_place_for_each_table(mark):
     page = (ROOT / "docs" / "performance.md").read_text()
     assert f"<!-- {mark} -->" in page and f"<!-- end {mark} -->" in page

@@ -1,6 +1,6 @@
 """The frozen-prefix cache: what comes out of the blocks below the lowest active one, computed once per sample.
 
-Kept unpadded, in memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
+Kept unpadded, in the device's memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
 themselves alone, since floating point depends on what else is in the batch: so a client's values are the same on any
 worker and in any order. Only what found no room is computed batch by batch; which samples these are depends on who shares the
 budget, so a warning says that the last bits then depend on the number of workers.
@@ -8,8 +8,11 @@ budget, so a warning says that the last bits then depend on the number of worker
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,12 +20,12 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from fedms.data.inputs import Inputs, batches
 from fedms.data.prefix_store import PrefixStore, allocated, name_of
 from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
+from fedms.model.device import moved
 
 FILL_BATCH = 64
 
@@ -49,7 +52,7 @@ class _Entry:
     offsets: np.ndarray
     """[n + 1], in tokens"""
     values: Tensor
-    """[sum of tokens, d], in memory or mapped from a file"""
+    """[sum of tokens, d], on the device or mapped from a file"""
     place: Literal["memory", "disk", "store"] = "memory"
     path: Path | None = None
     """Of a file that is this cache's, or still to be finished"""
@@ -87,7 +90,7 @@ class PrefixCache:
         self.disk = disk
         self.folder = folder
         self.enabled = enabled
-        self.dtype = dtype
+        self.dtype = torch.bfloat16 if backbone.dtype == torch.bfloat16 else dtype
         self.store = store
         self.flops = 0
         self.kept_flops = 0
@@ -100,28 +103,30 @@ class PrefixCache:
         """Input of block `boundary` for the samples at positions `picks` (one at least), [len(picks), tokens, d], and the mask."""
         if len(picks) == 0:
             raise ValueError(f"{samples.owner}: no samples were asked for")
-        entry = self._entry(samples, boundary) if self.enabled else None
+        self.fill([samples], boundary)
+        entry = self._entries.get(samples.owner)
         if entry is None:
             hidden, mask = self._compute(samples.rows[picks], boundary)
-            return hidden.to(self.dtype).float(), mask  # as if it had been kept
+            return hidden.to(self.dtype).to(self.backbone.dtype), mask  # as if it had been kept
         self.used[samples.owner] = str(boundary), entry.flops
         return self._gathered(entry, picks)
 
     def _gathered(self, entry: _Entry, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        parts = [entry.values[entry.offsets[i] : entry.offsets[i + 1]] for i in picks]
-        lengths = torch.tensor([len(part) for part in parts])
-        padded = pad_sequence(parts, batch_first=True).float()
-        mask = attention_mask(lengths, padded.shape[1])
-        device = self.backbone.device
-        return padded.to(device), None if mask is None else mask.to(device)
+        starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
+        longest = int((ends - starts).max())
+        # a short sample's last token stands in the places that are left, where the mask hides it
+        lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
+        values = entry.values.index_select(0, moved(lines.flatten(), entry.values.device)).view(*lines.shape, -1)
+        mask = attention_mask(torch.from_numpy(ends - starts), longest)
+        return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
 
     @torch.no_grad()
     def _compute(self, rows: np.ndarray, boundary: int) -> tuple[Tensor, Tensor | None]:
         inputs, mask = self.inputs.batch(rows)
         device = self.backbone.device
-        mask = None if mask is None else mask.to(device)
+        mask = None if mask is None else moved(mask, device)
         self.backbone.attach({})
-        hidden = self.backbone.run(self.backbone.embed(inputs.to(device)), mask, 0, boundary)
+        hidden = self.backbone.run(self.backbone.embed(moved(inputs, device)), mask, 0, boundary)
         self.flops += flops.forward(self.backbone, len(rows), hidden.shape[1], 0, boundary)
         return hidden, mask
 
@@ -133,38 +138,50 @@ class PrefixCache:
         self.flops += flops.forward(self.backbone, len(picks), hidden.shape[1], lower.boundary, boundary)
         return self.backbone.run(hidden, mask, lower.boundary, boundary)
 
-    def _entry(self, samples: Samples, boundary: int) -> _Entry | None:
-        if samples.owner in self._without_room:
-            return None
-        entry = self._entries.get(samples.owner)
-        if entry is not None and entry.boundary == boundary:
-            return entry
-        self._drop(samples.owner)
-        lengths = self._lengths(samples.rows)
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        made = self._stored(samples, boundary, offsets)
-        if made is None:
-            made = self._place(samples, boundary, offsets)
-            if made is None:
+    def fill(self, several: Sequence[Samples], boundary: int) -> None:
+        """Have these owners' prefixes, if they are kept at all. Those of several are computed in common batches: less work for small
+        owners, but the last bits then depend on who else was there (`deterministic: false`)."""
+        made = []
+        for samples in several if self.enabled else ():
+            entry = self._entries.get(samples.owner)
+            if samples.owner in self._without_room or (entry is not None and entry.boundary == boundary):
+                continue
+            self._drop(samples.owner)
+            offsets = np.concatenate([[0], np.cumsum(self._lengths(samples.rows))])
+            if stored := self._stored(samples, boundary, offsets):
+                self._entries[samples.owner] = stored
+            elif placed := self._place(samples, boundary, offsets):
+                self._entries[samples.owner] = placed
+                made.append((samples, placed))
+            else:
                 self._refuse(samples.owner)
-                return None
-            self._fill(made, samples, lengths)
-        self._entries[samples.owner] = made
-        return made
+        try:
+            self._compute_all(made, boundary)
+        except BaseException:
+            for samples, _ in made:
+                self._drop(samples.owner)
+            raise
 
-    def _fill(self, made: _Entry, samples: Samples, lengths: np.ndarray) -> None:
-        boundary, before = made.boundary, self.flops
-        below = range(boundary - 1, 0, -1) if self.dtype == torch.float32 else ()  # what was rounded would be rounded twice
-        lower = next((found for each in below if (found := self._stored(samples, each, made.offsets))), None)
-        for picks in batches(lengths, FILL_BATCH):
-            hidden = self._go_on(lower, boundary, picks) if lower else self._compute(samples.rows[picks], boundary)[0]
-            for line, pick in zip(hidden.cpu(), picks, strict=True):
-                made.values[made.offsets[pick] : made.offsets[pick + 1]] = line[: lengths[pick]]
+    def _compute_all(self, made: Sequence[tuple[Samples, _Entry]], boundary: int) -> None:
+        before = self.flops
+        lower = self._lower(*made[0]) if len(made) == 1 else None
+        rows = np.concatenate([samples.rows for samples, _ in made]) if made else np.empty(0, dtype=np.int64)
+        places = [(entry.values, *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)]
+        for picks in batches(np.array([end - start for _, start, end in places]), FILL_BATCH):
+            hidden = self._go_on(lower, boundary, picks) if lower else self._compute(rows[picks], boundary)[0]
+            for line, (values, start, end) in zip(hidden.to(places[0][0].device), (places[pick] for pick in picks), strict=True):
+                values[start:end] = line[: end - start]
         self.kept_flops += self.flops - before
-        made.flops = self._takes(lengths, boundary)
-        if self.store and made.place == "store" and made.path:
-            self.store.finish(made.path)
-            made.path = None
+        for _, entry in made:
+            entry.flops = self._takes(np.diff(entry.offsets), boundary)
+            if self.store and entry.place == "store" and entry.path:
+                self.store.finish(entry.path)
+                entry.path = None
+
+    def _lower(self, samples: Samples, made: _Entry) -> _Entry | None:
+        """What the store has of a lower boundary, the nearest; nothing where it would be rounded twice."""
+        below = range(made.boundary - 1, 0, -1) if self.dtype == self.backbone.dtype else ()
+        return next((found for boundary in below if (found := self._stored(samples, boundary, made.offsets))), None)
 
     def _takes(self, lengths: np.ndarray, boundary: int) -> int:
         """Operations from the inputs up."""
@@ -194,7 +211,8 @@ class PrefixCache:
             return _Entry(boundary, offsets, room[0], "store", room[1])
         size = shape[0] * shape[1] * self.dtype.itemsize
         if self._held("memory") + size <= self.memory:
-            return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype))
+            with suppress(torch.OutOfMemoryError):  # of a GPU that has less than the budget allows
+                return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device))
         if self._held("disk") + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -100,7 +101,7 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: cfg.Model) -> Input
 
 
 def _text_inputs(texts: Sequence[str], backbone: Backbone, config: cfg.Model) -> TextInputs:
-    tokenizer, model = _tokenizer(config), cast(Any, backbone.model)
+    tokenizer, model = _tokenizer(config.name, _place(config.name)), cast(Any, backbone.model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise FedmsError(f"model {config.name}: its tokenizer has more words ({len(tokenizer):,}) than its weights know")
     return TextInputs(texts, tokenizer, min(config.max_length, backbone.positions or config.max_length))
@@ -113,17 +114,26 @@ def _check_image_size(backbone: Backbone, config: cfg.Model) -> None:
         raise ConfigError(f"model.image_size: for model {config.name} it must be a multiple of its patches ({patch}), not {size}")
 
 
+def _place(name: str) -> str:
+    """Where a model is: a relative path leads elsewhere when the process has changed its folder."""
+    if name == "minilm":  # to locate it is to read it all
+        return name
+    place = Path(locate(name))
+    return str(place.resolve()) if place.is_dir() else name
+
+
 @lru_cache(maxsize=4)
-def _tokenizer(config: cfg.Model) -> Any:
+def _tokenizer(name: str, place: str) -> Any:
+    """The tokenizer of `model.name`, which is at `place`."""
     from transformers import AutoTokenizer
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(locate(config.name), trust_remote_code=False, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False, use_fast=True)
     except Exception as error:  # whatever transformers or tokenizers say of a damaged file, the user gets one line
-        raise FedmsError(f"model {config.name}: no tokenizer: {first_line(error)}") from None
+        raise FedmsError(f"model {name}: no tokenizer: {first_line(error)}") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers 5 makes one without words where no vocabulary is found
-        raise FedmsError(f"model {config.name}: no tokenizer: there is no vocabulary beside the model")
+        raise FedmsError(f"model {name}: no tokenizer: there is no vocabulary beside the model")
     return tokenizer
 
 

@@ -28,6 +28,7 @@ from fedms.federation.world import World
 from fedms.files import write_arrays
 from fedms.model import expert as experts
 from fedms.model import gate as gates
+from fedms.model.device import moved
 from fedms.model.expert import Arrays, Expert, group
 from fedms.model.mixture import mix
 from fedms.model.statistics import Discriminant, Statistics
@@ -69,7 +70,7 @@ class ClientHost:
         room = memory // HELD
         place = folder / "cache" / str(number)
         dtype = getattr(torch, cache.dtype)
-        content = self.config.model_dump_json(include={"seed", "data", "model", "device"})
+        content = self.config.model_dump_json(include={"seed", "data", "model", "device", "precision", "deterministic"})
         store = PrefixStore(prefixes, cache.disk_mb * 2**20, content) if prefixes else None
         kept = PrefixCache(world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store)
         self.compute = Compute(world.backbone, kept, room)
@@ -193,7 +194,7 @@ class ClientHost:
             names,
             rates(stage, self.config.training),
             stage.phases,
-            anchor,
+            {name: array.to(self.world.backbone.device) for name, array in anchor.items()},
             self.config.training.proximal if stage.pull else 0.0,
             loss,
             also,
@@ -205,7 +206,7 @@ class ClientHost:
         """The answer, when the expert has trained; its gate trains now, if it does so by itself."""
         stage, samples, expert, gate = ready.stage, ready.samples, ready.expert, ready.gate
         if ready.plan.also:
-            gate = {name: array.detach() for name, array in gate.items()}
+            gate = {name: array.detach().cpu() for name, array in gate.items()}
         elif gate:
             gate = self._train_gate(task, stage, samples, gate)
         shared = {name: expert.arrays[name] for name in ready.plan.names if group(name) in stage.shares}
@@ -266,17 +267,17 @@ class ClientHost:
         gate = self._fresh_gate(task) | _only(self._load(task, STATE), "gate.") | _only(task.arrays, "gate.")
         if config.objective != "likelihood":
             return gate, [], None
-        gate = {name: array.clone().requires_grad_(True) for name, array in gate.items()}
-        personal = self._personal(task)
-        x = personal.gate_features(self.compute, samples, self.boundary(task))
-        world = self.compute.frozen_outputs("global", personal.global_expert, samples, self.boundary(task)).logits
-        assert world is not None
-
-        prior = self._inner_prior()
+        personal, device = self._personal(task), self.world.backbone.device
+        gate = {name: array.to(device, copy=True).requires_grad_(True) for name, array in gate.items()}
+        outputs = self.compute.frozen_outputs("global", personal.global_expert, samples, self.boundary(task))
+        assert outputs.logits is not None
+        x, world = personal.gate_features(self.compute, samples, self.boundary(task)).to(device), outputs.logits.to(device)
+        labels, prior = samples.labels.to(device), self._inner_prior()
 
         def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
-            weight = gates.local_weight(gates.delta(gate, x[picks]), prior)
-            return F.nll_loss(mix(world[picks], logits.cpu(), weight, self.config.mixture.on), samples.labels[picks])
+            at = moved(torch.from_numpy(picks), device)
+            weight = gates.local_weight(gates.delta(gate, x[at]), prior)
+            return F.nll_loss(mix(world[at], logits, weight, self.config.mixture.on), labels[at])
 
         return gate, [(array, config.learning_rate) for array in gate.values()], loss
 

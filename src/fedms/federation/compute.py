@@ -128,8 +128,9 @@ class Compute:
         """Features and logits of all samples, on the CPU; without an expert, the frozen backbone's features."""
         expert = expert.to(self.backbone.device) if expert else None
         features = torch.empty(len(samples), self.backbone.feature_size)
-        for picks in batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH):
-            features[picks] = self.feature(expert, samples, boundary, picks).cpu()
+        parts = batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH)
+        if parts:  # a GPU is waited for once, not for each
+            features[np.concatenate(parts)] = torch.cat([self.feature(expert, samples, boundary, picks) for picks in parts]).cpu()
         logits = expert.logits(features.to(self.backbone.device)).cpu() if expert else None
         return Outputs(normalise(features), logits)
 
@@ -161,7 +162,7 @@ class Compute:
 def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Soft prompts [m, d] before every sample's tokens, and the mask that lets them be seen."""
     count = hidden.shape[0]
-    hidden = torch.cat([prompt.expand(count, -1, -1), hidden], dim=1)
+    hidden = torch.cat([prompt.to(hidden.dtype).expand(count, -1, -1), hidden], dim=1)
     return hidden, None if mask is None else torch.cat([mask.new_zeros(count, 1, 1, len(prompt)), mask], dim=3)
 
 

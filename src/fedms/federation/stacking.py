@@ -21,6 +21,8 @@ from fedms.data.features import Samples
 from fedms.data.inputs import batches
 from fedms.federation.compute import Compute, Cost
 from fedms.federation.training import Plan, optimizer_of, reached
+from fedms.model.backbone import HIDDEN
+from fedms.model.device import moved
 from fedms.model.expert import Expert
 from fedms.model.stack import Stack, can_stack
 
@@ -91,9 +93,9 @@ def train_stack(compute: Compute, members: Sequence[Member], boundary: int, conf
         compute.backbone.attach(pairs)
         hidden, mask = _one_batch(parts)
         logits = stack.logits(compute.backbone.pool(compute.backbone.run(hidden, mask, boundary), mask))
-        losses = F.cross_entropy(logits, _rectangle(labels).to(device), reduction="none").view(running, -1)
-        value = (losses * share.to(device)).sum()
-        totals[:running] += (losses.detach() * counted.to(device)).sum(1)
+        losses = F.cross_entropy(logits, moved(_rectangle(labels), device), reduction="none").view(running, -1)
+        value = (losses * moved(share, device)).sum()
+        totals[:running] += (losses.detach() * moved(counted, device)).sum(1)
         if proximal:
             near = [(stack.arrays[name] - far[:running]).square().sum() for name, far in anchor.items()]
             value = value + 0.5 * proximal * torch.stack(near).sum()
@@ -131,5 +133,4 @@ def _one_batch(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, T
     if all(mask is None and own.shape[1] == longest for own, mask in parts):
         return hidden, None
     masks = [own.new_zeros(len(own), 1, 1, own.shape[1]) if mask is None else mask for own, mask in parts]
-    far = torch.finfo(hidden.dtype).min
-    return hidden, _rectangle([F.pad(mask, (0, longest - mask.shape[3]), value=far) for mask in masks])
+    return hidden, _rectangle([F.pad(mask, (0, longest - mask.shape[3]), value=HIDDEN) for mask in masks])

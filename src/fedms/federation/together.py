@@ -20,6 +20,8 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
 
     Those that cannot be stacked are done one at a time. So are those of a stack that fails as a whole: then each fails for itself.
     """
+    samples = [host.world.samples(task.client, "train") for task in tasks]
+    _attempt(lambda boundary: host.compute.cache.fill(samples, boundary), host.boundary(tasks[0]))  # who fails, fails for itself below
     outcomes: dict[str, Update | Exception] = {}
     stacks = defaultdict[Kind | None, list[_Part]](list)
     for task in tasks:

@@ -20,6 +20,7 @@ from fedms.federation.compute import Compute
 from fedms.federation.method import Stage
 from fedms.model import flops
 from fedms.model import gate as gates
+from fedms.model.device import moved
 from fedms.model.expert import Expert, block_of, group
 from fedms.model.statistics import Discriminant, Evidence, normalise
 
@@ -65,11 +66,11 @@ def train_expert(
     every = [*leaves, *(leaf for leaf, _ in plan.also)]
     optimizer = optimizer_of(plan, leaves, config)
     lengths = compute.cache.inputs.lengths(samples.rows)
-    labels = samples.labels.to(compute.backbone.device)
+    device = compute.backbone.device
     per_epoch = -(-len(samples) // config.batch_size)
     steps = per_epoch * config.epochs
     phases = plan.phases if steps >= len(plan.phases) else ()  # or what comes last would never train
-    total = torch.zeros((), device=compute.backbone.device)
+    total = torch.zeros((), device=device)
     trained = reached(names)
     for epoch in range(config.epochs):
         total.zero_()
@@ -80,7 +81,7 @@ def train_expert(
                     leaf.requires_grad_(group(name) in phase)
                 trained = reached([name for name in names if group(name) in phase])
             logits = expert.logits(compute.feature(expert, samples, boundary, picks, trained))
-            value = plan.loss(picks, logits) if plan.loss else F.cross_entropy(logits, labels[picks])
+            value = plan.loss(picks, logits) if plan.loss else F.cross_entropy(logits, moved(samples.labels[picks], device))
             total += value.detach() * len(picks)
             if plan.proximal:
                 near = [(leaf - plan.anchor[name]).square().sum() for name, leaf in zip(names, leaves, strict=True) if name in plan.anchor]

@@ -20,6 +20,7 @@ from fedms.errors import ConfigError, FedmsError
 from fedms.federation.activation import capacities, check_depth, ranks
 from fedms.model import backbone as backbones
 from fedms.model.backbone import Backbone
+from fedms.model.device import prepare
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,11 @@ def open_world(config: Config) -> World:
         raise FedmsError("device: cuda is not available here; allowed: cpu")
     dataset = sources.load(config.data, config.seed)
     parts = partition(dataset, config.partition, config.seed)
+    prepare(config.device, config.deterministic)
     backbone = backbones.load(config.model, config.lora)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
         allowed = "statistics, means, linear"
         raise ConfigError(f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: {allowed}")
     check_depth(config.activation, backbone.depth, config.model.name)
-    return World(config, dataset, parts, backbone.to_device(config.device), inputs_for(dataset, backbone, config.model))
+    backbone.to_device(config.device, getattr(torch, config.precision))
+    return World(config, dataset, parts, backbone, inputs_for(dataset, backbone, config.model))

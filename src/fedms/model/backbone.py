@@ -1,6 +1,9 @@
 """The frozen transformer, seen as a list of blocks that can be run from any one upward.
 
 Hidden states are [batch, tokens, d]; a mask is None where nothing is padded, else additive [batch, 1, 1, tokens].
+
+Embeddings and blocks may be held in bfloat16: hidden states are of that type then, and so are the pairs while they are lent. What follows
+the last block works on single tokens and stays in float32, so a feature always is.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from fedms.model.lora import LoraLinear, Pair
 from fedms.yaml_text import plain
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+HIDDEN = torch.finfo(torch.bfloat16).min
+"""What a mask adds where nothing may be seen: a finite number in either precision, as float32's own lowest is not."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Backbone(nn.Module):
         feature_size: size of the pooled feature.
         targets: names of the layers that can carry a LoRA pair, the same in every block.
         positions: tokens of the longest text that it can read; None for images.
+        device, dtype: where it is, and the type of its hidden states.
     """
 
     def __init__(self, model: nn.Module, family: Family, targets: tuple[str, ...] = (), pooling: str = "auto") -> None:
@@ -101,6 +107,7 @@ class Backbone(nn.Module):
         self.positions = _positions(model.get_submodule(family.embeddings)) if family.kind == "text" else None
         weights = dict(model.named_parameters())
         self.device = next(iter(weights.values())).device
+        self.dtype = torch.float32
 
     @property
     def kind(self) -> Literal["text", "image"]:
@@ -111,15 +118,19 @@ class Backbone(nn.Module):
         base = self.layers[0, target].base
         return base.out_features, base.in_features
 
-    def to_device(self, device: str) -> Backbone:
+    def to_device(self, device: str, dtype: torch.dtype = torch.float32) -> Backbone:
+        """Have it there, embeddings and blocks in this type."""
         self.model.to(device)
-        self.device = torch.device(device)
+        for path in (self.family.embeddings, *self.family.before, self.family.blocks):
+            self.model.get_submodule(path).to(dtype)
+        self.device, self.dtype = torch.device(device), dtype
         return self
 
     def attach(self, pairs: Mapping[tuple[int, str], Pair]) -> None:
-        """Lend the pairs to their layers; a layer without one runs as it was pretrained."""
+        """Lend the pairs to their layers, in the type of these; a layer without one runs as it was pretrained."""
         for key, layer in self.layers.items():
-            layer.pair = pairs.get(key)
+            pair = pairs.get(key)
+            layer.pair = pair if pair is None or self.dtype == pair.A.dtype else pair.to(self.dtype)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Token ids [batch, tokens] or pixels [batch, 3, h, w] -> input of block 0."""
@@ -127,9 +138,9 @@ class Backbone(nn.Module):
         if self.kind == "text":
             hidden = embeddings(input_ids=inputs)
         elif self._resized(inputs):
-            hidden = embeddings(inputs, interpolate_pos_encoding=True)
+            hidden = embeddings(inputs.to(self.dtype), interpolate_pos_encoding=True)
         else:
-            hidden = embeddings(inputs)
+            hidden = embeddings(inputs.to(self.dtype))
         for path in self.family.before:
             hidden = self.model.get_submodule(path)(hidden)
         return hidden  # type: ignore[no-any-return]
@@ -141,20 +152,20 @@ class Backbone(nn.Module):
 
     def run(self, hidden: Tensor, mask: Tensor | None, start: int = 0, stop: int | None = None) -> Tensor:
         """The input of block `start` -> the output of block `stop` - 1."""
+        mask = None if mask is None else mask.to(hidden.dtype)
         for block in self.blocks[start:stop]:
             hidden = block(hidden, mask)
         return hidden
 
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The last block's output -> the feature, [batch, feature_size]."""
-        token = hidden[:, 0] if self.pooling == "cls" else None
-        if token is None and mask is not None:
-            real = (mask[:, 0, 0] == 0).to(hidden.dtype)[:, :, None]
-            token = self._after(hidden).mul(real).sum(1) / real.sum(1)
-        elif token is None:
-            token = self._after(hidden).mean(1)
-        else:
-            token = self._after(token)
+        """The last block's output -> the feature, float32 [batch, feature_size]."""
+        token = hidden[:, 0] if self.pooling == "cls" else hidden
+        token = self._after(token.to(torch.promote_types(token.dtype, torch.float32)))
+        if self.pooling != "cls" and mask is not None:
+            real = (mask[:, 0, 0] == 0).to(token.dtype)[:, :, None]
+            token = token.mul(real).sum(1) / real.sum(1)
+        elif self.pooling != "cls":
+            token = token.mean(1)
         if self.family.projection:
             token = self.model.get_submodule(self.family.projection)(token)
         return token
@@ -174,7 +185,7 @@ def attention_mask(lengths: Tensor, longest: int) -> Tensor | None:
     if int(lengths.min()) == longest:
         return None
     padded = torch.arange(longest, device=lengths.device)[None, :] >= lengths[:, None]
-    return torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, torch.finfo(torch.float32).min)[:, None, None]
+    return torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, HIDDEN)[:, None, None]
 
 
 def _positions(embeddings: nn.Module) -> int:

@@ -35,6 +35,16 @@ class Pair:
     mixer: tuple[Tensor, Tensor] | None = None
     """In its place, [1, in] and [1]: the weight is the sigmoid of this affine function of the layer's input."""
 
+    def to(self, dtype: torch.dtype) -> Pair:
+        """The same in this type; gradients come back in the old one."""
+
+        def two(both: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+            return None if both is None else (both[0].to(dtype), both[1].to(dtype))
+
+        residual = None if self.residual is None else self.residual.to(dtype)
+        weight = None if self.weight is None else self.weight.to(dtype)
+        return Pair(self.A.to(dtype), self.B.to(dtype), self.scale, residual, two(self.beside), weight, two(self.mixer))
+
     def delta(self) -> Tensor:
         """The update of the weight, [out, in]: scale B A, and the residual. A pair beside it has no such update."""
         assert self.beside is None
