@@ -103,7 +103,7 @@ def without(outcome: Any, *keys: str) -> Any:
 
 def test_a_first_stage_taken_from_another_run_gives_what_the_whole_run_gives(finished, perform):
     again = perform(reuse=finished("method=fedavg-sal").folder)
-    costs = ("downlink_bytes", "train_flops")  # held below
+    costs = ("downlink_bytes", "train_flops", "evaluation_flops")  # held below
     assert without(again.outcome, *costs) == without(finished().outcome, *costs)
     assert again.rounds("global") == finished("method=fedavg-sal").rounds("global")
 
@@ -139,7 +139,7 @@ def test_a_run_that_is_not_this_first_stage_is_refused_in_one_line(finished, tin
 def test_what_comes_after_the_first_stage_may_differ(finished, perform):
     later = ("federation.rounds_local=1", "activation.blocks_local=all", "gate.prior=0.3")
     again = perform(*later, reuse=finished("method=fedavg-sal").folder)
-    costs = ("downlink_bytes", "train_flops")
+    costs = ("downlink_bytes", "train_flops", "evaluation_flops")
     assert without(again.outcome, *costs) == without(finished(*later).outcome, *costs)
 
 
