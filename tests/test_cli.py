@@ -121,7 +121,10 @@ def test_a_failure_is_one_line_and_a_code(play: Play, config: str, error: BaseEx
 
 
 @pytest.mark.parametrize(("error", "code"), [(ValueError("bad"), 1), (ConfigError("seed: wrong"), 2)])
-def test_debug_shows_the_traceback_and_keeps_the_code(play: Play, config: str, error: Exception, code: int) -> None:
+def test_debug_shows_the_traceback_and_keeps_the_code(
+    play: Play, config: str, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDMS_DEBUG", "")  # so that what the command sets is gone when other tests run
     play(raiser(error))
     result = runner.invoke(app, ["--debug", "run", config])
     assert result.exit_code == code
