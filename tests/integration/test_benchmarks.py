@@ -117,10 +117,11 @@ def test_the_last_line_is_read_whatever_stands_before_it(versus):
 
 
 def test_only_one_model_has_one_accuracy(versus):
-    clients = [{"accuracy_global": 0.5}, {"accuracy_global": 0.5}]
-    assert versus.shared_accuracy({"method": "fedavg", "per_client": clients}) == 0.5
+    clients = [{"name": name, "accuracy_local": own, "accuracy_global": 0.5} for name, own in (("b", 0.25), ("a", 1.0))]
+    assert versus.shared_accuracy({"method": "fedavg", "per_client": clients}, {"a": 2, "b": 4}) == 0.5
+    clients[0]["accuracy_global"] = 0.25
     with pytest.raises(FedmsError, match="differ"):
-        versus.shared_accuracy({"method": "local", "per_client": [*clients, {"accuracy_global": 0.25}]})
+        versus.shared_accuracy({"method": "local", "per_client": clients}, {"a": 2, "b": 4})
 
 
 def test_ratios_are_by_seed_and_their_median(versus):
