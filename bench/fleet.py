@@ -38,6 +38,8 @@ EACH, CLASSES, WORDS = 20, 20, 400
 """Sentences for each client; classes; words in the vocabulary."""
 SOME = 100
 """Clients that send their sums and that validate, of however many."""
+CACHE = 64
+"""Megabytes of memory for prefixes, which would else grow with the clients up to the default of 2,048."""
 RATIOS = {"peak_bytes": "memory", "disk_bytes": "disk"}
 """What ratios are called where a field's name is no good for it."""
 TIMEOUT = 7200
@@ -106,6 +108,7 @@ def settings(source: Path, model: str, clients: int, cohort: int, rounds: int, w
         "statistics": {"clients": min(SOME, clients)},
         "evaluation": {"clients": min(SOME, clients), "everyone": 200, "validation": False},
         "engine": {"workers": workers},
+        "cache": {"memory_mb": CACHE},
     }
 
 

@@ -106,6 +106,17 @@ def test_workers_answer_the_same_bytes_whatever_is_printed_there(engine, setting
     assert "noise" in capfd.readouterr().err, "nothing was printed at all"
 
 
+def test_a_task_becomes_bytes_when_its_client_is_asked(engine, monkeypatch):
+    """So that those of thousands of clients are never there at once."""
+    seen = []
+    monkeypatch.setattr(local, "encode", lambda value: seen.append(type(value).__name__) or encode(value))
+    made = engine(1)
+    tasks, _ = training(made, made._world)
+    made.run(tasks)
+    assert seen == ["Task", "Update"] * len(tasks) and len(tasks) > 1
+    assert made.sent == sum(len(encode(task)) for task in tasks)
+
+
 def test_a_worker_that_was_killed_is_followed_by_another_and_closing_leaves_no_process(engine, settings):
     world = open_world(settings())
     there, here = engine(2), engine(1)

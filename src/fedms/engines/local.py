@@ -121,8 +121,6 @@ class LocalEngine:
         Raises:
             FedmsError: a worker process cannot be started, or a client's state could not be written.
         """
-        messages = [encode(task) for task in tasks]
-        self.sent += sum(len(message) for message in messages)
         answers: dict[int, Update | Failure] = {}
         errors: list[BaseException] = []
 
@@ -130,7 +128,10 @@ class LocalEngine:
             try:
                 for group in self._groups(tasks, mine):
                     clients = [tasks[index].client for index in group]
-                    got = self._answers(ask, clients, [messages[index] for index in group], arrived)
+                    messages = [encode(tasks[index]) for index in group]  # not all at once: there may be thousands
+                    with self._counting:
+                        self.sent += sum(map(len, messages))
+                    got = self._answers(ask, clients, messages, arrived)
                     answers.update(zip(group, got, strict=True))
             except Exception as error:
                 errors.append(error)
