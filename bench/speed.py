@@ -48,6 +48,8 @@ from pages import splice
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 COHORT, MANY = 10, 100
+Measure = Callable[[Path | None, int], dict[str, Any]]
+"""From the folder of the data and the number of repeats to what was found."""
 
 
 def settings(data: Path | None, clients: int, blocks: int) -> Config:
@@ -235,18 +237,19 @@ def table(made: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def told(about: str | None, name: str, repeats: int, measure: Measure, table: Callable[[dict[str, Any]], str]) -> None:
+    """Measure as the command line says; print the table, put it into the page where that is wanted, and end with the JSON object."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder that holds banking77/; default: the embedded corpus")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
     given = parser.parse_args()
     made = measure(given.data.resolve() if given.data else None, given.repeats)
     print(table(made))
     if given.write:
-        splice(PAGE, "table speed", table(made))
+        splice(PAGE, f"table {name}", table(made))
     print(json.dumps(made))
 
 
 if __name__ == "__main__":
-    main()
+    told(__doc__, "speed", 5, measure, table)

@@ -11,8 +11,6 @@ book-keeping, messages and files. The last line printed is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +18,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pages import splice
-from speed import COHORT, MANY, PAGE, Round, settings
+from speed import COHORT, MANY, Round, settings, told
 
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
@@ -74,18 +71,5 @@ def table(made: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds banking77/; default: the embedded corpus")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
-    given = parser.parse_args()
-    made = measure(given.data.resolve() if given.data else None, given.repeats)
-    print(table(made))
-    if given.write:
-        splice(PAGE, "table where", table(made))
-    print(json.dumps(made))
-
-
 if __name__ == "__main__":
-    main()
+    told(__doc__, "where", 3, measure, table)

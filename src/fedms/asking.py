@@ -146,10 +146,11 @@ class Asking:
             line.downlink_bytes += sent
             line.uplink_bytes += received
         taken = self._taken(line, tasks, answers, most)
+        costs = [(update.client, update.metrics) for update in taken]
         if evaluation:
-            line.evaluation_flops += self.server.book([(update.client, update.metrics) for update in taken], evaluation)
+            line.evaluation_flops += self.server.book(costs, evaluation=True)
         else:
-            line.train_flops += self.server.book([(update.client, update.metrics) for update in taken])
+            line.train_flops += self.server.book(costs)
             after = [(update.client, update.metrics.get("evaluation", {})) for update in taken]
             line.evaluation_flops += self.server.book(after, evaluation=True)
             took *= _share(taken)

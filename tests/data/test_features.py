@@ -9,30 +9,13 @@ import torch
 
 from fedms import config as cfg
 from fedms.data.features import FILL_BATCH, PrefixCache, Samples
-from fedms.data.inputs import TextInputs
 from fedms.data.prefix_store import _allocate
 from fedms.model import flops
 from fedms.model.backbone import load
 from fedms.model.expert import Expert, fresh_lora
 
 AMPLE = 2**30
-WORDS = ["turn", "on", "off", "the", "light", "lights", "kitchen", "music", "play", "louder", "please"]
 PICKS = np.array([5, 0, 90, 17, 5])
-
-
-class Words:
-    """A tokenizer of whole words, enough for `TextInputs`."""
-
-    pad_token_id = 0
-
-    def __call__(self, texts, **options):
-        return {"input_ids": [[2, *(WORDS.index(word) + 4 for word in text.split()), 3] for text in texts]}
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    draw = np.random.default_rng(0)
-    return TextInputs([" ".join(draw.choice(WORDS, draw.integers(1, 15))) for _ in range(300)], Words(), 24)
 
 
 @pytest.fixture

@@ -6,18 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_features import AMPLE, PICKS, WORDS, Words, same_where_real, samples
+from test_features import AMPLE, PICKS, same_where_real, samples
 
 from fedms.data.features import FILL_BATCH, PrefixCache
-from fedms.data.inputs import TextInputs, batches
+from fedms.data.inputs import batches
 from fedms.data.prefix_store import PrefixStore
 from fedms.model import flops
-
-
-@pytest.fixture(scope="module")
-def inputs():
-    draw = np.random.default_rng(0)
-    return TextInputs([" ".join(draw.choice(WORDS, draw.integers(1, 15))) for _ in range(300)], Words(), 24)
 
 
 @pytest.fixture

@@ -155,6 +155,8 @@ class PrefixCache:
                 made.append((samples, placed))
             else:
                 self._refuse(samples.owner)
+        if not made:
+            return
         try:
             self._compute_all(made, boundary)
         except BaseException:
@@ -165,7 +167,7 @@ class PrefixCache:
     def _compute_all(self, made: Sequence[tuple[Samples, _Entry]], boundary: int) -> None:
         before = self.flops
         lower = self._lower(*made[0]) if len(made) == 1 else None
-        rows = np.concatenate([samples.rows for samples, _ in made]) if made else np.empty(0, dtype=np.int64)
+        rows = np.concatenate([samples.rows for samples, _ in made])
         places = [(entry.values, *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)]
         for picks in batches(np.array([end - start for _, start, end in places]), FILL_BATCH):
             hidden = self._go_on(lower, boundary, picks) if lower else self._compute(rows[picks], boundary)[0]

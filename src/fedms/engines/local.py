@@ -163,9 +163,7 @@ class LocalEngine:
         """A worker's answer; several clients together have as long as they have one after another."""
         return worker.ask(message, self._deadline and self._deadline * clients)
 
-    def _answers(
-        self, ask: Ask, clients: Sequence[str], messages: Sequence[bytes], arrived: Callable[[Update], None]
-    ) -> list[Update | Failure]:
+    def _answers(self, ask: Ask, clients: Sequence[str], messages: Sequence[bytes], arrived: Arrived) -> list[Update | Failure]:
         """The answers of some clients, or what stands in their places; where those of several are lost at once, each is asked alone."""
         try:
             got = [ask(messages[0], 1)] if len(clients) == 1 else unbundled(ask(bundled(messages), len(clients)))
