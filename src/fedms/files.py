@@ -79,8 +79,13 @@ def encode_arrays(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> byte
     return data
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float32` and the like."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _spec(array: Tensor) -> TensorSpec:
-    return TensorSpec(dtype=str(array.dtype).removeprefix("torch."), shape=array.shape, data_ptr=array.data_ptr(), data_len=array.nbytes)
+    return TensorSpec(dtype=dtype_name(array.dtype), shape=array.shape, data_ptr=array.data_ptr(), data_len=array.nbytes)
 
 
 def make_folder(path: Path) -> list[Path]:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from fedms.data.inputs import Inputs, batches
-from fedms.data.prefix_store import PrefixStore, allocated, name_of
+from fedms.data.prefix_store import PrefixStore, allocated
+from fedms.files import dtype_name
 from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
 from fedms.model.device import moved
@@ -218,7 +219,7 @@ class PrefixCache:
         if self._held("disk") + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{samples.owner.replace('/', '-')}.{name_of(self.dtype)}"
+        path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
         try:
             return _Entry(boundary, offsets, allocated(path, shape, self.dtype), "disk", path)
         except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped

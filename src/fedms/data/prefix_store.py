@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedms.files import dtype_name
+
 UNFINISHED = ".part"
 
 
@@ -55,7 +57,7 @@ class PrefixStore:
 
     def _path(self, rows: np.ndarray, boundary: int, dtype: torch.dtype) -> Path:
         digest = hashlib.blake2b(self._content + rows.tobytes(), digest_size=16).hexdigest()
-        return self.folder / f"{digest}.{boundary}.{name_of(dtype)}"
+        return self.folder / f"{digest}.{boundary}.{dtype_name(dtype)}"
 
     def _make_room(self, size: int) -> None:
         there = []
@@ -72,10 +74,6 @@ class PrefixStore:
             if path.suffix != UNFINISHED:
                 path.unlink(missing_ok=True)
                 free += each
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def allocated(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
