@@ -229,8 +229,14 @@ class Evaluation(Section):
     """At most so many clients, drawn by the seed and always the same, validate what is shared; default: all."""
     everyone: int | None = Field(None, ge=1)
     """At most so many test samples of all clients, drawn by the seed, for accuracy_global; default: all."""
-    validation: bool = True
-    """Whether the finished models are also judged on everyone's validation data, for choosing settings without test data."""
+    validation: bool = False
+    """Whether the finished models are also judged on validation data, own and everyone's, for choosing settings without test data. `tune`
+    switches it on."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """What the finished models are judged on."""
+        return ("validation", "test") if self.validation else ("test",)
 
 
 class Cache(Section):

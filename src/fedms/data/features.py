@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fedms.data.inputs import Inputs, batches
-from fedms.data.prefix_store import PrefixStore, allocated
+from fedms.data.prefix_store import PrefixStore, allocated, mapped
 from fedms.files import dtype_name
 from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
@@ -52,16 +52,25 @@ class _Entry:
     boundary: int
     offsets: np.ndarray
     """[n + 1], in tokens"""
-    values: Tensor
-    """[sum of tokens, d], on the device or mapped from a file"""
+    held: Tensor | None
+    """[sum of tokens, d], on the device or mapped from a file; None where it is mapped when it is read"""
+    shape: tuple[int, int]
+    dtype: torch.dtype
     place: Literal["memory", "disk", "store"] = "memory"
     path: Path | None = None
     """Of a file that is this cache's, or still to be finished"""
     flops: int = 0
 
     @property
+    def values(self) -> Tensor:
+        if self.held is not None:
+            return self.held
+        assert self.path is not None
+        return mapped(self.path, self.shape, self.dtype)
+
+    @property
     def bytes(self) -> int:
-        return self.values.numel() * self.values.element_size()
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
 
 class PrefixCache:
@@ -117,7 +126,8 @@ class PrefixCache:
         longest = int((ends - starts).max())
         # a short sample's last token stands in the places that are left, where the mask hides it
         lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
-        values = entry.values.index_select(0, moved(lines.flatten(), entry.values.device)).view(*lines.shape, -1)
+        states = entry.values
+        values = states.index_select(0, moved(lines.flatten(), states.device)).view(*lines.shape, -1)
         mask = attention_mask(torch.from_numpy(ends - starts), longest)
         return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
 
@@ -180,6 +190,8 @@ class PrefixCache:
             if self.store and entry.place == "store" and entry.path:
                 self.store.finish(entry.path)
                 entry.path = None
+            elif entry.place == "disk":
+                entry.held = None  # a fleet has more files than a process may map, and what is mapped counts as its memory
 
     def _lower(self, samples: Samples, made: _Entry) -> _Entry | None:
         """What the store has of a lower boundary, the nearest; nothing where it would be rounded twice."""
@@ -195,7 +207,9 @@ class PrefixCache:
         """What the store has."""
         shape = (int(offsets[-1]), self.backbone.width)
         values = self.store.find(samples.rows, boundary, shape, self.dtype) if self.store else None
-        return None if values is None else _Entry(boundary, offsets, values, "store", flops=self._takes(np.diff(offsets), boundary))
+        if values is None:
+            return None
+        return _Entry(boundary, offsets, values, shape, self.dtype, "store", flops=self._takes(np.diff(offsets), boundary))
 
     @torch.no_grad()
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -211,17 +225,17 @@ class PrefixCache:
         """Room for the values: in the store, else in memory, then on disk, else None."""
         shape = (int(offsets[-1]), self.backbone.width)
         if self.store and (room := self.store.place(samples.rows, boundary, shape, self.dtype)):
-            return _Entry(boundary, offsets, room[0], "store", room[1])
+            return _Entry(boundary, offsets, room[0], shape, self.dtype, "store", room[1])
         size = shape[0] * shape[1] * self.dtype.itemsize
         if self._held("memory") + size <= self.memory:
             with suppress(torch.OutOfMemoryError):  # of a GPU that has less than the budget allows
-                return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device))
+                return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device), shape, self.dtype)
         if self._held("disk") + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
         try:
-            return _Entry(boundary, offsets, allocated(path, shape, self.dtype), "disk", path)
+            return _Entry(boundary, offsets, allocated(path, shape, self.dtype), shape, self.dtype, "disk", path)
         except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped
             return None
 

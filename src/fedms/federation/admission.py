@@ -118,12 +118,7 @@ class Admission:
         _whole(metrics.get("base_correct"), "base_correct", most=_whole(metrics.get("base_total"), "base_total", least=1))
         if not isinstance(metrics.get("network_kept"), bool):
             raise RefusalError("network_kept is not true or false")
-        for whose in (
-            "validation_own",
-            "test_own",
-            "test_everyone",
-            *(("validation_everyone",) if self.config.evaluation.validation else ()),
-        ):
+        for whose in (f"{split}_{of}" for split in self.config.evaluation.splits for of in ("own", "everyone")):
             _check_share(metrics.get(whose), whose)
             if (share := metrics.get(f"{whose}_global_share")) is not None or self.server.method.predicts in ("mixture", "blend"):
                 _check_share(share, f"{whose}_global_share")

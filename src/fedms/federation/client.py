@@ -240,10 +240,8 @@ class ClientHost:
         write_arrays(self._folder(task).path / "model.safetensors", personal.arrays, facts)
         boundary, prior = self.boundary(task), task.settings["prior"]
         metrics: dict[str, Any] = {"samples": len(self.world.samples(task.client, "train")), **personal.facts()}
-        for split in ("validation", "test"):
+        for split in self.config.evaluation.splits:
             for whose, samples in (("own", self.world.samples(task.client, split)), ("everyone", self.world.everyone[split])):
-                if (split, whose) == ("validation", "everyone") and not self.config.evaluation.validation:
-                    continue
                 judged = personal.judge(self.compute, samples, boundary)
                 metrics[f"{split}_{whose}"] = judged.accuracy(samples.labels, prior)
                 if self.method.has_frontier:

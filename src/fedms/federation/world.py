@@ -63,7 +63,7 @@ class World:
         """All clients' validation and test samples together, at most `evaluation.everyone` of each."""
         limit = self.config.evaluation.everyone
         found = {}
-        for split in ("validation", "test"):
+        for split in self.config.evaluation.splits:
             rows = np.sort(np.concatenate([getattr(client, split) for client in self.partition.clients]))
             if limit is not None and limit < len(rows):
                 rows = np.sort(seeds.numpy_generator(self.config.seed, "everyone", split).choice(rows, limit, replace=False))
