@@ -48,9 +48,9 @@ class Notes(Silent):
 @pytest.fixture
 def config(tiny, monkeypatch):
     """A config whose world is opened once, so that a run takes a second."""
-    made = tiny()
-    world = experiment.open_world(made)
-    monkeypatch.setattr(experiment, "open_world", lambda _: world)
+    made, opened = tiny(), experiment.open_world
+    world = opened(made)
+    monkeypatch.setattr(experiment, "open_world", lambda other: world if other == made else opened(other))
     return made
 
 
