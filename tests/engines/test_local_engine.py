@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedms.engines import local
-from fedms.engines.local import LocalEngine, handle, read_message, worker_count, write_message
+from fedms.engines import answers, local
+from fedms.engines.answers import handle
+from fedms.engines.local import LocalEngine, worker_count
+from fedms.engines.pipe import read_message, write_message
 from fedms.errors import FedmsError
 from fedms.experiment import run
 from fedms.federation.client import ClientHost
@@ -109,7 +111,8 @@ def test_workers_answer_the_same_bytes_whatever_is_printed_there(engine, setting
 def test_a_task_becomes_bytes_when_its_client_is_asked(engine, monkeypatch):
     """So that those of thousands of clients are never there at once."""
     seen = []
-    monkeypatch.setattr(local, "encode", lambda value: seen.append(type(value).__name__) or encode(value))
+    for side in (local, answers):
+        monkeypatch.setattr(side, "encode", lambda value: seen.append(type(value).__name__) or encode(value))
     made = engine(1)
     tasks, _ = training(made, made._world)
     made.run(tasks)

@@ -17,7 +17,7 @@ from outcomes import TIMES
 
 from fedms import experiment
 from fedms.config import Config, load
-from fedms.engines import local
+from fedms.engines import answers, local
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update
 
@@ -177,7 +177,8 @@ class Traffic:
 def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     """What is sent from now on."""
     seen, encode = Traffic(), local.encode
-    monkeypatch.setattr(local, "encode", lambda message: (seen.messages.append(message), encode(message))[1])
+    for side in (local, answers):
+        monkeypatch.setattr(side, "encode", lambda message: (seen.messages.append(message), encode(message))[1])
     return seen
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedms.engines import local
+from fedms.engines import answers
 from fedms.errors import FedmsError
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
@@ -27,7 +27,7 @@ Lie = Callable[[Task, Update], Update]
 @pytest.fixture
 def in_flight(monkeypatch):
     """Have answers of this kind, in this stage, replaced on their way."""
-    honest = local.handle
+    honest = answers.handle
 
     def put(lie: Lie, kind: str, stage: str | None = None, clients: tuple[str, ...] = (LIAR,)) -> None:
         def handle(host, message: bytes) -> bytes:
@@ -35,7 +35,7 @@ def in_flight(monkeypatch):
             meant = task.client in clients and task.kind == kind and stage in (None, task.stage)
             return encode(lie(task, decode_update(answer))) if meant else answer
 
-        monkeypatch.setattr(local, "handle", handle)
+        monkeypatch.setattr(answers, "handle", handle)
 
     return put
 

@@ -10,13 +10,10 @@ worker follows in its place and goes on with the next client. Nothing late can a
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
 import resource
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -24,40 +21,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from fedms.config import Config
-from fedms.engines.allocator import keep_freed_memory, keeping_freed_memory
+from fedms.engines.allocator import keep_freed_memory
+from fedms.engines.answers import DISK, respond
 from fedms.engines.choice import Way, decide, measured
-from fedms.errors import FedmsError, StorageError
+from fedms.engines.pipe import MEASURE, bundled, unbundled
+from fedms.engines.process import LostError, WorkerProcess
+from fedms.errors import StorageError
 from fedms.federation.client import ClientHost
-from fedms.federation.messages import Failure, Loss, Task, Update, decode_task, decode_update, encode
-from fedms.federation.together import handle_together
+from fedms.federation.messages import Failure, Task, Update, decode_update, encode
 from fedms.federation.world import World
 from fedms.files import sweep
-
-USAGE = b"usage"
-"""Asks a worker for its peak memory in bytes."""
-MEASURE = b"measure"
-"""Asks a worker how long local training takes with so many clients together, in decimal digits; the answer is in ms a sample."""
-STACK = b"stack"
-"""Before several tasks, one message after another, that are to be done together; the answer is as many updates."""
-DISK = "disk"
-"""Among the metrics of an update: the client failed because its state could not be written."""
-
 
 Arrived = Callable[[Update], None]
 """Is told of each answer."""
 Ask = Callable[[bytes, int], bytes]
 """From a message, and for how many clients it is, to the answer."""
-
-
-class LostError(Exception):
-    """A worker process ended before its client had answered; why, in one line."""
-
-    def __init__(self, kind: Loss, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
 
 
 class LocalEngine:
@@ -81,7 +61,7 @@ class LocalEngine:
         self._world = world
         self.workers = 0
         self._host: ClientHost | None = None
-        self._workers: list[_Worker] = []
+        self._workers: list[WorkerProcess] = []
         try:
             self.choice = decide(world, worker_count(world.config), self._measure)
             self._open(self.choice.way.workers)
@@ -100,7 +80,7 @@ class LocalEngine:
             self._host = ClientHost(self._world, self._folder, prefixes=self._prefixes)
         else:
             config, folder, prefixes = self._world.config, self._folder, self._prefixes
-            self._workers = [_Worker(config, folder, number, workers, prefixes) for number in range(workers)]
+            self._workers = [WorkerProcess(config, folder, number, workers, prefixes) for number in range(workers)]
 
     def _measure(self, way: Way) -> float:
         """Milliseconds a sample, all processes at work at the same time; infinite where one of them dies of it."""
@@ -159,7 +139,7 @@ class LocalEngine:
         ordered = sorted(mine, key=lambda index: self._samples[tasks[index].client])
         return [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
-    def _wait(self, worker: _Worker, message: bytes, clients: int) -> bytes:
+    def _wait(self, worker: WorkerProcess, message: bytes, clients: int) -> bytes:
         """A worker's answer; several clients together have as long as they have one after another."""
         return worker.ask(message, self._deadline and self._deadline * clients)
 
@@ -214,51 +194,6 @@ def worker_count(config: Config) -> int:
     return min(wanted, config.partition.clients)
 
 
-def respond(host: ClientHost, message: bytes) -> bytes:
-    """The answer to one task, or to several in a bundle."""
-    return bundled(handle_all(host, unbundled(message))) if message.startswith(STACK) else handle(host, message)
-
-
-def handle(host: ClientHost, message: bytes) -> bytes:
-    """One task's bytes to its update's bytes; a client that fails answers with the reason."""
-    task = decode_task(message)
-    try:
-        return encode(host.handle(task))
-    except Exception as error:
-        return encode(failed(task.client, error))
-
-
-def handle_all(host: ClientHost, messages: Sequence[bytes]) -> list[bytes]:
-    """As `handle`, for clients that train together."""
-    tasks = [decode_task(message) for message in messages]
-    outcomes = zip(tasks, handle_together(host, tasks), strict=True)
-    return [encode(each if isinstance(each, Update) else failed(task.client, each)) for task, each in outcomes]
-
-
-def failed(client: str, error: Exception) -> Update:
-    """What a client answers that fails."""
-    if isinstance(error, StorageError):
-        return Update(client, metrics={DISK: True}, failure=str(error))
-    if os.environ.get("FEDMS_DEBUG"):
-        raise error
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return Update(client, failure=f"{type(error).__name__}: {first}")
-
-
-def bundled(messages: Sequence[bytes]) -> bytes:
-    """Several messages as one."""
-    stream = io.BytesIO()
-    stream.write(STACK)
-    for message in messages:
-        write_message(stream, message)
-    return stream.getvalue()
-
-
-def unbundled(bundle: bytes) -> list[bytes]:
-    stream = io.BytesIO(bundle[len(STACK) :])
-    return list(iter(lambda: read_message(stream), None))
-
-
 def peak_memory() -> int:
     """Bytes of resident memory that this process has had at most."""
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -269,130 +204,3 @@ def forget_peak() -> None:
     """Count this process's peak memory from now on, where the system can: one run after another would report the largest of all."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-
-
-def read_message(stream: IO[bytes]) -> bytes | None:
-    """One length-prefixed message; None at the end."""
-    prefix = stream.read(8)
-    if len(prefix) < 8:
-        return None
-    size = int.from_bytes(prefix, "little")
-    data = stream.read(size)
-    return data if len(data) == size else None
-
-
-def write_message(stream: IO[bytes], data: bytes) -> None:
-    stream.write(len(data).to_bytes(8, "little") + data)
-    stream.flush()
-
-
-class _Worker:
-    """A worker process, spoken to over its standard input and output, and those that follow it where it ends.
-
-    It says that it is there with an empty message: what ends before that is no client's fault.
-    """
-
-    def __init__(self, config: Config, folder: Path, number: int, workers: int, prefixes: Path | None) -> None:
-        self._config = config.to_yaml().encode()
-        self._cache = folder / "cache" / str(number)
-        places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
-        self._command = [sys.executable, "-m", "fedms.engines.worker", *places]
-        self._closing = threading.Lock()
-        self._closed = False
-        self._start()
-
-    def _start(self) -> None:
-        environment = {**keeping_freed_memory(os.environ), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with self._closing:
-            if self._closed:
-                raise FedmsError("the workers have been closed")
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
-            assert self._process.stdin and self._process.stdout
-            self._in, self._out = self._process.stdin, self._process.stdout
-        self._there = self._busy = False
-        with contextlib.suppress(OSError):  # one that has ended already is noticed when it is to answer
-            write_message(self._in, self._config)
-
-    def _be_there(self) -> None:
-        if self._there and self._process.poll() is not None:
-            self._leave()
-            self._start()
-        if not self._there and read_message(self._out) is None:
-            self._end()
-            raise FedmsError(f"a worker process {self._ending()} as it started; its last words are above")
-        self._there = True
-
-    def ask(self, message: bytes, seconds: float | None = None) -> bytes:
-        """The answer, in this time where there is one.
-
-        Raises:
-            LostError: the process ended, or was ended when the time was over; the next message goes to another.
-            FedmsError: no process can be started.
-        """
-        self._be_there()
-        over, answer = threading.Event(), None
-
-        def end() -> None:
-            over.set()
-            self._process.kill()
-
-        timer = threading.Timer(seconds or 0, end)
-        timer.daemon = True
-        if seconds is not None:
-            timer.start()
-        self._busy = True
-        try:
-            write_message(self._in, message)
-            answer = read_message(self._out)
-        except (OSError, ValueError):  # a dead worker, or a pipe closed under an interrupted run
-            pass
-        finally:
-            timer.cancel()
-        self._busy = False
-        if seconds is not None:
-            timer.join()  # from here on it is certain whether the time was over
-        if answer is not None and not over.is_set():
-            return answer
-        self._end()
-        if over.is_set():
-            raise LostError("deadline", f"no answer within {seconds:g} s")
-        raise LostError("died", f"its process {self._ending()}")
-
-    def peak_memory(self) -> int:
-        """Bytes of resident memory at most; 0 of one that has ended."""
-        try:
-            return 0 if self._process.poll() is not None else int(self.ask(USAGE))
-        except LostError:
-            return 0
-
-    def close(self) -> None:
-        """End of input ends the worker; one that is at work on what nobody waits for any more, or does not listen, is killed."""
-        with self._closing:
-            self._closed = True
-        if self._busy:
-            self._process.kill()
-        with contextlib.suppress(OSError):
-            self._in.close()
-        self._end()
-        self._out.close()
-
-    def _end(self) -> None:
-        """Wait for the process to end, and see that it does."""
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def _leave(self) -> None:
-        """Let go of what an ended process has left."""
-        with contextlib.suppress(OSError):
-            self._in.close()  # which may hold what it did not read any more
-        self._out.close()
-        shutil.rmtree(self._cache, ignore_errors=True)
-
-    def _ending(self) -> str:
-        """How the process ended."""
-        code, names = self._process.returncode, {each.value: each.name for each in signal.Signals}
-        return f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with code {code}"

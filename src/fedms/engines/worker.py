@@ -19,8 +19,10 @@ def main() -> None:
     import yaml
 
     from fedms.config import load
+    from fedms.engines.answers import respond
     from fedms.engines.choice import measured
-    from fedms.engines.local import MEASURE, USAGE, peak_memory, read_message, respond, write_message
+    from fedms.engines.local import peak_memory
+    from fedms.engines.pipe import MEASURE, USAGE, read_message, write_message
     from fedms.errors import FedmsError
     from fedms.federation.client import ClientHost
     from fedms.federation.world import open_world
@@ -56,7 +58,7 @@ def main() -> None:
 def _listen(stdin: IO[bytes], messages: SimpleQueue[bytes | None], idle: threading.Event) -> None:
     """Pass messages on. At the end of input while one is being worked on, the run has been killed: end at once, and write nothing
     more into a folder that a resumed run may hold by now."""
-    from fedms.engines.local import read_message
+    from fedms.engines.pipe import read_message
 
     while (message := read_message(stdin)) is not None:
         idle.clear()
