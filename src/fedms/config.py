@@ -230,8 +230,7 @@ class Evaluation(Section):
     everyone: int | None = Field(None, ge=1)
     """At most so many test samples of all clients, drawn by the seed, for accuracy_global; default: all."""
     validation: bool = False
-    """Whether the finished models are also judged on validation data, own and everyone's, for choosing settings without test data. `tune`
-    switches it on."""
+    """Whether the finished models are also judged on validation data, for choosing without test data; `tune` does so in any case."""
 
     @property
     def splits(self) -> tuple[str, ...]:
