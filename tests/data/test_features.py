@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,15 @@ def test_memory_and_disk_hold_the_same_bits_and_recomputing_gives_the_same_value
     same_where_real(neither.hidden(samples(), 2, PICKS), expected)
     same_where_real(disabled.hidden(samples(), 2, PICKS), expected)
     assert [files(cache) for cache in (memory, disk, neither, disabled)] == [[], ["client-1-train.float32"], [], []]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_what_rests_on_the_disk_is_mapped_only_while_it_is_read(make):
+    """A fleet's files would else count as this process's memory, and be more than it may map."""
+    cache = make(memory=0, folder="disk")
+    for number in range(3):
+        cache.hidden(samples(f"client-{number}/train", seed=number), 2, PICKS)
+    assert len(files(cache)) == 3 and str(cache.folder) not in Path("/proc/self/maps").read_text()
 
 
 def test_half_the_room_holds_the_values_rounded_wherever_they_rest(make, inputs, backbone):
