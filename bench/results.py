@@ -38,11 +38,23 @@ CORE = {
     "variants": {"sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1}},
     "seeds": [0, 1, 2],
 }
+FIVE = {"activation.rule": "fixed", "activation.blocks": 5}
+DENSE: dict[str, Any] = {
+    "methods": [name for name in CORE["methods"] if name != "fedavg-sal"],
+    "variants": {
+        "fedms 5 blocks": {"method": "fedms", **FIVE, "activation.blocks_local": "all"},
+        "fedavg-sal from 4 blocks": {"method": "fedavg-sal", "activation.blocks": 4},
+        "sal-fixed 5 blocks": {"method": "sal-fixed", **FIVE},
+        "sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1},
+    },
+    "seeds": [0, 1, 2],
+}
+"""Where the example's first stage trains all blocks: the sparse ones are rows of their own."""
 EVERY: dict[str, Any] = {"seeds": [0, 1, 2]}
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
-    "pacs": ("pacs", [*PACS, "data.limit=2400"], CORE),
+    "pacs": ("pacs", [*PACS, "data.limit=2400"], DENSE),
     "banking77-every-method": ("banking77", [*BANKING, "partition.alpha=0.1", "data.limit=2500", "training.batch_size=16"], EVERY),
     "pacs-every-method": ("pacs", [*PACS, "data.limit=1200"], EVERY),
 }
