@@ -1,7 +1,7 @@
 """Sparse activation against all blocks: accuracy against operations and bytes, at equal rounds.
 
-    python bench/sal.py                              # the embedded corpus
-    python bench/sal.py --data DIR --write           # BANKING77, from DIR/banking77, as in docs/performance.md
+    python bench/sal.py --write                      # the embedded corpus, as in docs/performance.md
+    python bench/sal.py --data DIR                   # BANKING77, from DIR/banking77
     python bench/sal.py --data DIR --limit 2500      # with fewer messages
 
 Same partition, cohorts, local steps, head and seeds; the rows differ in which blocks are active. A comparison in runs/sal/, gone on
