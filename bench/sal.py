@@ -31,8 +31,8 @@ ROWS = {
     "methods": [ALL, "fedavg-sal"],
     "variants": {
         "every 2 rounds": {**SAL, "activation.rule": "every", "activation.every": 2},
-        "fixed, 1 block": {**SAL, "activation.rule": "fixed", "activation.blocks": 1},
-        "fixed, 2 blocks": {**SAL, "activation.rule": "fixed", "activation.blocks": 2},
+        "fixed 1 block": {**SAL, "activation.rule": "fixed", "activation.blocks": 1},
+        "fixed 2 blocks": {**SAL, "activation.rule": "fixed", "activation.blocks": 2},
     },
     "seeds": [0, 1, 2],
     "baseline": ALL,
