@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class PrefixCache:
         self.kept_flops = 0
         self.used: dict[str, tuple[str, int]] = {}
         self._entries: dict[str, _Entry] = {}
+        self._held: Counter[str] = Counter()
         self._without_room: set[str] = set()
         self._image_tokens: int | None = None
 
@@ -160,9 +162,9 @@ class PrefixCache:
             self._drop(samples.owner)
             offsets = np.concatenate([[0], np.cumsum(self._lengths(samples.rows))])
             if stored := self._stored(samples, boundary, offsets):
-                self._entries[samples.owner] = stored
+                self._keep(samples.owner, stored)
             elif placed := self._place(samples, boundary, offsets):
-                self._entries[samples.owner] = placed
+                self._keep(samples.owner, placed)
                 made.append((samples, placed))
             else:
                 self._refuse(samples.owner)
@@ -227,10 +229,10 @@ class PrefixCache:
         if self.store and (room := self.store.place(samples.rows, boundary, shape, self.dtype)):
             return _Entry(boundary, offsets, room[0], shape, self.dtype, "store", room[1])
         size = shape[0] * shape[1] * self.dtype.itemsize
-        if self._held("memory") + size <= self.memory:
+        if self._held["memory"] + size <= self.memory:
             with suppress(torch.OutOfMemoryError):  # of a GPU that has less than the budget allows
                 return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device), shape, self.dtype)
-        if self._held("disk") + size > self.disk:
+        if self._held["disk"] + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
@@ -239,8 +241,9 @@ class PrefixCache:
         except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped
             return None
 
-    def _held(self, place: str) -> int:
-        return sum(entry.bytes for entry in self._entries.values() if entry.place == place)
+    def _keep(self, owner: str, entry: _Entry) -> None:
+        self._entries[owner] = entry
+        self._held[entry.place] += entry.bytes
 
     def _refuse(self, owner: str) -> None:
         """For good: whatever the boundary, an owner needs the same room, and the others hold theirs."""
@@ -256,10 +259,14 @@ class PrefixCache:
 
     def _drop(self, owner: str) -> None:
         entry = self._entries.pop(owner, None)
-        if entry is not None and entry.path is not None:
+        if entry is None:
+            return
+        self._held[entry.place] -= entry.bytes
+        if entry.path is not None:
             entry.path.unlink(missing_ok=True)
 
     def close(self) -> None:
         self._entries.clear()
+        self._held.clear()
         self._without_room.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
