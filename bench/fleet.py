@@ -106,7 +106,7 @@ def settings(source: Path, model: str, clients: int, cohort: int, rounds: int, w
         "partition": {"clients": clients, "rule": "equal"},
         "federation": {"cohort": cohort, "cohort_local": cohort, "rounds_global": rounds, "rounds_local": 1},
         "statistics": {"clients": min(SOME, clients)},
-        "evaluation": {"clients": min(SOME, clients), "everyone": 200, "validation": False},
+        "evaluation": {"clients": min(SOME, clients), "everyone": 200},
         "engine": {"workers": workers},
         "cache": {"memory_mb": CACHE},
     }

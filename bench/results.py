@@ -30,24 +30,24 @@ from pages import ROOT, splice
 RUNS = ROOT / "runs" / "results"
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 
-COMMON = ["evaluation.everyone=250", "evaluation.validation=false", "engine.workers=1"]
+COMMON = ["evaluation.everyone=250", "engine.workers=1"]
 BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
-CORE = {
+CORE: dict[str, Any] = {
     "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal", "local"],
     "variants": {"sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1}},
     "seeds": [0, 1, 2],
 }
 FIVE = {"activation.rule": "fixed", "activation.blocks": 5}
 DENSE: dict[str, Any] = {
+    **CORE,
     "methods": [name for name in CORE["methods"] if name != "fedavg-sal"],
     "variants": {
         "fedms 5 blocks": {"method": "fedms", **FIVE, "activation.blocks_local": "all"},
         "fedavg-sal from 4 blocks": {"method": "fedavg-sal", "activation.blocks": 4},
         "sal-fixed 5 blocks": {"method": "sal-fixed", **FIVE},
-        "sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1},
+        **CORE["variants"],
     },
-    "seeds": [0, 1, 2],
 }
 """Where the example's first stage trains all blocks: the sparse ones are rows of their own."""
 EVERY: dict[str, Any] = {"seeds": [0, 1, 2]}

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="messages of each split at most")
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
     given = parser.parse_args()
-    example, keys = "assistant", [f"compare={json.dumps(ROWS)}", "engine.workers=1", "evaluation.validation=false"]
+    example, keys = "assistant", [f"compare={json.dumps(ROWS)}", "engine.workers=1"]
     if given.data:
         example = "banking77"
         keys += [f"data.source={given.data.resolve() / 'banking77'}", "evaluation.everyone=null"]

@@ -76,8 +76,7 @@ def settings(seed: int, data: Path, model: str, clients: int, cohort: int, round
         "data": {"source": str(data)},
         "partition": {"clients": clients, "alpha": 0.1},
         "federation": {"cohort": cohort, "rounds_global": rounds, "rounds_local": 0},
-        # nobody chooses settings here, and the clients' own test splits together are the whole one
-        "evaluation": {"validation": False, "everyone": SOME},
+        "evaluation": {"everyone": SOME},  # the clients' own test splits together are the whole one
     }
 
 

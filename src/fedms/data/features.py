@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -53,25 +54,12 @@ class _Entry:
     boundary: int
     offsets: np.ndarray
     """[n + 1], in tokens"""
-    held: Tensor | None
+    values: Tensor | None
     """[sum of tokens, d], on the device or mapped from a file; None where it is mapped when it is read"""
-    shape: tuple[int, int]
-    dtype: torch.dtype
     place: Literal["memory", "disk", "store"] = "memory"
     path: Path | None = None
     """Of a file that is this cache's, or still to be finished"""
     flops: int = 0
-
-    @property
-    def values(self) -> Tensor:
-        if self.held is not None:
-            return self.held
-        assert self.path is not None
-        return mapped(self.path, self.shape, self.dtype)
-
-    @property
-    def bytes(self) -> int:
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
 
 class PrefixCache:
@@ -128,7 +116,7 @@ class PrefixCache:
         longest = int((ends - starts).max())
         # a short sample's last token stands in the places that are left, where the mask hides it
         lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
-        states = entry.values
+        states = self._states(entry)
         values = states.index_select(0, moved(lines.flatten(), states.device)).view(*lines.shape, -1)
         mask = attention_mask(torch.from_numpy(ends - starts), longest)
         return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
@@ -181,7 +169,7 @@ class PrefixCache:
         before = self.flops
         lower = self._lower(*made[0]) if len(made) == 1 else None
         rows = np.concatenate([samples.rows for samples, _ in made])
-        places = [(entry.values, *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)]
+        places = [(self._states(entry), *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)]
         for picks in batches(np.array([end - start for _, start, end in places]), FILL_BATCH):
             hidden = self._go_on(lower, boundary, picks) if lower else self._compute(rows[picks], boundary)[0]
             for line, (values, start, end) in zip(hidden.to(places[0][0].device), (places[pick] for pick in picks), strict=True):
@@ -193,7 +181,7 @@ class PrefixCache:
                 self.store.finish(entry.path)
                 entry.path = None
             elif entry.place == "disk":
-                entry.held = None  # a fleet has more files than a process may map, and what is mapped counts as its memory
+                entry.values = None  # a fleet has more files than a process may map, and what is mapped counts as its memory
 
     def _lower(self, samples: Samples, made: _Entry) -> _Entry | None:
         """What the store has of a lower boundary, the nearest; nothing where it would be rounded twice."""
@@ -207,11 +195,9 @@ class PrefixCache:
 
     def _stored(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
         """What the store has."""
-        shape = (int(offsets[-1]), self.backbone.width)
+        shape = self._shape(offsets)
         values = self.store.find(samples.rows, boundary, shape, self.dtype) if self.store else None
-        if values is None:
-            return None
-        return _Entry(boundary, offsets, values, shape, self.dtype, "store", flops=self._takes(np.diff(offsets), boundary))
+        return None if values is None else _Entry(boundary, offsets, values, "store", flops=self._takes(np.diff(offsets), boundary))
 
     @torch.no_grad()
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -225,25 +211,38 @@ class PrefixCache:
 
     def _place(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
         """Room for the values: in the store, else in memory, then on disk, else None."""
-        shape = (int(offsets[-1]), self.backbone.width)
+        shape = self._shape(offsets)
         if self.store and (room := self.store.place(samples.rows, boundary, shape, self.dtype)):
-            return _Entry(boundary, offsets, room[0], shape, self.dtype, "store", room[1])
-        size = shape[0] * shape[1] * self.dtype.itemsize
+            return _Entry(boundary, offsets, room[0], "store", room[1])
+        size = self._bytes(offsets)
         if self._held["memory"] + size <= self.memory:
             with suppress(torch.OutOfMemoryError):  # of a GPU that has less than the budget allows
-                return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device), shape, self.dtype)
+                return _Entry(boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device))
         if self._held["disk"] + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
         try:
-            return _Entry(boundary, offsets, allocated(path, shape, self.dtype), shape, self.dtype, "disk", path)
+            return _Entry(boundary, offsets, allocated(path, shape, self.dtype), "disk", path)
         except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped
             return None
 
+    def _shape(self, offsets: np.ndarray) -> tuple[int, int]:
+        return int(offsets[-1]), self.backbone.width
+
+    def _bytes(self, offsets: np.ndarray) -> int:
+        return math.prod(self._shape(offsets)) * self.dtype.itemsize
+
+    def _states(self, entry: _Entry) -> Tensor:
+        """An entry's values, mapped for this once where they rest on the disk."""
+        if entry.values is not None:
+            return entry.values
+        assert entry.path is not None
+        return mapped(entry.path, self._shape(entry.offsets), self.dtype)
+
     def _keep(self, owner: str, entry: _Entry) -> None:
         self._entries[owner] = entry
-        self._held[entry.place] += entry.bytes
+        self._held[entry.place] += self._bytes(entry.offsets)
 
     def _refuse(self, owner: str) -> None:
         """For good: whatever the boundary, an owner needs the same room, and the others hold theirs."""
@@ -261,7 +260,7 @@ class PrefixCache:
         entry = self._entries.pop(owner, None)
         if entry is None:
             return
-        self._held[entry.place] -= entry.bytes
+        self._held[entry.place] -= self._bytes(entry.offsets)
         if entry.path is not None:
             entry.path.unlink(missing_ok=True)
 
