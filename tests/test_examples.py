@@ -35,15 +35,11 @@ def test_an_ablation_compares_what_its_model_can_do_and_has_a_place_in_the_docs(
     assert f"<!-- ablation {path.stem} -->" in page and f"<!-- end ablation {path.stem} -->" in page
 
 
-def compared_by_benches(monkeypatch) -> dict[str, tuple[str, list[str], dict]]:
-    """Name -> example, keys and section `compare` of every comparison that bench/ makes."""
+def test_every_comparison_of_a_bench_can_be_begun(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     settings = importlib.import_module("results").SETTINGS
-    return {**settings, "sal": ("assistant", [], importlib.import_module("sal").ROWS)}
-
-
-def test_every_comparison_of_a_bench_can_be_begun(monkeypatch):
-    for name, (example, keys, section) in compared_by_benches(monkeypatch).items():
+    sal = importlib.import_module("sal").ROWS
+    for name, (example, keys, section) in {**settings, "sal": ("assistant", [], sal)}.items():
         config = load(ROOT / "examples" / f"{example}.yaml", [f"compare={json.dumps(section)}", *keys])
         experiments = [row.experiment(config, 0, {}).to_yaml() for row in rows(config)]
         assert len(set(experiments)) == len(experiments) > 1, name
