@@ -50,13 +50,22 @@ DENSE: dict[str, Any] = {
     },
 }
 """Where the example's first stage trains all blocks: the sparse ones are rows of their own."""
-EVERY: dict[str, Any] = {"seeds": [0, 1, 2]}
+TUNED: dict[str, Any] = {"seeds": [0, 1, 2], "tune": {"training.learning_rate": [1e-3, 3e-3]}}
+SPARSE = ("fedavg-sal", "sal-fixed")
+EVERY: dict[str, Any] = {**TUNED, "methods": list(METHODS)}
+EVERY_DENSE: dict[str, Any] = {
+    **TUNED,
+    "methods": [name for name in METHODS if name not in SPARSE],
+    "variants": {name: keys for name, keys in DENSE["variants"].items() if keys["method"] in SPARSE},
+}
+SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
+"""So that a hundred runs fit an afternoon."""
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
     "pacs": ("pacs", [*PACS, "data.limit=2400"], DENSE),
-    "banking77-every-method": ("banking77", [*BANKING, "partition.alpha=0.1", "data.limit=2500", "training.batch_size=16"], EVERY),
-    "pacs-every-method": ("pacs", [*PACS, "data.limit=1200"], EVERY),
+    "banking77-every-method": ("banking77", [*BANKING, "partition.alpha=0.1", "data.limit=1000", *SMALL], EVERY),
+    "pacs-every-method": ("pacs", [*PACS, "data.limit=600", *SMALL], EVERY_DENSE),
 }
 """Name -> example, the keys in which the setting departs from it (DATA stands for --data), and its section `compare`."""
 
@@ -75,7 +84,7 @@ def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | 
 def is_whole(setting: str, comparison: Comparison) -> bool:
     """Whether all rows and seeds are in it; a part of them belongs into no page."""
     compared = SETTINGS[setting][2]
-    methods = [*compared.get("methods", METHODS), *compared.get("variants", {})]
+    methods = [*compared["methods"], *compared.get("variants", {})]
     seeds: list[int] = compared["seeds"]
     return [row.name for row in comparison.rows] == methods and comparison.seeds == seeds
 
