@@ -1,6 +1,7 @@
 # install   a virtual environment in .venv with fedms in it       demo   the embedded experiment into runs/demo
 # test      ruff, mypy and all tests                              lint   ruff and mypy alone
 # clean     caches and build leftovers (to start afresh: rm -rf .venv)
+# results   all tables and pictures of docs/results.md, from the data in DATA: most of a day on 2 cores; goes on where it was interrupted
 #
 # PYTHON chooses the interpreter: make install PYTHON=python3.12
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint results clean
 
 install: $(VENV)/.installed
 	@:
@@ -43,6 +44,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+results: install
+	@test -d "$(DATA)" || { echo "name the folder of the data sets: make results DATA=DIR" >&2; exit 1; }
+	$(BIN)/python bench/results.py --data $(DATA)
+	$(BIN)/python bench/ablations.py
 
 clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
