@@ -23,7 +23,7 @@ from fedms.federation.methods import METHODS
 from fedms.progress import observer
 from fedms.report.comparison_frontier import close_up, frontier
 from fedms.report.comparison_metrics import Comparison, read_comparison
-from fedms.report.comparison_tables import differences_markdown, headline_markdown
+from fedms.report.comparison_tables import differences_markdown, headline_markdown, tuning_markdown
 from fedms.report.drawing import save_picture
 from pages import ROOT, splice
 
@@ -97,6 +97,7 @@ def render(setting: str, comparison: Comparison) -> None:
     for page in PAGES:
         splice(page, f"table {setting}", headline_markdown(comparison))
         splice(page, f"differences {setting}", differences_markdown(comparison))
+        splice(page, f"tuning {setting}", tuning_markdown(comparison))
         splice(page, f"constants {setting}", against_constants(comparison))
 
 

@@ -246,6 +246,8 @@ def test_tuning_reads_validation_data_alone(played, tmp_path):
     ]
     assert tried["chosen"] == {"training.learning_rate": 0.001} and list(made["tuning"]["rows"]) == ["fedavg-sal", "fedms"]
     assert made["tuning"]["grid"] == {"training.learning_rate": [0.01, 0.001]} and made["tuning"]["criterion"] == "accuracy_local"
+    page = (tmp_path / "c" / "comparison.md").read_text(encoding="utf-8")
+    assert "| fedms | training.learning_rate 0.01: 0.6000; **training.learning_rate 0.001: 0.7000** |" in page
     # the chosen trial is the first seed's run: 2 x 2 trials, statistics twice, and two rows on the second seed
     assert len(played.ran) == len(set(played.names(tmp_path / "c"))) == 8
     folders = {(run["row"], run["seed"]): run["folder"] for run in made["runs"]}

@@ -103,7 +103,7 @@ def comparison_markdown(comparison: Comparison) -> str:
         differences=differences_markdown(comparison),
         resamples=RESAMPLES,
         fewest=FEWEST_PAIRS,
-        tuning=_tuning(comparison.tuning),
+        tuning=tuning_markdown(comparison),
         folder=comparison.folder,
         seeds=", ".join(map(str, comparison.seeds)),
         version=(environment.get("versions") or {}).get("fedms") or MISSING,
@@ -153,28 +153,29 @@ def _difference(found: Mapping[str, Any]) -> list[str]:
     return [f"**{points}**" if found["distinguishable"] else points, MISSING if found["p"] is None else f"{found['p']:.2g}"]
 
 
-def _tuning(tuning: Mapping[str, Any]) -> str:
+def tuning_markdown(comparison: Comparison) -> str:
+    """The grid, and each row's scores on validation data with the chosen settings in bold."""
+    tuning = comparison.tuning
     if not tuning:
         return "Nothing was tuned: every row has the config's settings."
     grid = "; ".join(f"`{key}` of {', '.join(map(str, values))}" for key, values in tuning["grid"].items())
     text = f"Each row's best by `{tuning['criterion']}` on validation data (seed {tuning['seed']}; test data plays no part): {grid}.\n\n"
-    lines = [
-        [
-            name.replace("|", "\\|"),
-            _keys(candidate["keys"]),
-            decimal(candidate["score"], 4),
-            "chosen" * (candidate["keys"] == row["chosen"]),
-        ]
-        for name, row in tuning["rows"].items()
-        for candidate in row["candidates"]
-    ]
-    return text + _table(["method", "settings", "validation", ""], lines)
+    return text + _table(["method", "validation, chosen in bold"], [[_cut(name), _tried(row)] for name, row in tuning["rows"].items()])
+
+
+def _tried(row: Mapping[str, Any]) -> str:
+    cells = [(f"{_keys(each['keys'])}: {decimal(each['score'], 4)}", each["keys"] == row["chosen"]) for each in row["candidates"]]
+    return "; ".join(f"**{text}**" if chosen else text for text, chosen in cells)
+
+
+def _cut(name: str) -> str:
+    return clip(name, 64).replace("|", "\\|")
 
 
 def _name(row: Mapping[str, Any]) -> str:
     """A row's name, and of a variant what it is."""
     keys = {"method": row["method"]} | row["overrides"] if row["name"] != row["method"] else {}
-    return clip(row["name"], 64).replace("|", "\\|") + (f" ({_keys(keys)})" if keys else "")
+    return _cut(row["name"]) + (f" ({_keys(keys)})" if keys else "")
 
 
 def _keys(keys: Mapping[str, Any]) -> str:
