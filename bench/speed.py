@@ -37,7 +37,8 @@ from torch.nn import functional as F
 
 from fedms.config import Config, load
 from fedms.data.inputs import TextInputs
-from fedms.engines.local import LocalEngine, peak_memory
+from fedms.engines.local import LocalEngine
+from fedms.engines.memory import peak_memory
 from fedms.federation import client
 from fedms.federation.messages import Update
 from fedms.federation.methods import of

@@ -25,7 +25,7 @@ import torch
 from fedms import seeds
 from fedms.config import Config, load
 from fedms.data.features import PrefixCache, Samples
-from fedms.engines.allocator import keep_freed_memory
+from fedms.engines.memory import keep_freed_memory
 from fedms.environment import describe_environment
 from fedms.federation.compute import Compute, Cost
 from fedms.federation.stacking import Member, train_stack

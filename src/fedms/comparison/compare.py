@@ -16,7 +16,8 @@ from fedms.comparison.folder import PREFIXES, claimed, is_finished
 from fedms.comparison.plan import Run, plan
 from fedms.comparison.rows import Row, baseline, rows
 from fedms.config import Config
-from fedms.engines.local import forget_peak, worker_count
+from fedms.engines.local import worker_count
+from fedms.engines.memory import forget_peak
 from fedms.environment import describe_environment
 from fedms.errors import FedmsError
 from fedms.events import require_tensorboard

@@ -9,12 +9,9 @@ worker follows in its place and goes on with the next client. Nothing late can a
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import resource
 import shutil
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 
 from fedms.config import Config
-from fedms.engines.allocator import keep_freed_memory
 from fedms.engines.answers import DISK, respond
 from fedms.engines.choice import Way, decide, measured
+from fedms.engines.memory import keep_freed_memory, peak_memory
 from fedms.engines.pipe import MEASURE, bundled, unbundled
 from fedms.engines.process import LostError, WorkerProcess
 from fedms.errors import StorageError
@@ -192,15 +189,3 @@ def worker_count(config: Config) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = config.engine.workers or (1 if config.device == "cuda" else cores)
     return min(wanted, config.partition.clients)
-
-
-def peak_memory() -> int:
-    """Bytes of resident memory that this process has had at most."""
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
-
-
-def forget_peak() -> None:
-    """Count this process's peak memory from now on, where the system can: one run after another would report the largest of all."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")

@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 
 from fedms.config import Config
-from fedms.engines.allocator import keeping_freed_memory
+from fedms.engines.memory import keeping_freed_memory
 from fedms.engines.pipe import USAGE, read_message, write_message
 from fedms.errors import FedmsError
 from fedms.federation.messages import Loss

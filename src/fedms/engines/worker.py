@@ -21,7 +21,7 @@ def main() -> None:
     from fedms.config import load
     from fedms.engines.answers import respond
     from fedms.engines.choice import measured
-    from fedms.engines.local import peak_memory
+    from fedms.engines.memory import peak_memory
     from fedms.engines.pipe import MEASURE, USAGE, read_message, write_message
     from fedms.errors import FedmsError
     from fedms.federation.client import ClientHost

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from fedms.engines.allocator import keeping_freed_memory
+from fedms.engines.memory import keeping_freed_memory
 
 FAULTS = """
 import resource, sys
 import torch
-from fedms.engines.allocator import keep_freed_memory
+from fedms.engines.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 def step():  # more than the C library keeps by itself, freed from the top of the heap
