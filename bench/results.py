@@ -50,7 +50,8 @@ DENSE: dict[str, Any] = {
     },
 }
 """Where the example's first stage trains all blocks: the sparse ones are rows of their own."""
-TUNED: dict[str, Any] = {"seeds": [0, 1, 2], "tune": {"training.learning_rate": [1e-3, 3e-3]}}
+RATES = ("training.learning_rate", "training.local_learning_rate")
+TUNED: dict[str, Any] = {"seeds": [0, 1, 2], "tune": {key: [1e-3, 3e-3] for key in RATES}}
 SPARSE = ("fedavg-sal", "sal-fixed")
 EVERY: dict[str, Any] = {**TUNED, "methods": list(METHODS)}
 EVERY_DENSE: dict[str, Any] = {

@@ -263,6 +263,15 @@ def test_the_grid_leaves_out_what_cannot_matter_and_what_a_variant_fixes():
     assert len(Row("x", METHODS["fedms"], {"gate.epochs": 3}).grid(config)) == 2
 
 
+def test_a_row_is_tuned_by_the_rates_it_trains_with():
+    names = ("learning_rate", "head_learning_rate", "local_learning_rate")
+    config = config_of(tune={f"training.{name}": [1e-3, 1e-2] for name in names})
+    expected = {"fedms": names, "fedavg": names[:2], "fedclip": names[:1], "linear-probe": names[1:2], "local": names[2:], "statistics": ()}
+    for method, used in expected.items():
+        first = Row(method, METHODS[method], {}).grid(config)[0]
+        assert set(first) == {f"training.{name}" for name in used}, method
+
+
 def test_equal_scores_choose_the_first_candidate(played, tmp_path):
     made = compare(config_of(tune={"lora.rank": [2, 4, 8]}, methods=["fedavg"], seeds=[0]), tmp_path / "c")
     assert made["methods"][0]["tuned"] == {"lora.rank": 2} and len(played.ran) == 3

@@ -44,6 +44,12 @@ class Row:
 
 def _matters(key: str, method: Method) -> bool:
     section = key.partition(".")[0]
+    if key == "training.local_learning_rate":
+        return any(stage.expert == "local" for stage in method.stages)
+    if key == "training.head_learning_rate":
+        return any(stage.expert == "global" and "head" in stage.trains for stage in method.stages)
+    if key == "training.learning_rate":
+        return any(stage.expert == "global" and {*stage.trains} - {"head"} for stage in method.stages)
     if section in ("training", "lora", "activation", "federation"):
         return bool(method.stages)
     return method.gate is not None if section == "gate" else True
