@@ -193,6 +193,12 @@ def test_what_averages_a_and_b_apart_takes_one_rank_alone(settings, method):
         METHODS[method].configure(config)
 
 
+def test_feddpa_blends_no_residual_with_none(settings):
+    assert METHODS["feddpa"].configure(settings("federation.aggregation=exact"))
+    with pytest.raises(ConfigError, match="must be `global` with federation"):
+        METHODS["feddpa"].configure(settings("federation.aggregation=exact", "mixture.local_start=scratch"))
+
+
 # FedSA-LoRA, FedPer, FedRep
 
 

@@ -95,6 +95,9 @@ class Method:
                 raise ConfigError(f"federation.robust: must be `none` with federation.aggregation: {config.federation.aggregation}")
             if any(stage.average == "beside" for stage in self.stages):
                 raise ConfigError(f"federation.robust: must be `none`, since in method {self.name} clients take themselves out of the mean")
+        if self.predicts == "blend" and config.federation.aggregation == "exact" and config.mixture.local_start == "scratch":
+            kept = "since the residual that exact averaging keeps is blended with none"
+            raise ConfigError(f"mixture.local_start: must be `global` with federation.aggregation: exact in method {self.name}, {kept}")
         return config
 
 
