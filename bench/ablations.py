@@ -33,8 +33,7 @@ RUNS = ROOT / "runs" / "ablations"
 PAGE = ROOT / "docs" / "results.md"
 SWEPT = {"alpha": ("partition.alpha", ("0.05", "0.1", "0.5", "1.0")), "clients": ("partition.clients", ("10", "20", "40"))}
 """Ablations of the partition: the rows of a comparison share theirs, so every value is a comparison of its own."""
-EVERYONE = "evaluation.everyone=200"
-"""As in examples/assistant.yaml."""
+COMMON = ("evaluation.everyone=200", "engine.workers=1")
 BANKING = ("data.limit=2500", "training.batch_size=16")
 """So that a run takes two minutes."""
 
@@ -94,7 +93,7 @@ def main() -> None:
         parser.error(f"{unknown[0]}: no such ablation; there are {', '.join(known)}")
     names = given.ablations or known
     data = ["data.source=" + str(given.data.resolve() / "banking77"), *BANKING] if given.data else []
-    keys = [EVERYONE, *data]
+    keys = [*COMMON, *data]
     runs, mark = (RUNS / "banking77", "ablation banking77") if given.data else (RUNS / "assistant", "ablation")
     for name in [] if given.render else names:
         perform(name, runs, keys)
