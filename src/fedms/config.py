@@ -176,11 +176,9 @@ class Lora(Section):
 
 class Head(Section):
     kind: Literal["statistics", "means", "text-init", "text", "linear"] = "statistics"
-    """How the task head starts: the federation's linear discriminant, its class means, class-name embeddings (trained or frozen),
-    or zero."""
+    """How the task head starts: federated discriminant, class means, class-name embeddings (trained or frozen), or zero."""
     label_prior: float = Field(0.9, ge=0, lt=1)
-    """How far a local expert that starts from the global one trusts the client's own label shares, in its bias; 0 is not at all
-    (and at 1 a class it has not seen would be impossible)."""
+    """How far a local expert's bias at its start trusts the client's own label shares; 0: not at all."""
 
 
 class Statistics(Section):
@@ -220,6 +218,8 @@ class Mixture(Section):
     """What of the two experts is mixed."""
     local_start: Literal["global", "scratch"] = "global"
     """Where the local expert starts."""
+    interpolation: float | None = Field(None, ge=0, le=1)
+    """How far the local expert goes from its start (0) to where training took it (1); default: chosen on all validation labels."""
 
 
 class Evaluation(Section):

@@ -301,8 +301,10 @@ class Experiment:
         server = self.server
         line = Round("end", 0, 0, len(server.active(self.method.stages[-1] if self.method.stages else None)), server.clients)
         arrays = dict(server.shared)
+        if self.method.predicts == "mixture" and self.config.mixture.interpolation is None:
+            server.interpolate(self.asking.ask(line, "interpolate", self._validators(), None, arrays=arrays))
         if self.method.gate == "constant" or self._gate_reads_statistics():
-            server.weigh(self.asking.ask(line, "weigh", self._validators(), None, arrays=arrays))
+            server.weigh(self.asking.ask(line, "weigh", self._validators(), None, arrays=arrays, interpolation=server.interpolation))
         if self.base_means is not None and self.world.backbone.kind == "image":
             arrays[BASE] = self.base_means
         updates = self.asking.ask(
@@ -314,6 +316,7 @@ class Experiment:
             evaluation=True,
             arrays=arrays,
             prior=server.prior,
+            interpolation=server.interpolation,
             evidence_scales=list(server.evidence_scales),
         )
         record = line.record()

@@ -35,6 +35,7 @@ def make_result(
         "clients": len(world.clients),
         "rounds": sum(server.rounds(stage) for stage in method.stages),
         "prior": server.prior,
+        "interpolation": server.interpolation if method.predicts == "mixture" else None,
         "evidence_scales": list(server.evidence_scales) if method.gate == "learned" else None,
         **_accuracies(metrics, "test"),
         "accuracy_base": sum(m["base_correct"] for m in metrics) / sum(m["base_total"] for m in metrics),

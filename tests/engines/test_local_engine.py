@@ -199,7 +199,7 @@ def test_when_all_fail_the_run_ends_in_one_line(settings, tmp_path, breaking, ki
     assert not (tmp_path / "run" / "cache").exists()
 
 
-@pytest.mark.parametrize("kind", ["statistics", "calibrate", "evaluate", "weigh"])
+@pytest.mark.parametrize("kind", ["statistics", "calibrate", "evaluate", "interpolate", "weigh"])
 def test_a_client_that_fails_in_anything_else_does_not_end_the_run(settings, tmp_path, breaking, kind):
     breaking(kind, "client-1")
     result = run(settings("engine.workers=1", "head.kind=statistics"), tmp_path / "run")

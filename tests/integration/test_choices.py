@@ -1,6 +1,7 @@
 """Each choice that a config offers runs end to end, and those that promise something keep it."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,10 +9,14 @@ from PIL import Image
 
 from fedms import experiment
 from fedms.config import load
+from fedms.data.features import PrefixCache
 from fedms.errors import ConfigError, FedmsError
 from fedms.federation.client import ClientHost
-from fedms.federation.personal import EVEN, PRIORS, SCALES
+from fedms.federation.compute import Compute
+from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES, strip
 from fedms.federation.world import open_world
+from fedms.model.expert import Expert
+from fedms.store import read_arrays
 
 pytestmark = pytest.mark.integration
 
@@ -140,6 +145,45 @@ def test_pictures_are_learned_as_texts_are(image_model, pictures, tmp_path, meth
     assert len(result["per_client"]) == 3
     assert result["accuracy_base"] > 0.6, "the nearest federated class mean tells plain colours apart"
     assert 0 <= result["accuracy_global"] <= 1
+
+
+def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where_training_took_it(perform, finished, tiny, traffic):
+    run = perform()
+    exchanges = [(task, update) for task, update in traffic.exchanges if task.kind == "interpolate"]
+    summed = sum(update.arrays["interpolate.log_likelihood"].double() for _, update in exchanges)
+    assert run.result["interpolation"] == INTERPOLATIONS[int(summed.argmax())]
+    ends = {at: finished(f"mixture.interpolation={at}") for at in (0.0, 0.5, 1.0)}
+    assert all(other.result["interpolation"] == at for at, other in ends.items())
+    world = open_world(tiny())
+    for task, update in exchanges:
+        kept = {
+            at: strip(read_arrays(other.folder / "clients" / task.client / "model.safetensors")[0], "local/") for at, other in ends.items()
+        }
+        shared = strip(read_arrays(run.folder / "clients" / task.client / "model.safetensors")[0], "global/")
+        moved = [name for name, array in kept[1.0].items() if not torch.equal(array, kept[0.0][name])]
+        assert "head.weight" in moved and any(name.endswith(".lora_B") for name in moved)
+        for name, array in kept[0.5].items():
+            torch.testing.assert_close(array, (kept[0.0][name] + kept[1.0][name]) / 2)
+        assert all(torch.equal(kept[0.0][name], shared[name]) for name in shared if name != "head.bias"), "it starts from the global expert"
+        samples = world.samples(task.client, "validation")
+        for at, arrays in kept.items():
+            logits = Compute(world.backbone, uncached(world)).outputs(Expert(arrays, 16.0 / 2), samples, 0).logits
+            expected = -torch.nn.functional.cross_entropy(logits, samples.labels, reduction="sum")
+            answer = update.arrays["interpolate.log_likelihood"][INTERPOLATIONS.index(at)]
+            torch.testing.assert_close(answer, expected, atol=1e-3, rtol=1e-3)
+
+
+def uncached(world):
+    return PrefixCache(world.backbone, world.inputs, 0, 0, Path(), enabled=False)
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen"), [("mixture-constant", True), ("pfl-moe", False), ("feddpa", False), ("fedavg-finetune", False)]
+)
+def test_whose_local_expert_is_interpolated(perform, traffic, method, chosen):
+    run = perform(f"method={method}")
+    assert any(task.kind == "interpolate" for task, _ in traffic.exchanges) == chosen
+    assert run.result["interpolation"] == {"mixture-constant": run.result["interpolation"], "pfl-moe": 1.0}.get(method)
 
 
 def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform, tiny, traffic):

@@ -105,6 +105,8 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     ("statistics", None, array("statistics.sums", lambda a: a[1:]), "statistics.sums is of shape "),
     ("calibrate", None, array("calibrate.log_likelihood", lambda a: a[1:]), "calibrate.log_likelihood is of shape [12], not [13]"),
     ("calibrate", None, array("calibrate.log_likelihood", first(5.0)), "calibrate.log_likelihood is above zero"),
+    ("interpolate", None, array("interpolate.log_likelihood", lambda a: a[1:]), "interpolate.log_likelihood is of shape [4], not [5]"),
+    ("interpolate", None, array("interpolate.log_likelihood", lambda a: -a), "interpolate.log_likelihood is above zero"),
     ("weigh", None, array("weigh.log_likelihood", first(float("nan"))), "weigh.log_likelihood is not finite"),
     ("weigh", None, weight(10**6), "it speaks for 1000000 validation samples, and declared "),
     ("weigh", None, array("weigh.log_likelihood", lambda a: -a), "weigh.log_likelihood is above zero"),

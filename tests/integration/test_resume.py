@@ -344,7 +344,7 @@ def test_other_methods_go_on_too(tiny, finished, tmp_path, method):
     assert outcome(tmp_path / "run") == outcome(finished(f"method={method}").folder)
 
 
-@pytest.mark.parametrize("kind", ["statistics", "calibrate", "train", "evaluate", "weigh", "test"])
+@pytest.mark.parametrize("kind", ["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"])
 def test_a_run_that_ends_within_an_exchange_comes_to_the_same(config, finished, tmp_path, monkeypatch, kind):
     """Some clients have answered, and what they keep is newer than the server's checkpoint."""
     good, count = getattr(ClientHost, f"_{kind}"), []

@@ -12,7 +12,14 @@ pytestmark = pytest.mark.integration
 EVERYBODY = "federation.cohort=4"
 TIERS = "activation.capacity=[{share: 0.25, blocks: 1}, {share: 0.25, blocks: 2}, {share: 0.5, blocks: 3}]"
 ADAPTER = {"gate.adapter.down", "gate.adapter.up"}
-SUMS = {"statistics.counts", "statistics.sums", "statistics.second", "calibrate.log_likelihood", "weigh.log_likelihood"}
+SUMS = {
+    "statistics.counts",
+    "statistics.sums",
+    "statistics.second",
+    "calibrate.log_likelihood",
+    "interpolate.log_likelihood",
+    "weigh.log_likelihood",
+}
 
 
 def test_few_blocks_are_cheap_to_send_and_to_train(finished):
@@ -130,6 +137,7 @@ def test_a_few_clients_can_speak_for_all_in_sums_and_in_validation(perform, traf
     run = perform(f"method={method}", "statistics.clients=2", "evaluation.clients=3", f"gate.features={features}")
     assert len(asked(traffic, "statistics")) == 2 and asked(traffic, "calibrate") == asked(traffic, "statistics")
     assert len(asked(traffic, "evaluate")) == (0 if method == "statistics" else 3)
+    assert len(asked(traffic, "interpolate")) == (3 if method in ("fedms", "mixture-count") else 0)
     assert len(asked(traffic, "weigh")) == (3 if method == "fedms" else 0)
     assert len(asked(traffic, "test")) == len(run.result["per_client"]) == 4
     assert not [failure for line in run.lines for failure in line["failures"]]

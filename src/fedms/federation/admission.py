@@ -18,7 +18,7 @@ from fedms.errors import FedmsError
 from fedms.federation.activation import trainable
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
-from fedms.federation.personal import EVEN, PRIORS, SCALES
+from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES
 from fedms.federation.server import Server
 from fedms.federation.training import GATE_BATCH, GATE_DECAY, rates, reach
 from fedms.model import expert as experts
@@ -102,6 +102,9 @@ class Admission:
 
     def _check_calibrate(self, task: Task, update: Update, declared: Mapping[str, int]) -> None:
         _check_likelihood(update, "calibrate.log_likelihood", len(TEMPERATURES), declared["validation"])
+
+    def _check_interpolate(self, task: Task, update: Update, declared: Mapping[str, int]) -> None:
+        _check_likelihood(update, "interpolate.log_likelihood", len(INTERPOLATIONS), declared["validation"])
 
     def _check_weigh(self, task: Task, update: Update, declared: Mapping[str, int]) -> None:
         candidates = len(PRIORS) if self.server.method.gate == "constant" else len(EVEN) * len(SCALES)

@@ -21,7 +21,7 @@ from fedms.federation.compute import Compute
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.methods import of
-from fedms.federation.personal import EVEN, PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
+from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
 from fedms.federation.start import Start
 from fedms.federation.training import Loss, Plan, network_helps, rates, train_expert, train_gate
 from fedms.federation.world import World
@@ -132,9 +132,19 @@ class ClientHost:
         if self.method.gate == "learned":
             arrays = self._fresh_gate(task) | arrays
         if self.method.stages and self.method.stages[-1].expert == "local":
-            stage = self.method.stage(task.stage) if task.stage != "end" else self.method.stages[-1]
-            arrays |= prefixed(self._start(task).expert(stage).detached(), "local/")
+            arrays |= prefixed(self._local(task, task.settings.get("interpolation", 1.0)).detached(), "local/")
         return Personal(arrays, self.method, self.config, network_kept)
+
+    def _local(self, task: Task, step: float) -> Expert:
+        """The local expert as it now stands, or so far on the way to that from where it started (WiSE-FT, arXiv 2109.01903)."""
+        stage = self.method.stage(task.stage) if task.stage != "end" else self.method.stages[-1]
+        start = self._start(task)
+        expert = start.expert(stage)
+        if step == 1:
+            return expert
+        begun = start.local(stage)
+        between = {name: torch.lerp(begun[name].to(array), array, step) for name, array in expert.arrays.items()}
+        return Expert(between, expert.scale)
 
     def _fresh_gate(self, task: Task) -> Arrays:
         gate = self.config.gate
@@ -220,6 +230,16 @@ class ClientHost:
             metrics |= self._validate(task, gate | prefixed(expert.arrays, "local/"))
             metrics["evaluation"] = {"flops": self.compute.flops - metrics["flops"], "once": self.compute.once}
         return Update(task.client, shared | {name: gate[name] for name in gate_shared}, len(samples), metrics)
+
+    def _interpolate(self, task: Task) -> Update:
+        """Log-likelihood of the client's validation labels under its local expert, at each interpolation."""
+        samples = self.world.samples(task.client, "validation")
+        likelihood = []
+        for step in INTERPOLATIONS:
+            logits = self.compute.outputs(self._local(task, step), samples, self.boundary(task)).logits
+            assert logits is not None
+            likelihood.append(-float(F.cross_entropy(logits, samples.labels, reduction="sum")))
+        return Update(task.client, {"interpolate.log_likelihood": torch.tensor(likelihood)}, len(samples))
 
     def _weigh(self, task: Task) -> Update:
         """Log-likelihood of the client's validation labels by constant weight, or by prior and scale of the evidence."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedms.errors import FedmsError
 from fedms.files import decode_arrays, encode_arrays, plain
 
-Kind = Literal["statistics", "calibrate", "train", "evaluate", "weigh", "test"]
+Kind = Literal["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
 Loss = Literal["error", "died", "deadline", "refused"]
 """How an answer is lost: its client raised, its process ended, it did not come in time, or it was not admitted."""
 

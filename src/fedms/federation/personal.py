@@ -24,6 +24,8 @@ PRIORS = tuple(step / 10 for step in range(11))
 """Where the frontier is measured."""
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
 """Grid from which validation likelihood picks the scale of the gate's evidence, for each prior between 0 and 1."""
+INTERPOLATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Grid from which validation likelihood picks how far the local experts go from where they started to where training took them."""
 EVEN = (1.0,) * (len(PRIORS) - 2)
 """Evidence that is taken as it is, whatever the prior."""
 

@@ -15,7 +15,7 @@ from fedms.federation import aggregation, robust
 from fedms.federation.activation import Activation
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Method, Stage
-from fedms.federation.personal import EVEN, PRIORS, SCALES, gate_reads_statistics, prefixed, strip
+from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES, gate_reads_statistics, prefixed, strip
 from fedms.model import expert as experts
 from fedms.model import gate as gates
 from fedms.model.backbone import Backbone
@@ -37,6 +37,7 @@ class Server:
         averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it;
             and who is in it.
         prior: how often a client meets its own kind of data, as the mixture will assume.
+        interpolation: how far the local experts go from where they started to where training took them; until it is known, all the way.
         evidence_scales: how far the gate's evidence is trusted at each prior between 0 and 1, chosen on all clients' validation data.
     """
 
@@ -57,6 +58,7 @@ class Server:
         self.declared: dict[str, dict[str, int]] = {}
         self.averaged: dict[str, Any] = {}
         self.prior = config.gate.prior
+        self.interpolation = 1.0 if config.mixture.interpolation is None else config.mixture.interpolation
         self.evidence_scales: Sequence[float] = EVEN
 
     # who and what
@@ -127,7 +129,7 @@ class Server:
 
     def _stands_on_sums(self, kind: Kind, stage: Stage | None) -> bool:
         """Whether a client needs the discriminant for this, though it had no part in making it, or failed then."""
-        personal = kind in ("weigh", "test") or (kind == "train" and stage is not None and stage.expert == "local")
+        personal = kind in ("interpolate", "weigh", "test") or (kind == "train" and stage is not None and stage.expert == "local")
         return personal and (gate_reads_statistics(self.method, self.config) or self.method.predicts == "statistics")
 
     def _cut(self, arrays: Arrays, client: str) -> Arrays:
@@ -263,6 +265,10 @@ class Server:
 
     def calibrate(self, discriminant: Discriminant, updates: Sequence[Update]) -> None:
         self.discriminant = discriminant.calibrated(_sum(updates, "calibrate.log_likelihood"))
+
+    def interpolate(self, updates: Sequence[Update]) -> None:
+        """The interpolation of the local experts with the best likelihood on all clients' validation data."""
+        self.interpolation = INTERPOLATIONS[int(_sum(updates, "interpolate.log_likelihood").argmax())]
 
     def weigh(self, updates: Sequence[Update]) -> None:
         """The constant weight, or for each prior the scale of the evidence, with the best likelihood on all clients' validation data."""

@@ -37,6 +37,6 @@ METHODS = (
         (GLOBAL, replace(LOCAL, trains=(*LOCAL.trains, "gate"))),
         "mixture",
         gate="learned",
-        settings={"gate.objective": "likelihood", "gate.network": True, "gate.share": "none"},
+        settings={"gate.objective": "likelihood", "gate.network": True, "gate.share": "none", "mixture.interpolation": 1.0},
     ),
 )
