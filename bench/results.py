@@ -92,14 +92,30 @@ def is_whole(setting: str, comparison: Comparison) -> bool:
 
 def render(setting: str, comparison: Comparison) -> None:
     """The setting's tables and picture into the docs."""
-    picture = close_up(comparison) or frontier(comparison)
-    assert picture is not None
-    save_picture(picture, ROOT / "docs" / "pictures" / f"frontier-{setting}.png")
+    for kind, picture in (("frontier", frontier(comparison)), ("near", close_up(comparison))):
+        if picture:
+            save_picture(picture, ROOT / "docs" / "pictures" / f"{kind}-{setting}.png")
     for page in PAGES:
         splice(page, f"table {setting}", headline_markdown(comparison))
         splice(page, f"differences {setting}", differences_markdown(comparison))
         splice(page, f"tuning {setting}", tuning_markdown(comparison))
+        splice(page, f"priors {setting}", along_the_prior(comparison))
         splice(page, f"constants {setting}", against_constants(comparison))
+
+
+def along_the_prior(comparison: Comparison) -> str:
+    """FedMS's two accuracies at every prior: mean and deviation over seeds."""
+    fedms = next(row for row in comparison.rows if row.name == "fedms")
+    priors = [point["prior"] for point in fedms.runs[0].result["frontier"]]
+    lines = ["| prior | " + " | ".join(f"{prior:g}" for prior in priors) + " |", "|---|" + "---:|" * len(priors)]
+    for metric in ("accuracy_local", "accuracy_global"):
+        cells = []
+        for place in range(len(priors)):
+            values = [run.result["frontier"][place][metric] for run in fedms.runs]
+            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.fmean(values):.3f}{spread}")
+        lines.append(f"| {metric.replace('_', ' ')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def best_own(curve: list[dict[str, float]], everyone: float) -> float | None:
