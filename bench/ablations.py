@@ -33,6 +33,8 @@ RUNS = ROOT / "runs" / "ablations"
 PAGE = ROOT / "docs" / "results.md"
 SWEPT = {"alpha": ("partition.alpha", ("0.05", "0.1", "0.5", "1.0")), "clients": ("partition.clients", ("10", "20", "40"))}
 """Ablations of the partition: the rows of a comparison share theirs, so every value is a comparison of its own."""
+PRIORS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
+"""Where the rows' frontiers are shown."""
 COMMON = ("evaluation.everyone=200", "engine.workers=1")
 BANKING = ("data.limit=2500", "training.batch_size=16")
 """So that a run takes two minutes."""
@@ -73,9 +75,21 @@ def take_over(config: Config, out: Path) -> None:
                     break
 
 
+def along_the_prior(comparison: Comparison) -> str:
+    """Both accuracies of all rows that a prior moves, at some priors: what one row gains in the one it may have lost in the other."""
+    rows = [(row.name, {point["prior"]: point for point in row.record["frontier"]}) for row in comparison.rows if row.record["frontier"]]
+    if len(rows) < 2:
+        return ""
+    lines = ["| own / everyone's, at prior | " + " | ".join(f"{prior:g}" for prior in PRIORS) + " |", "|---|" + "---:|" * len(PRIORS)]
+    for name, curve in rows:
+        cells = (f"{curve[prior]['accuracy_local']:.3f} / {curve[prior]['accuracy_global']:.3f}" for prior in PRIORS)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n\n" + "\n".join(lines)
+
+
 def section(name: str, made: dict[str, Comparison]) -> str:
     """An ablation's tables: one, or of a sweep one under each value."""
-    tables = {folder: headline_markdown(comparison) for folder, comparison in made.items()}
+    tables = {folder: headline_markdown(comparison) + along_the_prior(comparison) for folder, comparison in made.items()}
     if name not in SWEPT:
         return tables[name]
     key, _ = SWEPT[name]

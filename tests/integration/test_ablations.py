@@ -24,7 +24,9 @@ def small(text_model, corpus):
 def test_an_ablation_is_a_comparison_and_a_table(ablations, small, tmp_path):
     ablations.perform("gate-share", tmp_path, small)
     table = ablations.section("gate-share", {"gate-share": ablations.read_comparison(tmp_path / "gate-share")})
-    assert [line.split("|")[1].split(" (")[0].strip() for line in table.splitlines()[2:]] == ["fedms", "share none", "share all"]
+    headline, curves = table.split("\n\n")
+    for lines in (headline.splitlines(), curves.splitlines()):
+        assert [line.split("|")[1].split(" (")[0].strip() for line in lines[2:]] == ["fedms", "share none", "share all"]
 
 
 def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, tmp_path, monkeypatch):
@@ -34,6 +36,7 @@ def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, t
     assert [comparison.config["partition"]["alpha"] for comparison in made.values()] == [0.5, 1.0]
     text = ablations.section("alpha", made)
     assert text.index("`partition.alpha` 0.5:") < text.index("`partition.alpha` 1.0:") and text.count("| statistics |") == 2
+    assert "at prior" not in text, "one row alone has nothing beside it"
 
 
 def test_what_another_ablation_has_run_is_taken_over(ablations, small, tmp_path, monkeypatch):
