@@ -132,19 +132,21 @@ class ClientHost:
         if self.method.gate == "learned":
             arrays = self._fresh_gate(task) | arrays
         if self.method.stages and self.method.stages[-1].expert == "local":
-            arrays |= prefixed(self._local(task, task.settings.get("interpolation", 1.0)).detached(), "local/")
+            [expert] = self._local(task, task.settings.get("interpolation", 1.0))
+            arrays |= prefixed(expert.detached(), "local/")
         return Personal(arrays, self.method, self.config, network_kept)
 
-    def _local(self, task: Task, step: float) -> Expert:
-        """The local expert as it now stands, or so far on the way to that from where it started (WiSE-FT, arXiv 2109.01903)."""
+    def _local(self, task: Task, *steps: float) -> list[Expert]:
+        """The local expert so far on the way from where it started to where it now stands, at 1 (WiSE-FT, arXiv 2109.01903)."""
         stage = self.method.stage(task.stage) if task.stage != "end" else self.method.stages[-1]
         start = self._start(task)
         expert = start.expert(stage)
-        if step == 1:
-            return expert
-        begun = start.local(stage)
-        between = {name: torch.lerp(begun[name].to(array), array, step) for name, array in expert.arrays.items()}
-        return Expert(between, expert.scale)
+        begun = start.local(stage) if {*steps} != {1.0} else {}
+
+        def between(step: float) -> Expert:
+            return Expert({name: torch.lerp(begun[name].to(array), array, step) for name, array in expert.arrays.items()}, expert.scale)
+
+        return [expert if step == 1 else between(step) for step in steps]
 
     def _fresh_gate(self, task: Task) -> Arrays:
         gate = self.config.gate
@@ -235,8 +237,8 @@ class ClientHost:
         """Log-likelihood of the client's validation labels under its local expert, at each interpolation."""
         samples = self.world.samples(task.client, "validation")
         likelihood = []
-        for step in INTERPOLATIONS:
-            logits = self.compute.outputs(self._local(task, step), samples, self.boundary(task)).logits
+        for expert in self._local(task, *INTERPOLATIONS):
+            logits = self.compute.outputs(expert, samples, self.boundary(task)).logits
             assert logits is not None
             likelihood.append(-float(F.cross_entropy(logits, samples.labels, reduction="sum")))
         return Update(task.client, {"interpolate.log_likelihood": torch.tensor(likelihood)}, len(samples))

@@ -129,7 +129,7 @@ class Server:
 
     def _stands_on_sums(self, kind: Kind, stage: Stage | None) -> bool:
         """Whether a client needs the discriminant for this, though it had no part in making it, or failed then."""
-        personal = kind in ("interpolate", "weigh", "test") or (kind == "train" and stage is not None and stage.expert == "local")
+        personal = kind in ("weigh", "test") or (kind == "train" and stage is not None and stage.expert == "local")
         return personal and (gate_reads_statistics(self.method, self.config) or self.method.predicts == "statistics")
 
     def _cut(self, arrays: Arrays, client: str) -> Arrays:
