@@ -26,7 +26,7 @@ from fedms.errors import FedmsError
 from fedms.progress import observer
 from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import headline_markdown
-from pages import ROOT, splice
+from pages import ROOT, splice, table
 
 EXAMPLES = ROOT / "examples" / "ablations"
 RUNS = ROOT / "runs" / "ablations"
@@ -80,11 +80,11 @@ def along_the_prior(comparison: Comparison) -> str:
     rows = [(row.name, {point["prior"]: point for point in row.record["frontier"]}) for row in comparison.rows if row.record["frontier"]]
     if len(rows) < 2:
         return ""
-    lines = ["| own / everyone's, at prior | " + " | ".join(f"{prior:g}" for prior in PRIORS) + " |", "|---|" + "---:|" * len(PRIORS)]
-    for name, curve in rows:
-        cells = (f"{curve[prior]['accuracy_local']:.3f} / {curve[prior]['accuracy_global']:.3f}" for prior in PRIORS)
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n\n" + "\n".join(lines)
+    cells = (
+        [name, *(f"{curve[prior]['accuracy_local']:.3f} / {curve[prior]['accuracy_global']:.3f}" for prior in PRIORS)]
+        for name, curve in rows
+    )
+    return "\n\n" + table(["own / everyone's, at prior", *(f"{prior:g}" for prior in PRIORS)], cells)
 
 
 def section(name: str, made: dict[str, Comparison]) -> str:

@@ -25,7 +25,7 @@ from fedms.report.comparison_frontier import close_up, frontier
 from fedms.report.comparison_metrics import Comparison, read_comparison
 from fedms.report.comparison_tables import differences_markdown, headline_markdown, tuning_markdown
 from fedms.report.drawing import save_picture
-from pages import ROOT, splice
+from pages import ROOT, splice, table
 
 RUNS = ROOT / "runs" / "results"
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
@@ -107,15 +107,14 @@ def along_the_prior(comparison: Comparison) -> str:
     """FedMS's two accuracies at every prior: mean and deviation over seeds."""
     fedms = next(row for row in comparison.rows if row.name == "fedms")
     priors = [point["prior"] for point in fedms.runs[0].result["frontier"]]
-    lines = ["| prior | " + " | ".join(f"{prior:g}" for prior in priors) + " |", "|---|" + "---:|" * len(priors)]
+    rows = []
     for metric in ("accuracy_local", "accuracy_global"):
-        cells = []
+        rows.append([metric.replace("_", " ")])
         for place in range(len(priors)):
             values = [run.result["frontier"][place][metric] for run in fedms.runs]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.3f}{spread}")
-        lines.append(f"| {metric.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows[-1].append(f"{statistics.fmean(values):.3f}{spread}")
+    return table(["prior", *(f"{prior:g}" for prior in priors)], rows)
 
 
 def best_own(curve: list[dict[str, float]], everyone: float) -> float | None:
@@ -141,8 +140,8 @@ def against_constants(comparison: Comparison) -> str:
                 gains.append(100 * (own - beside["accuracy_local"]))
         spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
         cells.append((f"{point['prior']:g}", f"{statistics.fmean(gains):+.1f}{spread}" if gains else "–"))
-    lines = ["| constant weight | " + " | ".join(weight for weight, _ in cells) + " |", "|---|" + "---:|" * len(cells)]
-    return "\n".join([*lines, "| FedMS, own accuracy, points | " + " | ".join(gain for _, gain in cells) + " |"])
+    weights, points = zip(*cells, strict=True)
+    return table(["constant weight", *weights], [["FedMS, own accuracy, points", *points]])
 
 
 def main() -> None:
