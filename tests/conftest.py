@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fedms  # noqa: F401 # isort: skip # before torch: only then are the same bits promised
 import pytest
 import torch
 

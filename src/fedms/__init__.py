@@ -17,7 +17,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedms.core.reproducibility import request_same_bits
 from fedms.errors import ConfigError, FedmsError
+
+request_same_bits()  # before anything loads torch
 
 if TYPE_CHECKING:
     from fedms.config import Config

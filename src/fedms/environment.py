@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.config import Config
+from fedms.core.reproducibility import describe_reproducibility
 
 PACKAGES = ("fedms", "torch", "transformers", "datasets", "safetensors", "numpy")
 
@@ -25,6 +26,7 @@ def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
         "threads_per_worker": 1,
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
+        **describe_reproducibility(),
         "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
         **_sources(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 
 from fedms.asking import Asking, Round
 from fedms.config import Config
+from fedms.core.reproducibility import same_bits_warning
 from fedms.data import sources
 from fedms.data.partition import partition
 from fedms.engines.local import LocalEngine
@@ -28,6 +30,8 @@ from fedms.paths import refuse_ways_out
 from fedms.progress import Observer, Several, Silent
 from fedms.result import make_result
 from fedms.store import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -52,6 +56,8 @@ def run(
     config = find(config.method).configure(config)
     watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
+    if warning := same_bits_warning():
+        log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded
     if resume and (result := folder.result()):
         watcher.note(f"{out}: finished already")
