@@ -17,21 +17,24 @@ import shutil
 from pathlib import Path
 
 from fedms import compare
-from fedms.comparison.compare import run_of
-from fedms.comparison.folder import claimed, is_finished
-from fedms.comparison.plan import plan
-from fedms.comparison.rows import rows
-from fedms.config import Config, load
-from fedms.errors import FedmsError
-from fedms.progress import observer
-from fedms.report.comparison_metrics import Comparison, read_comparison
-from fedms.report.comparison_tables import headline_markdown
+from fedms.config import Config, load_config
+from fedms.core.errors import FedmsError
+from fedms.experiments.comparison.compare import run_of
+from fedms.experiments.comparison.folder import claimed, is_finished
+from fedms.experiments.comparison.plan import plan
+from fedms.experiments.comparison.rows import rows
+from fedms.experiments.console import observer
+from fedms.runs.reading.comparison import Comparison, read_comparison
+from fedms.runs.report.comparison.tables import headline_markdown
 from pages import ROOT, splice, table
 
 EXAMPLES = ROOT / "examples" / "ablations"
 RUNS = ROOT / "runs" / "ablations"
 PAGE = ROOT / "docs" / "results.md"
-SWEPT = {"alpha": ("partition.alpha", ("0.05", "0.1", "0.5", "1.0")), "clients": ("partition.clients", ("10", "20", "40"))}
+SWEPT = {
+    "alpha": ("partition.alpha", ("0.05", "0.1", "0.5", "1.0")),
+    "clients": ("partition.clients", ("10", "20", "40")),
+}
 """Ablations of the partition: the rows of a comparison share theirs, so every value is a comparison of its own."""
 PRIORS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """Where the rows' frontiers are shown."""
@@ -52,7 +55,7 @@ def perform(name: str, runs: Path, keys: list[str]) -> None:
     """What of an ablation is not there yet."""
     for folder, own in settings(name).items():
         print(f"== {folder}", flush=True)
-        config = load(EXAMPLES / f"{name}.yaml", [*keys, *own])
+        config = load_config(EXAMPLES / f"{name}.yaml", [*keys, *own])
         take_over(config, runs / folder)
         with observer(quiet=False) as watching:
             compare(config, out=runs / folder, observer=watching)
@@ -61,7 +64,9 @@ def perform(name: str, runs: Path, keys: list[str]) -> None:
 def take_over(config: Config, out: Path) -> None:
     """Copy those runs that another ablation has done already with the same config, as all have the row they start from."""
     with claimed(out, config):
-        for run in plan([run_of(row, seed, config, {}, {}) for seed in config.compare.seeds for row in rows(config)]):
+        for run in plan(
+            [run_of(row, seed, config, {}, {}) for seed in config.compare.seeds for row in rows(config)]
+        ):
             if is_finished(out / run.folder, run.config):
                 continue
             for other in sorted(out.parent.glob(f"*/{run.folder}")):
@@ -77,11 +82,21 @@ def take_over(config: Config, out: Path) -> None:
 
 def along_the_prior(comparison: Comparison) -> str:
     """Both accuracies of all rows that a prior moves, at some priors: what one row gains in the one it may have lost in the other."""
-    rows = [(row.name, {point["prior"]: point for point in row.record["frontier"]}) for row in comparison.rows if row.record["frontier"]]
+    rows = [
+        (row.name, {point["prior"]: point for point in row.record["frontier"]})
+        for row in comparison.rows
+        if row.record["frontier"]
+    ]
     if len(rows) < 2:
         return ""
     cells = (
-        [name, *(f"{curve[prior]['accuracy_local']:.3f} / {curve[prior]['accuracy_global']:.3f}" for prior in PRIORS)]
+        [
+            name,
+            *(
+                f"{curve[prior]['accuracy_local']:.3f} / {curve[prior]['accuracy_global']:.3f}"
+                for prior in PRIORS
+            ),
+        ]
         for name, curve in rows
     )
     return "\n\n" + table(["own / everyone's, at prior", *(f"{prior:g}" for prior in PRIORS)], cells)
@@ -89,33 +104,52 @@ def along_the_prior(comparison: Comparison) -> str:
 
 def section(name: str, made: dict[str, Comparison]) -> str:
     """An ablation's tables: one, or of a sweep one under each value."""
-    tables = {folder: headline_markdown(comparison) + along_the_prior(comparison) for folder, comparison in made.items()}
+    tables = {
+        folder: headline_markdown(comparison) + along_the_prior(comparison)
+        for folder, comparison in made.items()
+    }
     if name not in SWEPT:
         return tables[name]
     key, _ = SWEPT[name]
-    return "\n\n".join(f"`{key}` {folder.removeprefix(f'{name}-')}:\n\n{table}" for folder, table in tables.items())
+    return "\n\n".join(
+        f"`{key}` {folder.removeprefix(f'{name}-')}:\n\n{table}" for folder, table in tables.items()
+    )
 
 
 def main() -> None:
     known = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("ablations", nargs="*", metavar="NAME", help=f"default: all of {', '.join(known)}")
-    parser.add_argument("--data", type=Path, help="folder with banking77/; without it the embedded corpus is used")
-    parser.add_argument("--render", action="store_true", help="only write the tables of what is there into the docs")
+    parser.add_argument(
+        "--data", type=Path, help="folder with banking77/; without it the embedded corpus is used"
+    )
+    parser.add_argument(
+        "--render", action="store_true", help="only write the tables of what is there into the docs"
+    )
     given = parser.parse_args()
     if unknown := [name for name in given.ablations if name not in known]:
         parser.error(f"{unknown[0]}: no such ablation; there are {', '.join(known)}")
     names = given.ablations or known
     data = ["data.source=" + str(given.data.resolve() / "banking77"), *BANKING] if given.data else []
     keys = [*COMMON, *data]
-    runs, mark = (RUNS / "banking77", "ablation banking77") if given.data else (RUNS / "assistant", "ablation")
+    runs, mark = (
+        (RUNS / "banking77", "ablation banking77") if given.data else (RUNS / "assistant", "ablation")
+    )
     for name in [] if given.render else names:
         perform(name, runs, keys)
     results = {}
     for name in names:
-        made = {folder: read_comparison(runs / folder) for folder in settings(name) if (runs / folder / "comparison.json").exists()}
+        made = {
+            folder: read_comparison(runs / folder)
+            for folder in settings(name)
+            if (runs / folder / "comparison.json").exists()
+        }
         for folder, comparison in made.items():
-            results[folder] = {row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows}
+            results[folder] = {
+                row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows
+            }
         if made.keys() == settings(name).keys():
             splice(PAGE, f"{mark} {name}", section(name, made))
     print(json.dumps(results))

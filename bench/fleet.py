@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import fedms
-from fedms.config import load
-from fedms.environment import describe_environment
-from fedms.errors import FedmsError
-from fedms.progress import Silent
+from fedms.config import load_config
+from fedms.core.errors import FedmsError
+from fedms.experiments.observers import Silent
+from fedms.runs.environment import describe_environment
 from measure import measured
 from pages import ROOT, splice
 
@@ -87,17 +87,23 @@ def write_model(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{number}" for number in range(WORDS))]
-    tokenizer = Tokenizer(models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    tokenizer = Tokenizer(
+        models.WordLevel({name: number for number, name in enumerate(names)}, unk_token="[UNK]")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
     torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=len(names), max_position_embeddings=64)).save_pretrained(folder)
+    transformers.BertModel(
+        transformers.BertConfig(**sizes, vocab_size=len(names), max_position_embeddings=64)
+    ).save_pretrained(folder)
 
 
-def settings(source: Path, model: str, clients: int, cohort: int, rounds: int, workers: int) -> dict[str, Any]:
+def settings(
+    source: Path, model: str, clients: int, cohort: int, rounds: int, workers: int
+) -> dict[str, Any]:
     """The experiment of one fleet: everything of fedms, a few rounds."""
     return {
         "method": "fedms",
@@ -177,10 +183,15 @@ def summary(fleets: Sequence[Fleet]) -> dict[str, float]:
 
 def table(fleets: Sequence[Fleet]) -> str:
     """As Markdown."""
-    lines = ["| clients | cohort | start-up s | a round s | the end s | peak memory MB | disk MB |", "|---:|---:|---:|---:|---:|---:|---:|"]
+    lines = [
+        "| clients | cohort | start-up s | a round s | the end s | peak memory MB | disk MB |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
     for f in sorted(fleets, key=lambda each: (each.clients, each.cohort)):
         times = f"{f.startup_seconds:.1f} | {f.round_seconds:.2f} | {f.end_seconds:.1f}"
-        lines.append(f"| {f.clients:,} | {f.cohort} | {times} | {f.peak_bytes / 1e6:.0f} | {f.disk_bytes / 1e6:.0f} |")
+        lines.append(
+            f"| {f.clients:,} | {f.cohort} | {times} | {f.peak_bytes / 1e6:.0f} | {f.disk_bytes / 1e6:.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -206,8 +217,12 @@ def numbers(text: str) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=numbers, default=[100, 1000, 10000], help="between commas; default: 100,1000,10000")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--clients", type=numbers, default=[100, 1000, 10000], help="between commas; default: 100,1000,10000"
+    )
     parser.add_argument("--cohorts", type=numbers, default=[10, 100], help="between commas; default: 10,100")
     parser.add_argument("--rounds", type=int, default=3, help="of the global stage; default: 3")
     parser.add_argument("--workers", type=int, default=1, help="default: 1, so that nothing is there twice")
@@ -226,8 +241,10 @@ def main() -> None:
         sys.exit(f"error: {error}")
     if given.write:
         splice(PAGE, "table fleet", table(fleets))
-    about = describe_environment(load({}), given.workers)
-    print(json.dumps({**summary(fleets), "fleets": [asdict(fleet) for fleet in fleets], "environment": about}))
+    about = describe_environment(load_config({}), given.workers)
+    print(
+        json.dumps({**summary(fleets), "fleets": [asdict(fleet) for fleet in fleets], "environment": about})
+    )
 
 
 if __name__ == "__main__":

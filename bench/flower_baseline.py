@@ -22,7 +22,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+}
 os.environ |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
 import torch
@@ -55,7 +59,12 @@ class Classifier(nn.Module):
 
     def __init__(self, work: Work) -> None:
         super().__init__()
-        lora = LoraConfig(r=work["rank"], lora_alpha=work["alpha"], lora_dropout=LORA_DROPOUT, target_modules=["query", "value"])
+        lora = LoraConfig(
+            r=work["rank"],
+            lora_alpha=work["alpha"],
+            lora_dropout=LORA_DROPOUT,
+            target_modules=["query", "value"],
+        )
         self.encoder = get_peft_model(AutoModel.from_pretrained(work["model"]), lora)
         self.head = nn.Linear(self.encoder.config.hidden_size, len(work["classes"]))
         nn.init.zeros_(self.head.weight)
@@ -70,7 +79,9 @@ class Classifier(nn.Module):
 
     def trained(self) -> dict[str, Tensor]:
         """What trains, and so what travels."""
-        return {name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {
+            name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad
+        }
 
 
 @lru_cache(maxsize=1)
@@ -96,7 +107,9 @@ def samples_of(path: str, split: str) -> Any:
     with (Path(work["data"]) / f"{split}.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     numbers = {name: number for number, name in enumerate(work["classes"])}
-    encoded = tokenizer_of(path)([row["text"] for row in rows], truncation=True, max_length=work["max_length"])
+    encoded = tokenizer_of(path)(
+        [row["text"] for row in rows], truncation=True, max_length=work["max_length"]
+    )
     return [
         {"input_ids": ids, "attention_mask": mask, "labels": numbers[row["category"]]}
         for row, ids, mask in zip(rows, encoded["input_ids"], encoded["attention_mask"], strict=True)
@@ -128,7 +141,9 @@ def train(message: Message, context: Context) -> Message:
     torch.manual_seed(work["seed"] * 1_000_003 + number * 1_009 + client)
     generator = torch.Generator().manual_seed(torch.initial_seed())
     mine: Subset[Any] = Subset(samples_of(path, "train"), work["clients"][client])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=work["learning_rate"])
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=work["learning_rate"]
+    )
     total = 0.0
     for batch in batches(path, mine, generator):
         labels = batch.pop("labels")
@@ -138,7 +153,9 @@ def train(message: Message, context: Context) -> Message:
         optimizer.step()
         total += float(loss.detach()) * len(labels)
     metrics = MetricRecord({"train_loss": total / len(mine), "num-examples": len(mine)})
-    return Message(content=RecordDict({"arrays": ArrayRecord(model.trained()), "metrics": metrics}), reply_to=message)
+    return Message(
+        content=RecordDict({"arrays": ArrayRecord(model.trained()), "metrics": metrics}), reply_to=message
+    )
 
 
 # --- server ------------------------------------------------------------------------------------------------------------------------
@@ -150,19 +167,30 @@ class GivenCohorts(FedAvg):  # type: ignore[misc]
     def __init__(self, work: Work) -> None:
         cohort = len(work["cohorts"][0])
         share = cohort / len(work["clients"])
-        super().__init__(fraction_train=share, fraction_evaluate=0.0, min_train_nodes=cohort, min_available_nodes=len(work["clients"]))
+        super().__init__(
+            fraction_train=share,
+            fraction_evaluate=0.0,
+            min_train_nodes=cohort,
+            min_available_nodes=len(work["clients"]),
+        )
         self.cohorts = work["cohorts"]
         self.samples = 0
 
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
         messages = list(super().configure_train(server_round, arrays, config, grid))
         for message, client in zip(messages, self.cohorts[server_round - 1], strict=True):
-            message.content = RecordDict({"arrays": arrays, "config": ConfigRecord({**config, "client": client})})
+            message.content = RecordDict(
+                {"arrays": arrays, "config": ConfigRecord({**config, "client": client})}
+            )
         return messages
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Any:
         replies = list(replies)
-        self.samples += sum(int(reply.content["metrics"]["num-examples"]) for reply in replies if reply.has_content())
+        self.samples += sum(
+            int(reply.content["metrics"]["num-examples"]) for reply in replies if reply.has_content()
+        )
         return super().aggregate_train(server_round, replies)
 
 
@@ -175,7 +203,10 @@ def serve(grid: Grid, context: Context) -> None:
     model = model_of(path)
     strategy = GivenCohorts(work)
     found = strategy.start(
-        grid=grid, initial_arrays=ArrayRecord(model.trained()), train_config=ConfigRecord({"work": path}), num_rounds=len(work["cohorts"])
+        grid=grid,
+        initial_arrays=ArrayRecord(model.trained()),
+        train_config=ConfigRecord({"work": path}),
+        num_rounds=len(work["cohorts"]),
     )
     model.load_state_dict(found.arrays.to_torch_state_dict(), strict=False)
     done.update(accuracy=evaluate(path, model), samples=strategy.samples)
@@ -196,8 +227,17 @@ def evaluate(path: str, model: Classifier) -> float:
 def main() -> None:
     work = read_work(sys.argv[1])
     actors = work["actors"]
-    backend: Any = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": actors, "include_dashboard": False}}
-    run_simulation(server_app, client_app, num_supernodes=len(work["clients"]), backend_name="ray", backend_config=backend)
+    backend: Any = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": actors, "include_dashboard": False},
+    }
+    run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=len(work["clients"]),
+        backend_name="ray",
+        backend_config=backend,
+    )
     versions = {name: version(name) for name in ("flwr", "ray", "peft", "transformers", "torch")}
     print(json.dumps({**done, "versions": versions}), flush=True)
 

@@ -30,16 +30,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedms.config import Config, load
-from fedms.data.features import PrefixCache, Samples
-from fedms.environment import describe_environment
-from fedms.federation.compute import Compute
-from fedms.federation.stacking import train_stack
-from fedms.federation.training import Plan, train_expert
-from fedms.model import backbone as backbones
-from fedms.model import expert as experts
-from fedms.model.device import prepare
-from fedms.model.expert import Arrays
+from fedms.config import Config, load_config
+from fedms.data.federated import Samples
+from fedms.model.arrays import Arrays
+from fedms.model.checkpoints import load_backbone
+from fedms.model.heads import zero_head
+from fedms.model.parts import fresh_lora, trained_names
+from fedms.runs.environment import describe_environment
+from fedms.training.batched import train_stack
+from fedms.training.device import prepare
+from fedms.training.expert_training import Plan, train_expert
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.runner import Compute
 from pages import ROOT, splice
 from stacking import members
 
@@ -65,7 +67,19 @@ class Size:
 
 
 USUAL = Size(100, 64, 32, 8192, {})
-TINY = Size(16, 6, 3, 256, {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32})
+TINY = Size(
+    16,
+    6,
+    3,
+    256,
+    {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "image_size": 32,
+    },
+)
 
 
 class Noise:
@@ -87,17 +101,25 @@ def write_model(name: str, size: Size, folder: Path) -> int:
     import transformers as hf
 
     torch.manual_seed(0)
-    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "image_size": 224}
+    base = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "image_size": 224,
+    }
     keys = base | {"patch_size": 16} | size.model
     if name.startswith("CLIP"):
-        hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**keys, projection_dim=512)).save_pretrained(folder)
+        hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**keys, projection_dim=512)).save_pretrained(
+            folder
+        )
     else:
         hf.ViTModel(hf.ViTConfig(**keys)).save_pretrained(folder)
     return keys["image_size"]
 
 
 def settings(device: str, precision: str, size: Size, folder: Path) -> Config:
-    return load(
+    return load_config(
         {
             "device": device,
             "precision": precision,
@@ -115,7 +137,9 @@ class Case:
 
     def __init__(self, model: str, config: Config, blocks: int | None, size: Size, pixels: int) -> None:
         self.model, self.config = model, config
-        self.backbone = backbones.load(config.model, config.lora).to_device(config.device, getattr(torch, config.precision))
+        self.backbone = load_backbone(config.model, config.lora).to_device(
+            config.device, getattr(torch, config.precision)
+        )
         self.blocks = blocks or self.backbone.depth
         self.boundary = self.backbone.depth - self.blocks
         labels = torch.arange(size.samples) % CLASSES
@@ -125,9 +149,9 @@ class Case:
         for own in self.held:
             self.compute.cache.hidden(own, self.boundary, np.arange(1))
         active = range(self.boundary, self.backbone.depth)
-        lora = experts.fresh_lora(self.backbone, active, config.lora.rank, 0)
-        self.arrays: Arrays = lora | experts.zero_head(CLASSES, self.backbone.feature_size)
-        self.plan = Plan(experts.trained_names(self.backbone, ("A", "B", "head"), active, "linear"), (1e-3, 1e-3))
+        lora = fresh_lora(self.backbone, active, config.lora.rank, 0)
+        self.arrays: Arrays = lora | zero_head(CLASSES, self.backbone.feature_size)
+        self.plan = Plan(trained_names(self.backbone, ("A", "B", "head"), active, "linear"), (1e-3, 1e-3))
         self.flops = self._counted()
         self.took: dict[int, list[float]] = {stack: [] for stack in STACKS}
         self.peaks: list[float] = []
@@ -144,7 +168,15 @@ class Case:
         for at in range(0, len(made), stack):
             if stack == 1:
                 each = made[at]
-                train_expert(self.compute, each.expert, self.plan, each.samples, self.boundary, self.config.training, each.order)
+                train_expert(
+                    self.compute,
+                    each.expert,
+                    self.plan,
+                    each.samples,
+                    self.boundary,
+                    self.config.training,
+                    each.order,
+                )
             else:
                 train_stack(self.compute, made[at : at + stack], self.boundary, self.config.training)
 
@@ -216,10 +248,14 @@ def measure(device: str, size: Size, repeats: int) -> list[dict[str, Any]]:
 def table(found: list[dict[str, Any]]) -> str:
     """As markdown."""
     ways = " | ".join("one at a time" if stack == 1 else f"{stack} together" for stack in STACKS)
-    lines = [f"| model | active blocks | precision | {ways} | GFLOP a sample | matrix peak, TFLOP/s | share of it |"]
+    lines = [
+        f"| model | active blocks | precision | {ways} | GFLOP a sample | matrix peak, TFLOP/s | share of it |"
+    ]
     lines.append("|---|---:|---|" + "---:|" * (len(STACKS) + 3))
     for each in found:
-        rates = " | ".join(f"{rate:.0f}" if rate else "no memory" for rate in each["samples_a_second"].values())
+        rates = " | ".join(
+            f"{rate:.0f}" if rate else "no memory" for rate in each["samples_a_second"].values()
+        )
         lines.append(
             f"| {each['model']} | {each['blocks']} | {each['precision']} | {rates} | {each['gflop_a_sample']:.1f} "
             f"| {each['peak_tflops']:.1f} | {each['share_of_peak']:.0%} |"
@@ -228,7 +264,9 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models, few clients")
     parser.add_argument("--repeats", type=int, default=5)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedms.errors import FedmsError
+from fedms.core.errors import FedmsError
 
 INTERVAL = 0.25
 """Seconds between looks at the memory."""
@@ -41,7 +41,9 @@ class Measured:
     """The machine's load (mean of the last minute) when it began"""
 
 
-def measured(command: Sequence[str | Path], timeout: float, environment: Mapping[str, str] | None = None) -> Measured:
+def measured(
+    command: Sequence[str | Path], timeout: float, environment: Mapping[str, str] | None = None
+) -> Measured:
     """Run the command to its end; whatever it leaves running is ended, too.
 
     Raises:
@@ -50,7 +52,9 @@ def measured(command: Sequence[str | Path], timeout: float, environment: Mapping
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         peak, used, family, load = 0, dict[Process, int](), set[Process](), os.getloadavg()[0]
         began = time.perf_counter()
-        process = subprocess.Popen(list(map(str, command)), stdout=out, stderr=err, env=environment, process_group=0)
+        process = subprocess.Popen(
+            list(map(str, command)), stdout=out, stderr=err, env=environment, process_group=0
+        )
         before = signal.signal(signal.SIGTERM, _leave)
         try:
             while True:
@@ -72,7 +76,9 @@ def measured(command: Sequence[str | Path], timeout: float, environment: Mapping
             stream.seek(0)
         output = out.read()
         if code:
-            raise FedmsError(f"{_words(command)}: ended with code {code}:\n{(output + err.read())[-LAST_WORDS:]}")
+            raise FedmsError(
+                f"{_words(command)}: ended with code {code}:\n{(output + err.read())[-LAST_WORDS:]}"
+            )
     return Measured(seconds, sum(used.values()) / TICKS, peak, output, load)
 
 

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from fedms import compare
-from fedms.config import load
+from fedms.config import load_config
+from fedms.experiments.console import observer
 from fedms.federation.methods import METHODS
-from fedms.progress import observer
-from fedms.report.comparison_frontier import close_up, frontier
-from fedms.report.comparison_metrics import Comparison, read_comparison
-from fedms.report.comparison_tables import differences_markdown, headline_markdown, tuning_markdown
-from fedms.report.drawing import save_picture
+from fedms.runs.reading.comparison import Comparison, read_comparison
+from fedms.runs.report.comparison.frontier import close_up, frontier
+from fedms.runs.report.comparison.tables import differences_markdown, headline_markdown, tuning_markdown
+from fedms.runs.report.drawing import save_picture
 from pages import ROOT, splice, table
 
 RUNS = ROOT / "runs" / "results"
@@ -34,7 +34,15 @@ COMMON = ["evaluation.everyone=250", "engine.workers=1"]
 BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
 CORE: dict[str, Any] = {
-    "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal", "local"],
+    "methods": [
+        "fedms",
+        "fedavg-finetune",
+        "mixture-constant",
+        "statistics",
+        "fedavg",
+        "fedavg-sal",
+        "local",
+    ],
     "variants": {"sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1}},
     "seeds": [0, 1, 2],
 }
@@ -65,7 +73,11 @@ SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
     "pacs": ("pacs", [*PACS, "data.limit=2400"], DENSE),
-    "banking77-every-method": ("banking77", [*BANKING, "partition.alpha=0.1", "data.limit=1000", *SMALL], EVERY),
+    "banking77-every-method": (
+        "banking77",
+        [*BANKING, "partition.alpha=0.1", "data.limit=1000", *SMALL],
+        EVERY,
+    ),
     "pacs-every-method": ("pacs", [*PACS, "data.limit=600", *SMALL], EVERY_DENSE),
 }
 """Name -> example, the keys in which the setting departs from it (DATA stands for --data), and its section `compare`."""
@@ -76,7 +88,7 @@ def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | 
     example, keys, compared = SETTINGS[setting]
     section = f"compare={json.dumps(compared)}"
     placed = [key.replace("=DATA/", f"={data}/") for key in keys]
-    config = load(ROOT / "examples" / f"{example}.yaml", [section, *placed])
+    config = load_config(ROOT / "examples" / f"{example}.yaml", [section, *placed])
     print(f"== {setting}", flush=True)
     with observer(quiet=False) as watching:
         compare(config, methods, seeds, RUNS / setting, observer=watching)
@@ -121,7 +133,9 @@ def best_own(curve: list[dict[str, float]], everyone: float) -> float | None:
     """The highest own accuracy that a frontier has with at least so much of everyone's; between its points, on the line."""
     own = [point["accuracy_local"] for point in curve if point["accuracy_global"] >= everyone]
     for one, other in itertools.pairwise(curve):
-        (low, low_own), (high, high_own) = sorted((each["accuracy_global"], each["accuracy_local"]) for each in (one, other))
+        (low, low_own), (high, high_own) = sorted(
+            (each["accuracy_global"], each["accuracy_local"]) for each in (one, other)
+        )
         if low < everyone <= high:
             own.append(low_own + (high_own - low_own) * (everyone - low) / (high - low))
     return max(own, default=None)
@@ -129,7 +143,9 @@ def best_own(curve: list[dict[str, float]], everyone: float) -> float | None:
 
 def against_constants(comparison: Comparison) -> str:
     """FedMS's own accuracy less a constant weight's, at the prior that has as much of everyone's: mean and deviation over seeds."""
-    fedms, constant = (next(row for row in comparison.rows if row.name == name) for name in ("fedms", "mixture-constant"))
+    fedms, constant = (
+        next(row for row in comparison.rows if row.name == name) for name in ("fedms", "mixture-constant")
+    )
     cells = []
     for place, point in enumerate(constant.record["frontier"]):
         gains = []
@@ -145,12 +161,22 @@ def against_constants(comparison: Comparison) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"default: all of {', '.join(SETTINGS)}")
-    parser.add_argument("--data", type=Path, help="folder of the data sets and the ViT; without it nothing is run")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "settings", nargs="*", metavar="SETTING", help=f"default: all of {', '.join(SETTINGS)}"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder of the data sets and the ViT; without it nothing is run"
+    )
     parser.add_argument("--methods", help="rows by name, between commas; default: all")
     parser.add_argument("--seeds", help="default: 0,1,2")
-    parser.add_argument("--render", action="store_true", help="only write the tables and pictures of what is there into the docs")
+    parser.add_argument(
+        "--render",
+        action="store_true",
+        help="only write the tables and pictures of what is there into the docs",
+    )
     given = parser.parse_args()
     if unknown := [name for name in given.settings if name not in SETTINGS]:
         parser.error(f"{unknown[0]}: no such setting; there are {', '.join(SETTINGS)}")
@@ -166,7 +192,9 @@ def main() -> None:
         if not (RUNS / setting / "comparison.json").exists():
             continue
         comparison = read_comparison(RUNS / setting)
-        made[setting] = {row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows}
+        made[setting] = {
+            row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows
+        }
         if is_whole(setting, comparison):
             render(setting, comparison)
     print(json.dumps(made))

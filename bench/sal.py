@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from fedms import compare
-from fedms.config import load
-from fedms.progress import observer
-from fedms.report.comparison_metrics import Comparison, Row, SeedRun, read_comparison
+from fedms.config import load_config
+from fedms.experiments.console import observer
+from fedms.runs.reading.comparison import Comparison, Row, SeedRun, read_comparison
 from pages import ROOT, splice
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -54,7 +54,11 @@ def near(row: Row, reference: Row) -> tuple[float, float] | None:
     """Mean shares of what the reference took in all, operations and bytes, until the row was near where that ended."""
     shares = []
     for run, other in zip(row.runs, reference.runs, strict=True):
-        score = next(line["validation_score"] for line in reversed(other.rounds) if line["validation_score"] is not None)
+        score = next(
+            line["validation_score"]
+            for line in reversed(other.rounds)
+            if line["validation_score"] is not None
+        )
         if (spent := spent_until(run, score - NEAR)) is None:
             return None
         shares.append((spent[0] / other.result["train_flops"], spent[1] / other.result["uplink_bytes"]))
@@ -84,24 +88,47 @@ def summary(comparison: Comparison) -> dict[str, dict[str, Any]]:
 
 
 def table(made: dict[str, dict[str, Any]]) -> str:
-    head = ["blocks", "everyone's", "own", "TFLOP", "of all", "uplink MB", "of all", "near: TFLOP", "near: uplink"]
+    head = [
+        "blocks",
+        "everyone's",
+        "own",
+        "TFLOP",
+        "of all",
+        "uplink MB",
+        "of all",
+        "near: TFLOP",
+        "near: uplink",
+    ]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for name, row in made.items():
-        ends = [f"{share:.0%}" if (share := row[f"near_{what}_share"]) is not None else "never" for what in ("flops", "uplink")]
-        accuracy = [f"{row[key]:.3f} ± {row[f'{key}_std']:.3f}" for key in ("accuracy_global", "accuracy_local")]
+        ends = [
+            f"{share:.0%}" if (share := row[f"near_{what}_share"]) is not None else "never"
+            for what in ("flops", "uplink")
+        ]
+        accuracy = [
+            f"{row[key]:.3f} ± {row[f'{key}_std']:.3f}" for key in ("accuracy_global", "accuracy_local")
+        ]
         cost = [
             f"{row['train_flops'] / 1e12:.2f}",
             f"{row['flops_share']:.0%}",
             f"{row['uplink_bytes'] / 1e6:.1f}",
             f"{row['uplink_share']:.0%}",
         ]
-        lines.append("| " + " | ".join([{ALL: "all", "fedavg-sal": "by plateau"}.get(name, name), *accuracy, *cost, *ends]) + " |")
+        lines.append(
+            "| "
+            + " | ".join([{ALL: "all", "fedavg-sal": "by plateau"}.get(name, name), *accuracy, *cost, *ends])
+            + " |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds banking77/; default: the embedded corpus")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder that holds banking77/; default: the embedded corpus"
+    )
     parser.add_argument("--limit", type=int, help="messages of each split at most")
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
     given = parser.parse_args()
@@ -113,7 +140,11 @@ def main() -> None:
     if given.limit:
         name, keys = f"{example}-{given.limit}", [*keys, f"data.limit={given.limit}"]
     with observer(quiet=False) as watching:
-        compare(load(ROOT / "examples" / f"{example}.yaml", keys), out=ROOT / "runs" / "sal" / name, observer=watching)
+        compare(
+            load_config(ROOT / "examples" / f"{example}.yaml", keys),
+            out=ROOT / "runs" / "sal" / name,
+            observer=watching,
+        )
     made = summary(read_comparison(ROOT / "runs" / "sal" / name))
     print(table(made))
     if given.write:

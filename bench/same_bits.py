@@ -28,12 +28,20 @@ ROOT = Path(__file__).parents[1]
 METHODS = ("fedms", "fedavg-finetune", "fedalt", "feddpa", "promptfl", "statistics")
 MEASURED = ("seconds", "evaluation_seconds", "peak_memory_bytes")
 """Keys of result.json that differ from run to run."""
-PACS = ("data.limit=240", "partition.clients=4", "federation.cohort=2", "federation.rounds_global=2", "federation.rounds_local=1")
+PACS = (
+    "data.limit=240",
+    "partition.clients=4",
+    "federation.cohort=2",
+    "federation.rounds_global=2",
+    "federation.rounds_local=1",
+)
 
 
 def runs(data: Path | None) -> dict[str, list[str]]:
     """The arguments of `fedms run` by the name of the run."""
-    found = {f"assistant {method}": ["examples/assistant.yaml", "--set", f"method={method}"] for method in METHODS}
+    found = {
+        f"assistant {method}": ["examples/assistant.yaml", "--set", f"method={method}"] for method in METHODS
+    }
     if data is not None and (data / "pacs").is_dir():
         sets = (*PACS, f"data.source={data / 'pacs'}", f"model.name={data / 'vit-tiny-patch16-224'}")
         found["pacs fedms"] = ["examples/pacs.yaml", *(part for each in sets for part in ("--set", each))]
@@ -56,11 +64,18 @@ def record(out: Path, data: Path | None, command: str) -> None:
     with tempfile.TemporaryDirectory() as place:
         for name, arguments in runs(data).items():
             folder = Path(place) / name.replace(" ", "-")
-            subprocess.run([command, "run", *arguments, "--quiet", "--out", str(folder)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [command, "run", *arguments, "--quiet", "--out", str(folder)],
+                cwd=ROOT,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
             said[name] = {"result": result, "environment": environment, "arrays": digests(folder)}
-            print(f"{name}: {len(said[name]['arrays'])} arrays, {result['accuracy_local']:.4f} / {result['accuracy_global']:.4f}")
+            print(
+                f"{name}: {len(said[name]['arrays'])} arrays, {result['accuracy_local']:.4f} / {result['accuracy_global']:.4f}"
+            )
             shutil.rmtree(folder)
     out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
@@ -72,20 +87,32 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
         new = after.get(name, {"result": {}, "arrays": {}})
         keys = sorted({*old["result"], *new["result"]} - {*MEASURED})
         wrong = [key for key in keys if old["result"].get(key) != new["result"].get(key)]
-        wrong += [key for key in sorted({*old["arrays"], *new["arrays"]}) if old["arrays"].get(key) != new["arrays"].get(key)]
+        wrong += [
+            key
+            for key in sorted({*old["arrays"], *new["arrays"]})
+            if old["arrays"].get(key) != new["arrays"].get(key)
+        ]
         differences += len(wrong)
-        print(f"{name}: {len(old['arrays'])} arrays, {'equal' if not wrong else f'{len(wrong)} differ: ' + ', '.join(wrong[:5])}")
+        print(
+            f"{name}: {len(old['arrays'])} arrays, {'equal' if not wrong else f'{len(wrong)} differ: ' + ', '.join(wrong[:5])}"
+        )
     return differences
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
     recording.add_argument("out", type=Path)
     recording.add_argument("--data", type=Path)
-    recording.add_argument("--fedms", default=str(Path(sys.executable).with_name("fedms")), help="the command; default: this environment's")
+    recording.add_argument(
+        "--fedms",
+        default=str(Path(sys.executable).with_name("fedms")),
+        help="the command; default: this environment's",
+    )
     comparing = commands.add_parser("compare")
     comparing.add_argument("before", type=Path)
     comparing.add_argument("after", type=Path)

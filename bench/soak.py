@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from fedms import run
-from fedms.config import Config, load
-from fedms.progress import Silent
+from fedms.config import Config, load_config
+from fedms.experiments.observers import Silent
 from pages import ROOT
 
 WORDS = [f"word{number}" for number in range(24)]
@@ -45,9 +45,19 @@ def make_model(folder: Path) -> None:
     vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 16}
-    transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=len(vocabulary))).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="[UNK]", pad_token="[PAD]"
+    ).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 16,
+    }
+    transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=len(vocabulary))).save_pretrained(
+        folder
+    )
 
 
 def make_texts(path: Path) -> None:
@@ -58,7 +68,12 @@ def make_texts(path: Path) -> None:
         rows.writerow(["text", "label"])
         for number in range(CLIENTS * 24):
             label = number % CLASSES
-            rows.writerow([" ".join(draw.choices(WORDS[8 * label : 8 * label + 8], k=4) + draw.choices(WORDS, k=2)), f"class {label}"])
+            rows.writerow(
+                [
+                    " ".join(draw.choices(WORDS[8 * label : 8 * label + 8], k=4) + draw.choices(WORDS, k=2)),
+                    f"class {label}",
+                ]
+            )
 
 
 def make_failures(folder: Path, deaths: float) -> None:
@@ -68,7 +83,10 @@ def make_failures(folder: Path, deaths: float) -> None:
         {"how": "raise", "kind": "train", "drawn": [0.0, 0.2]},
         {"how": "lie", "kind": "train", "drawn": [0.2, 0.3]},
     ]
-    rules += [{"how": "die", "kind": "train", "client": client, "drawn": [0.3, 0.3 + 2 * deaths]} for client in dying]
+    rules += [
+        {"how": "die", "kind": "train", "client": client, "drawn": [0.3, 0.3 + 2 * deaths]}
+        for client in dying
+    ]
     (folder / "rules.json").write_text(json.dumps(rules))
     (folder / "sitecustomize.py").write_text("import misbehaving\nmisbehaving.watch_imports()\n")
     places = [str(folder), str(ROOT / "tests" / "integration"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -93,7 +111,7 @@ def settings(folder: Path, rounds: int) -> Config:
         "evaluation": {"every": 10},
         "engine": {"workers": 2},
     }
-    return load(values)
+    return load_config(values)
 
 
 def resident(pid: int | str) -> float:
@@ -132,9 +150,13 @@ class Watch(Silent):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=2000)
-    parser.add_argument("--deaths", type=float, default=0.001, help="share of answers that end a worker process")
+    parser.add_argument(
+        "--deaths", type=float, default=0.001, help="share of answers that end a worker process"
+    )
     given = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
@@ -148,12 +170,30 @@ def main() -> None:
     print(f"{'':14}{'first':>10}{'middle':>10}{'last':>10}{'most':>10}")
     for key in watch.noted[0]:
         values = [row[key] for row in watch.noted]
-        print(f"{key:14}" + "".join(f"{value:10.4g}" for value in (values[0], values[half], values[-1], max(values))))
+        print(
+            f"{key:14}"
+            + "".join(f"{value:10.4g}" for value in (values[0], values[half], values[-1], max(values)))
+        )
     late = np.arange(half, len(watch.noted))
-    slopes = {key: 1000 * float(np.polyfit(late, [row[key] for row in watch.noted[half:]], 1)[0]) for key in ("run_mb", "worker_mb")}
-    kept = {f"{key}_{when}": watch.noted[at][key] for key in ("descriptors", "files") for when, at in (("middle", half), ("last", -1))}
-    told = {"rounds": len(watch.noted), "answers": watch.answers, "lost": dict(watch.lost), "mb_per_1000_rounds": slopes, **kept}
-    print(json.dumps(told | {"seconds": round(time.monotonic() - began, 1), "python": sys.version.split()[0]}))
+    slopes = {
+        key: 1000 * float(np.polyfit(late, [row[key] for row in watch.noted[half:]], 1)[0])
+        for key in ("run_mb", "worker_mb")
+    }
+    kept = {
+        f"{key}_{when}": watch.noted[at][key]
+        for key in ("descriptors", "files")
+        for when, at in (("middle", half), ("last", -1))
+    }
+    told = {
+        "rounds": len(watch.noted),
+        "answers": watch.answers,
+        "lost": dict(watch.lost),
+        "mb_per_1000_rounds": slopes,
+        **kept,
+    }
+    print(
+        json.dumps(told | {"seconds": round(time.monotonic() - began, 1), "python": sys.version.split()[0]})
+    )
 
 
 if __name__ == "__main__":

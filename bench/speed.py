@@ -35,8 +35,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from fedms.config import Config, load
-from fedms.data.inputs import TextInputs
+from fedms.config import Config, load_config
 from fedms.engines.local import LocalEngine
 from fedms.engines.memory import peak_memory
 from fedms.federation import client
@@ -44,7 +43,8 @@ from fedms.federation.messages import Update
 from fedms.federation.methods import of
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
-from fedms.model.backbone import locate
+from fedms.model.checkpoints import locate
+from fedms.training.inputs import TextInputs
 from pages import splice
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
@@ -65,7 +65,7 @@ def settings(data: Path | None, clients: int, blocks: int) -> Config:
         "engine": {"workers": 1},
         "data": {"source": str(data / "banking77")} if data else {},
     }
-    return load(keys)
+    return load_config(keys)
 
 
 class Round:
@@ -75,7 +75,9 @@ class Round:
         self.world = world or open_world(config)
         self.engine = LocalEngine(self.world, folder)
         self.stage = of(config).stages[0]
-        self.server = Server(config, of(config), self.world.backbone, list(self.world.clients), self.world.ranks)
+        self.server = Server(
+            config, of(config), self.world.backbone, list(self.world.clients), self.world.ranks
+        )
         self.server.start_head(self.world.classes, None)
         self.server.begin(self.stage)
         self.cohort = self.server.clients[:cohort]
@@ -106,7 +108,9 @@ def with_peft(world: World, clients: list[tuple[np.ndarray, torch.Tensor]]) -> C
     encoder = AutoModel.from_pretrained(locate("minilm"), use_safetensors=True)
     model = get_peft_model(encoder, LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value"]))
     head = torch.nn.Linear(encoder.config.hidden_size, world.classes)
-    trained = [parameter for parameter in (*model.parameters(), *head.parameters()) if parameter.requires_grad]
+    trained = [
+        parameter for parameter in (*model.parameters(), *head.parameters()) if parameter.requires_grad
+    ]
     start = [parameter.detach().clone() for parameter in trained]
 
     def run() -> None:
@@ -118,7 +122,9 @@ def with_peft(world: World, clients: list[tuple[np.ndarray, torch.Tensor]]) -> C
             optimizer = torch.optim.AdamW(trained, lr=1e-3)
             for picks in torch.split(torch.randperm(len(rows)), 32):
                 ids, mask = inputs.batch(rows[picks.numpy()])
-                seen = torch.ones(ids.shape, dtype=torch.long) if mask is None else (mask[:, 0, 0] == 0).long()
+                seen = (
+                    torch.ones(ids.shape, dtype=torch.long) if mask is None else (mask[:, 0, 0] == 0).long()
+                )
                 hidden = model(input_ids=ids, attention_mask=seen).last_hidden_state
                 pooled = (hidden * seen[:, :, None]).sum(1) / seen.sum(1, keepdim=True)
                 loss = F.cross_entropy(head(pooled), labels[picks])
@@ -183,7 +189,10 @@ def measure(data: Path | None, repeats: int) -> dict[str, Any]:
         folder = Path(place)
         first = open_world(settings(data, 30, 1))
         depth = first.backbone.depth
-        rounds = {k: Round(settings(data, 30, k), folder / str(k), COHORT, None if k > 1 else first) for k in range(1, depth + 1)}
+        rounds = {
+            k: Round(settings(data, 30, k), folder / str(k), COHORT, None if k > 1 else first)
+            for k in range(1, depth + 1)
+        }
         cold = {k: seconds(each) for k, each in rounds.items()}
         plain = with_peft(first, rounds[1].samples())
         share = overhead(settings(data, MANY, 1), folder / "many", open_world(settings(data, MANY, 1)))
@@ -225,7 +234,9 @@ def table(made: dict[str, Any]) -> str:
     lines = ["| program | seconds a round | TFLOP | over its floor |", "|---|---:|---:|---:|"]
     lines.append(f"| plain loop with PEFT, all blocks | {made['full_lora_peft_seconds']:.2f} | | |")
     for k, spent in made["fedms_round_seconds"].items():
-        lines.append(f"| fedms, k = {k} | {spent:.2f} | {made['tflop'][k]:.2f} | {made['floor_ratio'][k]:.2f} |")
+        lines.append(
+            f"| fedms, k = {k} | {spent:.2f} | {made['tflop'][k]:.2f} | {made['floor_ratio'][k]:.2f} |"
+        )
     low, high = made["speedup_k1_range"]
     lines += [
         "",
@@ -238,10 +249,14 @@ def table(made: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def told(about: str | None, name: str, repeats: int, measure: Measure, table: Callable[[dict[str, Any]], str]) -> None:
+def told(
+    about: str | None, name: str, repeats: int, measure: Measure, table: Callable[[dict[str, Any]], str]
+) -> None:
     """Measure as the command line says; print the table, put it into the page where that is wanted, and end with the JSON object."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder that holds banking77/; default: the embedded corpus")
+    parser.add_argument(
+        "--data", type=Path, help="folder that holds banking77/; default: the embedded corpus"
+    )
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
     given = parser.parse_args()

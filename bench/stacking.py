@@ -22,17 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedms import seeds
-from fedms.config import Config, load
-from fedms.data.features import PrefixCache, Samples
+from fedms.config import Config, load_config
+from fedms.core import seeds
+from fedms.data.federated import Samples
 from fedms.engines.memory import keep_freed_memory
-from fedms.environment import describe_environment
-from fedms.federation.compute import Compute, Cost
-from fedms.federation.stacking import Member, train_stack
-from fedms.federation.training import Plan, train_expert
 from fedms.federation.world import World, open_world
-from fedms.model import expert as experts
-from fedms.model.expert import Arrays, Expert
+from fedms.model.arrays import Arrays
+from fedms.model.expert import Expert
+from fedms.model.heads import zero_head
+from fedms.model.parts import fresh_lora, trained_names
+from fedms.runs.environment import describe_environment
+from fedms.training.batched import Member, train_stack
+from fedms.training.expert_training import Plan, train_expert
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.runner import Compute, Cost
 from pages import ROOT, splice
 
 CASES = {"fleet": (40, 20), "banking": (10, 300)}
@@ -49,20 +52,29 @@ def clients(world: World, count: int, size: int) -> list[Samples]:
     return made
 
 
-def members(config: Config, arrays: Arrays, plan: Plan, held: list[Samples], device: torch.device) -> list[Member]:
+def members(
+    config: Config, arrays: Arrays, plan: Plan, held: list[Samples], device: torch.device
+) -> list[Member]:
     scale = config.lora.alpha / config.lora.rank
-    return [Member(Expert(arrays, scale).to(device), plan, own, seeds.numpy_generator(0, own.owner), Cost()) for own in held]
+    return [
+        Member(Expert(arrays, scale).to(device), plan, own, seeds.numpy_generator(0, own.owner), Cost())
+        for own in held
+    ]
 
 
-def measure(world: World, case: str, blocks: int, stacks: list[int], repeats: int, share: float) -> dict[str, Any]:
+def measure(
+    world: World, case: str, blocks: int, stacks: list[int], repeats: int, share: float
+) -> dict[str, Any]:
     """Samples a second by size of stack, and the largest difference of an array after the round."""
     config, backbone = world.config, world.backbone
     count, size = CASES[case]
     held = clients(world, max(max(stacks), round(count * share)), size)
     boundary = backbone.depth - blocks
     active = range(boundary, backbone.depth)
-    arrays = experts.fresh_lora(backbone, active, config.lora.rank, 0) | experts.zero_head(world.classes, backbone.feature_size)
-    plan = Plan(experts.trained_names(backbone, ("A", "B", "head"), active, "linear"), (1e-3, 1e-3))
+    arrays = fresh_lora(backbone, active, config.lora.rank, 0) | zero_head(
+        world.classes, backbone.feature_size
+    )
+    plan = Plan(trained_names(backbone, ("A", "B", "head"), active, "linear"), (1e-3, 1e-3))
     clock = time.perf_counter if backbone.device.type == "cuda" else time.process_time
     took: dict[int, list[float]] = {stack: [] for stack in stacks}
     difference: dict[int, float] = {}
@@ -78,18 +90,29 @@ def measure(world: World, case: str, blocks: int, stacks: list[int], repeats: in
                 for at in range(0, len(made), stack):
                     if stack == 1:
                         each = made[at]
-                        train_expert(compute, each.expert, plan, each.samples, boundary, config.training, each.order)
+                        train_expert(
+                            compute, each.expert, plan, each.samples, boundary, config.training, each.order
+                        )
                     else:
                         train_stack(compute, made[at : at + stack], boundary, config.training)
                 took[stack].append(clock() - began)
                 arrived = [each.expert.arrays for each in made]
                 alone = alone or arrived
                 difference[stack] = max(
-                    float((one[name] - two[name]).abs().max()) for one, two in zip(alone, arrived, strict=True) for name in one
+                    float((one[name] - two[name]).abs().max())
+                    for one, two in zip(alone, arrived, strict=True)
+                    for name in one
                 )
     samples = len(held) * size
     rates = {stack: round(samples / statistics.median(times), 1) for stack, times in took.items()}
-    return {"case": case, "clients": len(held), "samples": size, "blocks": blocks, "samples_a_second": rates, "difference": difference}
+    return {
+        "case": case,
+        "clients": len(held),
+        "samples": size,
+        "blocks": blocks,
+        "samples_a_second": rates,
+        "difference": difference,
+    }
 
 
 def table(found: list[dict[str, Any]]) -> str:
@@ -103,35 +126,56 @@ def table(found: list[dict[str, Any]]) -> str:
     lines.append("|---" * (len(stacks) + 4) + "|")
     for each in found:
         rates = "".join(f" {rate:.0f} |" for rate in each["samples_a_second"].values())
-        lines.append(f"| {each['clients']} | {each['samples']} | {each['blocks']} |{rates} {max(each['difference'].values()):.0e} |")
+        lines.append(
+            f"| {each['clients']} | {each['samples']} | {each['blocks']} |{rates} {max(each['difference'].values()):.0e} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--blocks", nargs="+", type=int, help="active blocks; default: one, and all")
     parser.add_argument("--stacks", nargs="+", type=int, default=list(STACKS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--share", type=float, default=1.0, help="of each case's clients, though never fewer than the largest stack")
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=1.0,
+        help="of each case's clients, though never fewer than the largest stack",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
-    config = load({"device": given.device})
+    config = load_config({"device": given.device})
     world = open_world(config)
     stacks = sorted({1, *given.stacks})
     found = []
-    print(f"{'case':10} blocks " + " ".join(f"{stack:>8}" for stack in stacks) + "   largest difference", flush=True)
+    print(
+        f"{'case':10} blocks " + " ".join(f"{stack:>8}" for stack in stacks) + "   largest difference",
+        flush=True,
+    )
     for case in given.cases:
         for blocks in given.blocks or (1, world.backbone.depth):
             found.append(measure(world, case, blocks, stacks, given.repeats, given.share))
             rates, apart = found[-1]["samples_a_second"], max(found[-1]["difference"].values())
-            print(f"{case:10} {blocks:6} " + " ".join(f"{rates[stack]:8.1f}" for stack in stacks) + f"   {apart:.1e}", flush=True)
+            print(
+                f"{case:10} {blocks:6} "
+                + " ".join(f"{rates[stack]:8.1f}" for stack in stacks)
+                + f"   {apart:.1e}",
+                flush=True,
+            )
     if given.write:
         splice(ROOT / "docs" / "performance.md", "table stacking", table(found))
-    print(json.dumps({"measured": found, "repeats": given.repeats, "environment": describe_environment(config, 1)}))
+    print(
+        json.dumps(
+            {"measured": found, "repeats": given.repeats, "environment": describe_environment(config, 1)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -29,15 +29,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from fedms.config import Config, load
+from fedms.config import Config, load_config
+from fedms.core.errors import FedmsError
 from fedms.data import sources
 from fedms.engines.local import worker_count
-from fedms.environment import describe_environment
-from fedms.errors import FedmsError
 from fedms.federation.methods import of
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
-from fedms.model.backbone import locate
+from fedms.model.checkpoints import locate
+from fedms.runs.environment import describe_environment
 from measure import measured
 from pages import ROOT, splice
 
@@ -85,13 +85,18 @@ def ours(common: Mapping[str, Any], program: str) -> dict[str, Any]:
     if program == SAME:  # like Flower, it starts with a head of zeros and looks at nothing before the end
         rounds = common["federation"]["rounds_global"]
         rates = {"training": {"learning_rate": RATE, "head_learning_rate": RATE}, "head": {"kind": "linear"}}
-        return {**common, **rates, "method": "fedavg", "evaluation": {**common["evaluation"], "every": rounds}}
+        return {
+            **common,
+            **rates,
+            "method": "fedavg",
+            "evaluation": {**common["evaluation"], "every": rounds},
+        }
     return {**common, "method": "fedavg-sal"}
 
 
 def copy_data(source: str, limit: int | None, seed: int, folder: Path) -> None:
     """The data set, or a part of it, as the two files that both sides read: row i of fedms is line i of the file."""
-    data = sources.load(load({"data": {"source": source, "limit": limit}}).data, seed)
+    data = sources.load(load_config({"data": {"source": source, "limit": limit}}).data, seed)
     if data.is_test is None:
         raise FedmsError(f"{source}: has no test split, on which one model could be judged")
     for split, wanted in (("train", False), ("test", True)):
@@ -149,7 +154,9 @@ def last_line(output: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise FedmsError(f"the last line is no JSON object: {lines[-1][:200] if lines else 'nothing was printed'}")
+        raise FedmsError(
+            f"the last line is no JSON object: {lines[-1][:200] if lines else 'nothing was printed'}"
+        )
     return found
 
 
@@ -179,8 +186,12 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
         ratios = [theirs.seconds / mine.seconds for theirs, mine in pairs]
         found[name] = round(statistics.median(ratios), 3)
         found[f"{name}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
-        found[difference] = round(statistics.mean(mine.accuracy - theirs.accuracy for theirs, mine in pairs), 4)
-        processor = statistics.median(theirs.processor_seconds / mine.processor_seconds for theirs, mine in pairs)
+        found[difference] = round(
+            statistics.mean(mine.accuracy - theirs.accuracy for theirs, mine in pairs), 4
+        )
+        processor = statistics.median(
+            theirs.processor_seconds / mine.processor_seconds for theirs, mine in pairs
+        )
         found[name.replace("_ratio", "_processor_ratio")] = round(processor, 3)
         memory = statistics.median(theirs.peak_bytes / mine.peak_bytes for theirs, mine in pairs)
         found[name.replace("_ratio", "_memory_ratio")] = round(memory, 3)
@@ -197,25 +208,52 @@ def table(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
         accuracy = [row.accuracy for row in mine]
         spread = f" ± {statistics.stdev(accuracy):.3f}" if len(accuracy) > 1 else ""
         peak = statistics.median(row.peak_bytes for row in mine) / 1e9
-        lines.append(f"| {program} | {seconds:.0f} | {faster} | {statistics.mean(accuracy):.3f}{spread} | {peak:.1f} |")
+        lines.append(
+            f"| {program} | {seconds:.0f} | {faster} | {statistics.mean(accuracy):.3f}{spread} | {peak:.1f} |"
+        )
     samples = statistics.mean(row.samples for row in rows)
-    return "\n".join([*lines, "", f"Seeds {', '.join(map(str, found['seeds']))}; {samples:.0f} samples trained on, as a mean over seeds."])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Seeds {', '.join(map(str, found['seeds']))}; {samples:.0f} samples trained on, as a mean over seeds.",
+        ]
+    )
 
 
-def run_theirs(python: Path, folder: Path, told: Mapping[str, Any], seed: int, versions: dict[str, str]) -> Row:
+def run_theirs(
+    python: Path, folder: Path, told: Mapping[str, Any], seed: int, versions: dict[str, str]
+) -> Row:
     path = folder / "work.json"
     path.write_text(json.dumps(told))
     took = measured([python, BASELINE, path], TIMEOUT, environment())
     found = last_line(took.output)
     versions |= found["versions"]
-    return Row(THEIRS, seed, took.seconds, took.processor_seconds, found["accuracy"], found["samples"], took.peak_bytes, took.load_before)
+    return Row(
+        THEIRS,
+        seed,
+        took.seconds,
+        took.processor_seconds,
+        found["accuracy"],
+        found["samples"],
+        took.peak_bytes,
+        took.load_before,
+    )
 
 
 def trained_samples(run: Path, planned: Mapping[str, Any]) -> int:
     """How many samples a run of ours has trained on, by the cohorts that it says it had."""
-    result, lines = (json.loads((run / "result.json").read_text()), (run / "metrics.jsonl").read_text().splitlines())
+    result, lines = (
+        json.loads((run / "result.json").read_text()),
+        (run / "metrics.jsonl").read_text().splitlines(),
+    )
     held = dict(zip(result["partition"]["clients"], map(len, planned["clients"]), strict=True))
-    return sum(held[client] for line in map(json.loads, lines) if line["stage"] == "global" for client in line["cohort"])
+    return sum(
+        held[client]
+        for line in map(json.loads, lines)
+        if line["stage"] == "global"
+        for client in line["cohort"]
+    )
 
 
 def run_ours(program: str, folder: Path, config: Mapping[str, Any], planned: Mapping[str, Any]) -> Row:
@@ -223,50 +261,80 @@ def run_ours(program: str, folder: Path, config: Mapping[str, Any], planned: Map
     path.write_text(json.dumps(config))  # JSON is YAML
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "run"
-        took = measured([sys.executable, "-m", "fedms.cli", "run", path, "--quiet", "--out", out], TIMEOUT, environment())
+        took = measured(
+            [sys.executable, "-m", "fedms.cli", "run", path, "--quiet", "--out", out], TIMEOUT, environment()
+        )
         result = json.loads((out / "result.json").read_text())
         trained, accuracy = trained_samples(out, planned), shared_accuracy(result, planned["tests"])
-    return Row(program, config["seed"], took.seconds, took.processor_seconds, accuracy, trained, took.peak_bytes, took.load_before)
+    return Row(
+        program,
+        config["seed"],
+        took.seconds,
+        took.processor_seconds,
+        accuracy,
+        trained,
+        took.peak_bytes,
+        took.load_before,
+    )
 
 
 def environment() -> dict[str, str]:
     """Without anything that says how many threads to use: each program does as it does by default."""
-    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {"HF_HUB_OFFLINE": "1"}
+    return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
+        "HF_HUB_OFFLINE": "1"
+    }
 
 
-def compare(given: argparse.Namespace, seed: int, turn: int, folder: Path, versions: dict[str, str]) -> list[Row]:
+def compare(
+    given: argparse.Namespace, seed: int, turn: int, folder: Path, versions: dict[str, str]
+) -> list[Row]:
     """All programs with one seed, the first of them another one each turn."""
     copy_data(str(given.data.resolve() / "banking77"), given.limit, seed, folder)
     common = settings(seed, folder, "minilm", given.clients, given.cohort, given.rounds)
-    world = open_world(load(ours(common, SAME)))
+    world = open_world(load_config(ours(common, SAME)))
     planned = plan(world)
     samples = sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort)
     rows = []
     for program in PROGRAMS[turn % 3 :] + PROGRAMS[: turn % 3]:
         if program == THEIRS:
-            row = run_theirs(given.flower_python, folder, work(world.config, planned, given.actors), seed, versions)
+            row = run_theirs(
+                given.flower_python, folder, work(world.config, planned, given.actors), seed, versions
+            )
         else:
             row = run_ours(program, folder, ours(common, program), planned)
         if row.samples != samples:
-            raise FedmsError(f"{program}, seed {seed}: trained on {row.samples} samples, not on the {samples} that were planned")
+            raise FedmsError(
+                f"{program}, seed {seed}: trained on {row.samples} samples, not on the {samples} that were planned"
+            )
         print(json.dumps(asdict(row)), flush=True)
         rows.append(row)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with banking77/")
-    parser.add_argument("--flower-python", type=Path, default=Path(sys.executable), help="interpreter of Flower's environment")
+    parser.add_argument(
+        "--flower-python", type=Path, default=Path(sys.executable), help="interpreter of Flower's environment"
+    )
     parser.add_argument("--seeds", default="0,1,2", help="between commas; default: 0,1,2")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--cohort", type=int, default=10)
-    parser.add_argument("--actors", type=int, default=os.cpu_count(), help="Flower's actors of one thread; default: one for each core")
+    parser.add_argument(
+        "--actors",
+        type=int,
+        default=os.cpu_count(),
+        help="Flower's actors of one thread; default: one for each core",
+    )
     parser.add_argument("--limit", type=int, help="so many samples of each split only, to try the script")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     given = parser.parse_args()
-    given.flower_python = given.flower_python.absolute()  # not resolved: an environment's interpreter is a link
+    given.flower_python = (
+        given.flower_python.absolute()
+    )  # not resolved: an environment's interpreter is a link
     rows: list[Row] = []
     versions: dict[str, str] = {}
     try:
@@ -278,8 +346,10 @@ def main() -> None:
     found = summary(rows)
     if given.write:
         splice(PAGE, "table versus-flower", table(rows, found))
-    about = describe_environment(load({}), worker_count(load({})))
-    print(json.dumps({**found, "rows": [asdict(row) for row in rows], "flower": versions, "environment": about}))
+    about = describe_environment(load_config({}), worker_count(load_config({})))
+    print(
+        json.dumps({**found, "rows": [asdict(row) for row in rows], "flower": versions, "environment": about})
+    )
 
 
 if __name__ == "__main__":

@@ -25,16 +25,37 @@ KINDS = {
     "attention": ("aten::_scaled_dot_product",),
     "GELU": ("aten::gelu",),
     "normalisation": ("aten::native_layer_norm", "aten::linalg_vector_norm"),
-    "copies and zeros": ("aten::copy_", "aten::fill_", "aten::zero_", "aten::cat", "aten::pad_sequence", "aten::clone", "aten::_to_copy"),
+    "copies and zeros": (
+        "aten::copy_",
+        "aten::fill_",
+        "aten::zero_",
+        "aten::cat",
+        "aten::pad_sequence",
+        "aten::clone",
+        "aten::_to_copy",
+    ),
     "optimizer": ("aten::_fused_adamw_", "Optimizer."),
-    "sums and products by element": ("aten::add", "aten::mul", "aten::sum", "aten::div", "aten::sub", "aten::lerp", "aten::square"),
+    "sums and products by element": (
+        "aten::add",
+        "aten::mul",
+        "aten::sum",
+        "aten::div",
+        "aten::sub",
+        "aten::lerp",
+        "aten::square",
+    ),
 }
 REST = "Python, autograd's book-keeping, messages, files"
 
 
 def kind_of(operation: str) -> str | None:
     """The kind with the longest beginning that fits; what is none of them counts as the rest."""
-    fitting = [(len(start), kind) for kind, starts in KINDS.items() for start in starts if operation.startswith(start)]
+    fitting = [
+        (len(start), kind)
+        for kind, starts in KINDS.items()
+        for start in starts
+        if operation.startswith(start)
+    ]
     return max(fitting)[1] if fitting else None
 
 
@@ -67,7 +88,10 @@ def measure(data: Path | None, repeats: int) -> dict[str, dict[str, float]]:
 
 def table(made: dict[str, dict[str, float]]) -> str:
     lines = ["| share of a round | " + " | ".join(made) + " |", "|---|" + "---:|" * len(made)]
-    lines += [f"| {kind} | " + " | ".join(f"{found[kind]:.1%}" for found in made.values()) + " |" for kind in (*KINDS, REST)]
+    lines += [
+        f"| {kind} | " + " | ".join(f"{found[kind]:.1%}" for found in made.values()) + " |"
+        for kind in (*KINDS, REST)
+    ]
     return "\n".join(lines)
 
 

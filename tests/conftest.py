@@ -6,18 +6,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedms.config.sections import LoraConfig, ModelConfig
+
 import fedms  # noqa: F401 # isort: skip # before torch: only then are the same bits promised
 import pytest
 import torch
 
-from fedms import config as cfg
-from fedms.model.backbone import Backbone, load
+from fedms.model.backbone import Backbone
+from fedms.model.checkpoints import load_backbone
 
 torch.set_num_threads(1)
 
 DEPTH = 3
 SIZES = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
-WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "turn", "on", "off", "the", "light", "lights", "kitchen", "music", "play", "louder", "please")
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "turn",
+    "on",
+    "off",
+    "the",
+    "light",
+    "lights",
+    "kitchen",
+    "music",
+    "play",
+    "louder",
+    "please",
+)
 Checkpoint = Callable[[str], Path]
 
 
@@ -29,9 +47,13 @@ def tiny_model(family: str) -> Any:
     tower = SIZES | picture | {"intermediate_size": 64, "projection_dim": 24}
     torch.manual_seed(sum(map(ord, family)))
     if family == "bert":
-        model = hf.BertModel(hf.BertConfig(**SIZES, intermediate_size=64, vocab_size=40, max_position_embeddings=24))
+        model = hf.BertModel(
+            hf.BertConfig(**SIZES, intermediate_size=64, vocab_size=40, max_position_embeddings=24)
+        )
     elif family == "roberta":
-        config = hf.RobertaConfig(**SIZES, intermediate_size=64, vocab_size=40, max_position_embeddings=26, pad_token_id=1)
+        config = hf.RobertaConfig(
+            **SIZES, intermediate_size=64, vocab_size=40, max_position_embeddings=26, pad_token_id=1
+        )
         model = hf.RobertaModel(config)
     elif family == "vit":
         model = hf.ViTModel(hf.ViTConfig(**SIZES, **picture, intermediate_size=64))
@@ -42,7 +64,12 @@ def tiny_model(family: str) -> Any:
     elif family == "clip_vision_model":
         model = hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**tower))
     else:
-        text = SIZES | {"intermediate_size": 64, "vocab_size": 40, "max_position_embeddings": 24, "projection_dim": 24}
+        text = SIZES | {
+            "intermediate_size": 64,
+            "vocab_size": 40,
+            "max_position_embeddings": 24,
+            "projection_dim": 24,
+        }
         model = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=tower, projection_dim=24))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -81,7 +108,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture
 def backbone(checkpoint: Checkpoint) -> Backbone:
     """A tiny BERT, fresh for each test."""
-    return load(cfg.Model(name=str(checkpoint("bert"))), cfg.Lora())
+    return load_backbone(ModelConfig(name=str(checkpoint("bert"))), LoraConfig())
 
 
 @pytest.fixture

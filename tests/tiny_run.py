@@ -13,10 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedms import config as cfg
-from fedms import experiment
+from fedms.config import Config, load_config
+from fedms.experiments import experiment
 
-TELLING = {"lights_on": ("turn", "on"), "lights_off": ("turn", "off"), "music": ("play", "music"), "volume": ("louder", "please")}
+TELLING = {
+    "lights_on": ("turn", "on"),
+    "lights_off": ("turn", "off"),
+    "music": ("play", "music"),
+    "volume": ("louder", "please"),
+}
 FILLING = ("the", "light", "lights", "kitchen")
 Finished = Callable[..., Path]
 _made: dict[str, Path] = {}
@@ -45,7 +50,7 @@ def write_pictures(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / label / f"{number}.png")
 
 
-def run_config(model: Path, source: Path, **changes: Any) -> cfg.Config:
+def run_config(model: Path, source: Path, **changes: Any) -> Config:
     """Changes are `section__key=value` or `key=value`."""
     values: dict[str, Any] = {
         "model": {"name": str(model), "max_length": 16},
@@ -64,7 +69,7 @@ def run_config(model: Path, source: Path, **changes: Any) -> cfg.Config:
             values.setdefault(section, {})[name] = value
         else:
             values[name] = value
-    return cfg.load(values)
+    return load_config(values)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 from holding import Refused, one_line, tree
 from typer.testing import CliRunner
 
-from fedms.cli import app
+from fedms.cli.main import app
 from tiny_run import finished, run_config, write_texts  # noqa: F401 (a fixture)
 
 

@@ -53,10 +53,32 @@ def comparison_of(result: dict[str, Any]) -> bytes:
     apart = {"difference": 0.01, "low": 0.0, "high": 0.02, "p": 0.04, "pairs": 12, "distinguishable": True}
     mean = {key: value for key, value in result.items() if isinstance(value, float | int)}
     rows = [
-        {"name": name, "method": name, **ROW, "mean": mean, "std": dict.fromkeys(mean, 0.1), "best": {}, "frontier": result["frontier"]}
-        | {"versus_baseline": {"accuracy_local": apart, "accuracy_global": apart} if name != "fedms" else None}
+        {
+            "name": name,
+            "method": name,
+            **ROW,
+            "mean": mean,
+            "std": dict.fromkeys(mean, 0.1),
+            "best": {},
+            "frontier": result["frontier"],
+        }
+        | {
+            "versus_baseline": {"accuracy_local": apart, "accuracy_global": apart}
+            if name != "fedms"
+            else None
+        }
         for name in ("fedms", "local")
     ]
-    runs = [{"row": row["name"], "seed": 0, "folder": f"runs/{row['name']}-0", "result": result} for row in rows]
-    whole = {"config": {}, "environment": {}, "seeds": [0], "baseline": "fedms", "methods": rows, "runs": runs, "tuning": {}}
+    runs = [
+        {"row": row["name"], "seed": 0, "folder": f"runs/{row['name']}-0", "result": result} for row in rows
+    ]
+    whole = {
+        "config": {},
+        "environment": {},
+        "seeds": [0],
+        "baseline": "fedms",
+        "methods": rows,
+        "runs": runs,
+        "tuning": {},
+    }
     return json.dumps(whole).encode()

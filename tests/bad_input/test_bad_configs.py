@@ -11,11 +11,12 @@ import yaml
 from holding import one_line, tree
 from typer.testing import CliRunner
 
-from fedms.cli import app
+from fedms.cli.main import app
 from fedms.config import Config
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
 
 FILES: dict[str, tuple[bytes, str]] = {
@@ -34,7 +35,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "an unknown anchor": (b"seed: *nothing\n", "undefined alias"),
     "an anchor that holds itself": (b"compare: &a {variants: *a}\n", "not valid YAML"),
     "a billion laughs": (LAUGHS.encode(), "its aliases stand for too many values"),
-    "a billion laughs where they fit": (b"compare: {tune: {gate.prior: " + b"[" * 20 + b"&a [1]" + b", *a]" * 20 + b"}}", "compare.tune"),
+    "a billion laughs where they fit": (
+        b"compare: {tune: {gate.prior: " + b"[" * 20 + b"&a [1]" + b", *a]" * 20 + b"}}",
+        "compare.tune",
+    ),
     "a Python object": (b"seed: !!python/object/apply:os.system [echo]\n", "not valid YAML"),
     "a Python name": (b"seed: !!python/name:os.system\n", "not valid YAML"),
     "an unknown tag": (b"seed: !secret x\n", "not valid YAML"),
@@ -64,18 +68,21 @@ def test_a_file_that_is_no_config(place, refused, content, says):
 
 
 def test_a_mark_of_byte_order_and_an_empty_file_are_configs(place):
-    from fedms.config import load
+    from fedms.config import load_config
 
     (place / "marked.yaml").write_bytes(b"\xef\xbb\xbfseed: 3\n")
     (place / "empty.yaml").write_bytes(b"")
-    assert load("marked.yaml").seed == 3
-    assert load("empty.yaml") == Config()
+    assert load_config("marked.yaml").seed == 3
+    assert load_config("empty.yaml") == Config()
 
 
 SECTIONS = [name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")]
 VALUES: dict[str, tuple[str, str]] = {
     # every section: a key that it has not, and something that is no section
-    **{f"unknown key in {name}": (f"{name}.nothing=1", f"{name}.nothing: unknown key; allowed: ") for name in SECTIONS},
+    **{
+        f"unknown key in {name}": (f"{name}.nothing=1", f"{name}.nothing: unknown key; allowed: ")
+        for name in SECTIONS
+    },
     **{f"no section: {name}": (f"{name}=3", f"{name}: ") for name in SECTIONS},
     **{f"null for {name}": (f"{name}=null", f"{name}: ") for name in SECTIONS},
     "unknown section": ("modle={}", "modle: unknown key; allowed: seed, method"),
@@ -123,16 +130,25 @@ VALUES: dict[str, tuple[str, str]] = {
     "some blocks": ("activation.blocks=some", "activation.blocks: "),
     "too many blocks": ("activation.blocks=4", "activation.blocks: 4 is more than the 3 blocks"),
     "unknown layer": ("lora.targets=[nowhere]", "lora.targets: 'nowhere' is not a linear layer"),
-    "more asked than there are": ("federation.cohort=5", "federation.cohort: 5 is more than partition.clients (3)"),
+    "more asked than there are": (
+        "federation.cohort=5",
+        "federation.cohort: 5 is more than partition.clients (3)",
+    ),
     "no column": ("partition.rule=column", "partition.column: needed"),
     "no alpha": ("partition.alpha=null", "partition.alpha: needed"),
-    "too many classes each": ("partition={rule: classes, clients: 3, classes_per_client: 9}", "partition.classes_per_client: 9"),
+    "too many classes each": (
+        "partition={rule: classes, clients: 3, classes_per_client: 9}",
+        "partition.classes_per_client: 9",
+    ),
     "tiers that do not add up": ("activation.capacity=[{share: 0.5, blocks: 1}]", "must add up to 1"),
     "a tier without blocks": ("activation.capacity=[{share: 1.0}]", "activation.capacity.0.blocks: "),
     "ranks without svd": ("lora.tiers=[{share: 1.0, rank: 1}]", "lora.tiers: "),
     "rounds the wrong way round": ("activation={min_rounds: 9, max_rounds: 2}", "activation.min_rounds: "),
     "a gate that knows nothing": ("gate={evidence: none, network: false}", "gate.network: "),
-    "robust and svd": ("federation={cohort: 2, robust: median, aggregation: svd}", "federation.robust|federation.aggregation"),
+    "robust and svd": (
+        "federation={cohort: 2, robust: median, aggregation: svd}",
+        "federation.robust|federation.aggregation",
+    ),
     "a key with a newline": ("gate={'a\\nb': 1}", "unknown key"),
     "a key of 1000 letters": ("gate={" + "k" * 1000 + ": 1}", "unknown key"),
     # --set itself
@@ -164,7 +180,10 @@ COMPARED: dict[str, tuple[str, str]] = {
     "a negative seed": ("compare.seeds=[-1]", "compare.seeds: must not be negative"),
     "a seed twice": ("compare.seeds=[1, 1]", "compare.seeds: 1 comes twice"),
     "an unknown baseline": ("compare.baseline=nobody", "compare.baseline: 'nobody' is not known"),
-    "a variant named as a method": ("compare.variants={local: {gate.prior: 1}}", "compare.variants: 'local' is a method's name"),
+    "a variant named as a method": (
+        "compare.variants={local: {gate.prior: 1}}",
+        "compare.variants: 'local' is a method's name",
+    ),
     "a variant with a slash": ("compare.variants={a/b: {}}", "cannot name a row"),
     "a variant that leads up": ("compare.variants={..: {}}", "cannot name a row"),
     "a variant with a way up": ("compare.variants={a..b: {}}", "cannot name a row"),
@@ -175,14 +194,25 @@ COMPARED: dict[str, tuple[str, str]] = {
     "a variant of blanks": ("compare.variants={' ': {}}", "cannot name a row"),
     "a variant with a backslash": ("compare.variants={'a\\b': {}}", "cannot name a row"),
     "a long variant": ("compare.variants={" + "v" * 65 + ": {}}", "cannot name a row"),
-    "variants that differ in case": ("compare.variants={mine: {}, Mine: {}}", "mine and Mine differ in nothing"),
+    "variants that differ in case": (
+        "compare.variants={mine: {}, Mine: {}}",
+        "mine and Mine differ in nothing",
+    ),
     "variants that differ in form": ('compare.variants={"\\u00e9": {}, "e\\u0301": {}}', "differ in nothing"),
-    "a variant with an unknown key": ("compare.variants={a: {gate.prio: 1}}", "compare.variants.a: gate.prio: unknown key"),
+    "a variant with an unknown key": (
+        "compare.variants={a: {gate.prio: 1}}",
+        "compare.variants.a: gate.prio: unknown key",
+    ),
     "a variant with another seed": ("compare.variants={a: {seed: 1}}", "seed must be the same"),
-    "a grid with an unknown key": ("compare.tune={gate.prio: [1]}", "compare.tune.gate.prio: gate.prio: unknown key"),
+    "a grid with an unknown key": (
+        "compare.tune={gate.prio: [1]}",
+        "compare.tune.gate.prio: gate.prio: unknown key",
+    ),
     "an empty grid": ("compare.tune={gate.prior: []}", "must name at least one"),
     "a grid without end": (
-        "compare.tune={" + ", ".join(f"training.{key}: {[*range(1, 30)]}" for key in ("epochs", "batch_size", "proximal")) + "}",
+        "compare.tune={"
+        + ", ".join(f"training.{key}: {[*range(1, 30)]}" for key in ("epochs", "batch_size", "proximal"))
+        + "}",
         "compare.tune: has more than 10,000 combinations|should be a valid number",
     ),
     "a criterion": ("compare.criterion=accuracy", "compare.criterion: "),
@@ -197,8 +227,16 @@ def test_a_bad_comparison(refused, override, says):
 
 LINES: dict[str, tuple[list[str], int, str]] = {
     "unknown command": (["nonsense"], 2, "no such command 'nonsense'"),
-    "unknown option": (["run", "good.yaml", "--no-such"], 2, "no such option: --no-such; see fedms run --help"),
-    "unknown option before the command": (["--no-such", "run"], 2, "no such option: --no-such; see fedms --help"),
+    "unknown option": (
+        ["run", "good.yaml", "--no-such"],
+        2,
+        "no such option: --no-such; see fedms run --help",
+    ),
+    "unknown option before the command": (
+        ["--no-such", "run"],
+        2,
+        "no such option: --no-such; see fedms --help",
+    ),
     "run without a config": (["run"], 2, "missing argument 'CONFIG'"),
     "run with two configs": (["run", "good.yaml", "good.yaml"], 2, "extra argument"),
     "compare without a config": (["compare"], 2, "missing argument 'CONFIG'"),
@@ -209,7 +247,11 @@ LINES: dict[str, tuple[list[str], int, str]] = {
     "export without a place": (["export", ".", "--client", "a"], 2, "missing option '--to'"),
     "an option without its value": (["run", "good.yaml", "--out"], 2, "--out"),
     "a prior that is no number": (["predict", ".", "--client", "a", "--prior", "high", "x"], 2, "--prior"),
-    "seeds that are no numbers": (["compare", "good.yaml", "--seeds", "a,b"], 2, "--seeds: must be whole numbers"),
+    "seeds that are no numbers": (
+        ["compare", "good.yaml", "--seeds", "a,b"],
+        2,
+        "--seeds: must be whole numbers",
+    ),
     "empty seeds": (["compare", "good.yaml", "--seeds", ""], 2, "--seeds: must be whole numbers"),
     "a seed twice": (["compare", "good.yaml", "--seeds", "1,1"], 2, "comes twice"),
     "an unknown row": (["compare", "good.yaml", "--methods", "fedms,nobody"], 2, "'nobody' is not known"),
@@ -220,22 +262,50 @@ LINES: dict[str, tuple[list[str], int, str]] = {
     "a config below a file": (["run", "good.yaml/x"], 1, "cannot read the config"),
     "a config with an endless name": (["run", "x" * 300], 1, "cannot read the config"),
     "compare without its config": (["compare", "nowhere.yaml"], 1, "nowhere.yaml: cannot read the config"),
-    "partition without its config": (["partition", "nowhere.yaml"], 1, "nowhere.yaml: cannot read the config"),
+    "partition without its config": (
+        ["partition", "nowhere.yaml"],
+        1,
+        "nowhere.yaml: cannot read the config",
+    ),
     "out is a file": (["run", "good.yaml", "--out", "good.yaml"], 1, "good.yaml: already there"),
     "out is below a file": (["run", "good.yaml", "--out", "good.yaml/run"], 1, "good.yaml/run: "),
     "out is where nothing can be": (["run", "good.yaml", "--out", "/proc/run"], 1, "/proc/run: "),
     "out is too long a name": (["run", "good.yaml", "--out", "new/" + "x" * 300], 1, "name too long"),
     "out is used": (["run", "good.yaml", "--out", "used"], 1, "used: already there and not empty"),
-    "resume of a file": (["run", "good.yaml", "--out", "good.yaml", "--resume"], 1, "holds files that are no run's"),
-    "resume of something else": (["run", "good.yaml", "--out", "used", "--resume"], 1, "used: holds files that are no run's"),
+    "resume of a file": (
+        ["run", "good.yaml", "--out", "good.yaml", "--resume"],
+        1,
+        "holds files that are no run's",
+    ),
+    "resume of something else": (
+        ["run", "good.yaml", "--out", "used", "--resume"],
+        1,
+        "used: holds files that are no run's",
+    ),
     "compare into a file": (["compare", "good.yaml", "--out", "good.yaml"], 1, "good.yaml: already there"),
-    "compare into something else": (["compare", "good.yaml", "--out", "used"], 1, "used: already there and not empty"),
-    "a picture of no kind": (["partition", "good.yaml", "--out", "who.jpg"], 2, "--out who.jpg: must end in .png"),
-    "a picture without a name": (["partition", "good.yaml", "--out", "who"], 2, "--out who: must end in .png"),
+    "compare into something else": (
+        ["compare", "good.yaml", "--out", "used"],
+        1,
+        "used: already there and not empty",
+    ),
+    "a picture of no kind": (
+        ["partition", "good.yaml", "--out", "who.jpg"],
+        2,
+        "--out who.jpg: must end in .png",
+    ),
+    "a picture without a name": (
+        ["partition", "good.yaml", "--out", "who"],
+        2,
+        "--out who: must end in .png",
+    ),
     "a report of nothing there": (["report", "nowhere"], 1, "nowhere: no such folder"),
     "a report of a file": (["report", "good.yaml"], 1, "good.yaml: no such folder"),
     "predict from nothing": (["predict", "nowhere", "--client", "a", "x"], 1, "nowhere: no such folder"),
-    "export of nothing": (["export", "nowhere", "--client", "a", "--to", "there"], 1, "nowhere: no such folder"),
+    "export of nothing": (
+        ["export", "nowhere", "--client", "a", "--to", "there"],
+        1,
+        "nowhere: no such folder",
+    ),
 }
 
 
@@ -277,7 +347,9 @@ def test_a_real_process_says_no_more_than_its_line(place, arguments, code):
     (place / "bad.yaml").write_text(yaml.safe_dump({"gate": {"prio": 1}}))
     (place / "laughs.yaml").write_text(LAUGHS)
     before = sorted(place.rglob("*"))
-    done = subprocess.run([sys.executable, "-m", "fedms.cli", *arguments], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-m", "fedms.cli", *arguments], capture_output=True, text=True, timeout=300
+    )
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     one_line(done.stderr)
     assert sorted(place.rglob("*")) == before

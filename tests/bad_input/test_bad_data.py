@@ -19,9 +19,9 @@ import pytest
 from holding import Mine
 from PIL import Image
 
-from fedms.config import Data
+from fedms.config.sections import Data
+from fedms.core.errors import FedmsError
 from fedms.data.sources import load
-from fedms.errors import FedmsError
 from tiny_run import write_pictures
 
 
@@ -64,7 +64,11 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "no class": ("d.csv", table(*enough(), b"hello,"), "row 61 has no label"),
     "not UTF-8": ("d.csv", table(*enough(), b"caf\xe9,a"), "not a text file in UTF-8 (byte"),
     "UTF-16": ("d.csv", "text,label\nhello,a\n".encode("utf-16"), "not a text file in UTF-8"),
-    "NUL in the header": ("d.csv", table(*enough(), head=b"te\0xt,label"), "no column found for data.text|NUL"),
+    "NUL in the header": (
+        "d.csv",
+        table(*enough(), head=b"te\0xt,label"),
+        "no column found for data.text|NUL",
+    ),
     "binary": ("d.csv", bytes(range(256)) * 10, "d.csv: "),
     "CSV called TSV": ("d.tsv", table(*enough()), "no column found for data.text"),
     "too few samples": ("d.csv", table(*enough()[:8]), "partition.min_samples (10)"),
@@ -74,20 +78,48 @@ FILES: dict[str, tuple[str, bytes, str]] = {
     "null in line 1": ("d.jsonl", b"null\n", "row 1 is not an object"),
     "lists for texts": ("d.jsonl", b'{"text": ["a"], "label": 1}\n', "no column found for data.text"),
     "a key that is missing": ("d.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}\n', "row 2 has no label"),
-    "not a number": ("d.jsonl", b'{"text": "a", "label": 1}\n{"text": "b", "label": NaN}\n', "row 2 has no label"),
-    "half a character": ("d.jsonl", b'{"text": "a", "label": 1}\n{"text": "\\ud800", "label": 2}\n', "line 2 is not valid JSON"),
+    "not a number": (
+        "d.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "b", "label": NaN}\n',
+        "row 2 has no label",
+    ),
+    "half a character": (
+        "d.jsonl",
+        b'{"text": "a", "label": 1}\n{"text": "\\ud800", "label": 2}\n',
+        "line 2 is not valid JSON",
+    ),
     "too deep": ("d.jsonl", b"[" * 100_000, "line 1 is not valid JSON"),
-    "too many digits": ("d.jsonl", b'{"text": "a", "label": ' + b"9" * 5000 + b"}", "line 1 is not valid JSON"),
-    "two values a line": ("d.jsonl", b'{"text": "a", "label": 1} {"text": "b", "label": 2}\n', "line 1 is not valid JSON"),
+    "too many digits": (
+        "d.jsonl",
+        b'{"text": "a", "label": ' + b"9" * 5000 + b"}",
+        "line 1 is not valid JSON",
+    ),
+    "two values a line": (
+        "d.jsonl",
+        b'{"text": "a", "label": 1} {"text": "b", "label": 2}\n',
+        "line 1 is not valid JSON",
+    ),
     "JSON cut short": ("d.json", OBJECTS[:-20].encode(), "is not valid JSON"),
-    "JSON in Latin-1": ("d.json", OBJECTS.replace("hello 1", "caf\xe9").encode("latin-1"), "not a text file in UTF-8"),
+    "JSON in Latin-1": (
+        "d.json",
+        OBJECTS.replace("hello 1", "caf\xe9").encode("latin-1"),
+        "not a text file in UTF-8",
+    ),
     "no Parquet": ("d.parquet", b"PAR1 not really", "d.parquet: not a readable Parquet file"),
     "empty Parquet": ("d.parquet", b"", "d.parquet: not a readable Parquet file"),
     "Parquet cut short": ("d.parquet", GOOD_PARQUET[:-10], "d.parquet: not a readable Parquet file"),
-    "Parquet without its beginning": ("d.parquet", GOOD_PARQUET[100:], "d.parquet: not a readable Parquet file"),
+    "Parquet without its beginning": (
+        "d.parquet",
+        GOOD_PARQUET[100:],
+        "d.parquet: not a readable Parquet file",
+    ),
     "Parquet without rows": ("d.parquet", parquet(text=[], label=[]), "d.parquet: "),
     "Parquet with a gap": ("d.parquet", parquet(text=["a", None], label=["x", "y"]), "row 2 has no text"),
-    "Parquet of other columns": ("d.parquet", parquet(words=["a"], mood=["x"]), "no column found for data.text"),
+    "Parquet of other columns": (
+        "d.parquet",
+        parquet(words=["a"], mood=["x"]),
+        "no column found for data.text",
+    ),
     "a pickle": ("d.pkl", pickle.dumps(Mine()), "cannot read this kind of file"),
     "a pickle called CSV": ("d.csv", pickle.dumps(Mine()), "d.csv: "),
     "a pickle called Parquet": ("d.parquet", pickle.dumps(Mine()), "not a readable Parquet file"),
@@ -149,7 +181,9 @@ def a_saved_one_of_nothing(folder: Path) -> None:
 
 
 def a_saved_one_that_leads_out(folder: Path) -> None:
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "../../outside/secret.txt"}], "_format_type": None}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "../../outside/secret.txt"}], "_format_type": None})
+    )
     (folder / "dataset_info.json").write_text("{}")
 
 
@@ -266,7 +300,9 @@ def test_a_broken_picture_ends_a_run_before_it_begins(place, refused, checkpoint
     (place / "d" / "dark" / "7.png").unlink()
     refused(["run", "good.yaml", *sets, "--set", "model.image_size=20"], 2, "model.image_size: ")
     refused(["run", "good.yaml", "--set", "model.name=./vit"], 1, "reads image, but the data are text")
-    (place / "vit" / "preprocessor_config.json").write_text('{"image_processor_type": "ViTImageProcessor", "size": {"height": "x"}}')
+    (place / "vit" / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "ViTImageProcessor", "size": {"height": "x"}}'
+    )
     refused(["run", "good.yaml", *sets], 1, "no image processor")
 
 

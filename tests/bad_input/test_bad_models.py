@@ -14,6 +14,8 @@ import torch
 from holding import Mine, Refused
 from safetensors.torch import load_file, save_file
 
+from fedms.config.sections import LoraConfig, ModelConfig
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODE = "import os\nos.mkdir('executed')\n"
 
@@ -76,13 +78,18 @@ def sharded(part: str) -> Callable[[Path], object]:
         held = load_file(folder / WEIGHTS)
         torch.save({**held, "more": Mine()}, folder / "pytorch_model.bin")
         (folder / WEIGHTS).rename(folder.parent / "other.safetensors")
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(held, part)}))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(held, part)})
+        )
 
     return put
 
 
 def code(name: str = "config.json", kind: str = "AutoConfig", **keys: Any) -> Callable[[Path], object]:
-    return both(write("mine.py", CODE), says(name, **{"auto_map": {kind: "mine.Mine", "AutoModel": "mine.Mine"}, **keys}))
+    return both(
+        write("mine.py", CODE),
+        says(name, **{"auto_map": {kind: "mine.Mine", "AutoModel": "mine.Mine"}, **keys}),
+    )
 
 
 def rename_vocabulary(folder: Path) -> None:
@@ -100,7 +107,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config of nothing": (write("config.json", "{}"), "cannot be read"),
     "config is binary": (write("config.json", b"\xff\xfe\x00"), "cannot be read"),
     "config is too deep": (write("config.json", "[" * 100_000), "cannot be read"),
-    "config is a folder": (both(remove("config.json"), lambda folder: (folder / "config.json").mkdir()), "cannot be read"),
+    "config is a folder": (
+        both(remove("config.json"), lambda folder: (folder / "config.json").mkdir()),
+        "cannot be read",
+    ),
     "unknown type": (says(model_type="berta"), "cannot be read"),
     "a type without blocks": (says(model_type="gpt2"), "family 'gpt2' has no known blocks"),
     "a type that is no word": (says(model_type=3), "cannot be read"),
@@ -119,7 +129,10 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a header without end": (write(WEIGHTS, b"\xff" * 7 + b"\x7f" + b"{}"), UNUSABLE),
     "a header that is no JSON": (write(WEIGHTS, b"\x10" + b"\0" * 7 + b"x" * 16), UNUSABLE),
     "offsets beyond the end": (
-        write(WEIGHTS, b"\x40" + b"\0" * 7 + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(64)),
+        write(
+            WEIGHTS,
+            b"\x40" + b"\0" * 7 + b'{"a":{"dtype":"F32","shape":[9],"data_offsets":[0,36]}}'.ljust(64),
+        ),
         UNUSABLE,
     ),
     "no tensors": (weights(dict.clear), "model "),
@@ -131,8 +144,14 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         weights(lambda held: held.update({"encoder.layer.0.output.dense.weight": torch.zeros(3, 3)})),
         "encoder.layer.0.output.dense.weight|" + UNUSABLE,
     ),
-    "NaN": (weights(lambda held: held["encoder.layer.2.output.dense.weight"].fill_(float("nan"))), "not finite: encoder.layer.2.output"),
-    "infinity": (weights(lambda held: held["embeddings.word_embeddings.weight"][3].fill_(float("inf"))), "not finite: embeddings.word"),
+    "NaN": (
+        weights(lambda held: held["encoder.layer.2.output.dense.weight"].fill_(float("nan"))),
+        "not finite: encoder.layer.2.output",
+    ),
+    "infinity": (
+        weights(lambda held: held["embeddings.word_embeddings.weight"][3].fill_(float("inf"))),
+        "not finite: embeddings.word",
+    ),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), "no tokenizer"),
     "an empty tokenizer": (write("tokenizer.json", ""), "no tokenizer"),
     "a broken tokenizer": (write("tokenizer.json", '{"model": {"type": "WordLevel"}}'), "no tokenizer"),
@@ -151,12 +170,20 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "shards that are no names": (both(sharded("x"), says(INDEX, weight_map={"a": 3})), INDEX + " names 3"),
     "a broken index": (both(remove(WEIGHTS), write(INDEX, "{")), "cannot be read"),
     "an index of nothing": (both(remove(WEIGHTS), write(INDEX, "{}")), "cannot be read"),
-    "an adapter beside": (both(write("adapter_config.json", "{}"), write("adapter_model.bin", pickle.dumps(Mine()))), "is an adapter"),
+    "an adapter beside": (
+        both(write("adapter_config.json", "{}"), write("adapter_model.bin", pickle.dumps(Mine()))),
+        "is an adapter",
+    ),
     "its own code": (code(model_type="mine"), "cannot be read"),
     "its own tokenizer": (
         both(
             remove("tokenizer.json"),
-            code("tokenizer_config.json", "AutoTokenizer", tokenizer_class="Mine", auto_map={"AutoTokenizer": ["mine.Mine", "mine.Mine"]}),
+            code(
+                "tokenizer_config.json",
+                "AutoTokenizer",
+                tokenizer_class="Mine",
+                auto_map={"AutoTokenizer": ["mine.Mine", "mine.Mine"]},
+            ),
         ),
         "no tokenizer",
     ),
@@ -169,7 +196,9 @@ def test_a_bad_model(place: Path, refused: Refused, checkpoint, change, words):
     change(place / "bert")
     if words == UNUSABLE and (place / "bert" / "other").exists():
         (place / "bert" / "other").rename(place / "bert" / WEIGHTS)
-    line = refused(["run", "good.yaml", "--set", f"model.name={place / 'bert'}"], 1, f"model {place / 'bert'}: ")
+    line = refused(
+        ["run", "good.yaml", "--set", f"model.name={place / 'bert'}"], 1, f"model {place / 'bert'}: "
+    )
     assert any(word in line for word in words.split("|")), line
     assert not list(place.rglob("executed"))
 
@@ -184,7 +213,10 @@ NAMES: dict[str, tuple[str, str]] = {
     "no hub name": ("a b", "model a b: "),
     "a way up": ("../outside", "model ../outside: cannot be read"),
     "an empty folder": ("./empty", "model ./empty: cannot be read"),
-    "unknown on the hub": ("nobody/nothing-of-this-name", "model nobody/nothing-of-this-name: cannot be read"),
+    "unknown on the hub": (
+        "nobody/nothing-of-this-name",
+        "model nobody/nothing-of-this-name: cannot be read",
+    ),
 }
 
 
@@ -195,13 +227,12 @@ def test_a_bad_name(place, refused, name, words):
 
 
 def test_code_beside_a_known_model_is_left_alone(place, checkpoint):
-    from fedms import config as cfg
-    from fedms.model.backbone import load
+    from fedms.model.checkpoints import load_backbone
 
     shutil.copytree(checkpoint("bert"), place / "bert")
     code()(place / "bert")
     torch.save(Mine(), place / "bert" / "pytorch_model.bin")
-    assert load(cfg.Model(name="./bert"), cfg.Lora()).depth == 3
+    assert load_backbone(ModelConfig(name="./bert"), LoraConfig()).depth == 3
     assert not list(place.rglob("executed"))
 
 

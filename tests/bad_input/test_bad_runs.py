@@ -15,9 +15,9 @@ from holding import Refused, comparison_of, tree
 from safetensors.torch import load_file, save_file
 
 import fedms
-from fedms.errors import FedmsError
-from fedms.files import read_arrays, write_arrays
-from fedms.paths import alike, is_name, refuse_ways_out
+from fedms.core.errors import FedmsError
+from fedms.core.files import read_arrays, write_arrays
+from fedms.core.paths import alike, is_name, refuse_ways_out
 
 CLIENT = "clients/client-0"
 MODEL = f"{CLIENT}/model.safetensors"
@@ -98,7 +98,11 @@ def facts(**changes: Any) -> Damage:
 
     def put(run: Path) -> None:
         arrays, meta = read_arrays(run / MODEL)
-        write_arrays(run / MODEL, arrays, {key: value for key, value in {**meta, **changes}.items() if value is not ...})
+        write_arrays(
+            run / MODEL,
+            arrays,
+            {key: value for key, value in {**meta, **changes}.items() if value is not ...},
+        )
 
     return put
 
@@ -127,21 +131,33 @@ def flipped(run: Path) -> None:
 
 DEEP = "[" * 500 + "]" * 500
 RESULT: dict[str, tuple[Damage, str]] = {
-    "empty": (lambda run: [shutil.rmtree(run), run.mkdir()], "run: not a finished run: it has no result.json"),
+    "empty": (
+        lambda run: [shutil.rmtree(run), run.mkdir()],
+        "run: not a finished run: it has no result.json",
+    ),
     "no result": (remove("result.json"), "run: not a finished run: it has no result.json"),
     "an empty result": (write("result.json", ""), "result.json: damaged: not valid JSON"),
     "a torn result": (cut("result.json", 0.6), "result.json: damaged: not valid JSON"),
-    "a result in another encoding": (write("result.json", b"\xff\xfe{}"), "result.json: damaged: not valid JSON"),
+    "a result in another encoding": (
+        write("result.json", b"\xff\xfe{}"),
+        "result.json: damaged: not valid JSON",
+    ),
     "a result of zeros": (write("result.json", b"\0" * 500), "result.json: damaged: not valid JSON"),
     "a result that is a list": (write("result.json", "[]"), "result.json: damaged: not a mapping"),
     "a result that is null": (write("result.json", "null"), "result.json: damaged: not a mapping"),
-    "a result too deep": (write("result.json", '{"a": ' + DEEP + "}"), "result.json: damaged: nested too deeply"),
+    "a result too deep": (
+        write("result.json", '{"a": ' + DEEP + "}"),
+        "result.json: damaged: nested too deeply",
+    ),
     "a result far too deep": (write("result.json", "[" * 100_000), "result.json: damaged: not valid JSON"),
     "a result with half a character": (
         write("result.json", '{"method": "\\ud800"}'),
         "result.json: damaged: nested too deeply, or not text",
     ),
-    "a number of many digits": (write("result.json", '{"seconds": ' + "9" * 5000 + "}"), "result.json: damaged: not valid JSON"),
+    "a number of many digits": (
+        write("result.json", '{"seconds": ' + "9" * 5000 + "}"),
+        "result.json: damaged: not valid JSON",
+    ),
     "a folder for a result": (folder("result.json"), "result.json: cannot be read"),
     "clients that are no list": (told("result.json", per_client=3), "result.json: damaged: per_client"),
     "clients that are words": (told("result.json", per_client=["a"]), "result.json: damaged: per_client"),
@@ -157,15 +173,30 @@ RESULT: dict[str, tuple[Damage, str]] = {
     "no config": (remove("config.yaml"), "run: not a finished run: it has no config.yaml"),
     "a torn config": (write("config.yaml", "seed: ["), "config.yaml: damaged: not valid YAML"),
     "a config that is a list": (write("config.yaml", "- 1\n"), "config.yaml: damaged: not a mapping"),
-    "a config that runs something": (write("config.yaml", "seed: !!python/object/apply:os.mkdir [executed]\n"), "config.yaml: damaged"),
+    "a config that runs something": (
+        write("config.yaml", "seed: !!python/object/apply:os.mkdir [executed]\n"),
+        "config.yaml: damaged",
+    ),
     "no lines": (remove("metrics.jsonl"), "run: not a finished run: it has no metrics.jsonl"),
     "a torn line": (cut("metrics.jsonl", 0.9), "metrics.jsonl: damaged: not valid JSON"),
     "a line of garbage": (write("metrics.jsonl", "garbage\n"), "metrics.jsonl: damaged: not valid JSON"),
-    "a line that is a list": (write("metrics.jsonl", "[]\n"), "metrics.jsonl: damaged: a line is not a round's record"),
-    "failures that are no list": (write("metrics.jsonl", '{"failures": 3}\n'), "metrics.jsonl: damaged: a line is not"),
-    "a cohort that is no list": (write("metrics.jsonl", '{"cohort": "all"}\n'), "metrics.jsonl: damaged: a line is not"),
+    "a line that is a list": (
+        write("metrics.jsonl", "[]\n"),
+        "metrics.jsonl: damaged: a line is not a round's record",
+    ),
+    "failures that are no list": (
+        write("metrics.jsonl", '{"failures": 3}\n'),
+        "metrics.jsonl: damaged: a line is not",
+    ),
+    "a cohort that is no list": (
+        write("metrics.jsonl", '{"cohort": "all"}\n'),
+        "metrics.jsonl: damaged: a line is not",
+    ),
     "no environment": (remove("environment.json"), "run: not a finished run: it has no environment.json"),
-    "an environment that is a list": (write("environment.json", "[]"), "environment.json: damaged: not a mapping"),
+    "an environment that is a list": (
+        write("environment.json", "[]"),
+        "environment.json: damaged: not a mapping",
+    ),
     # what leads out
     "a result elsewhere": (link("result.json"), "result.json: a link that leads out"),
     "lines elsewhere": (link("metrics.jsonl"), "metrics.jsonl: a link that leads out"),
@@ -176,7 +207,10 @@ RESULT: dict[str, tuple[Damage, str]] = {
     "clients elsewhere": (link("clients", "../outside"), "clients: a link that leads out"),
     "a client elsewhere": (link(CLIENT, "../outside"), "client-0: a link that leads out"),
     "a model elsewhere": (link(MODEL), "model.safetensors: a link that leads out"),
-    "a checkpoint elsewhere": (link("server/state-9.safetensors"), "state-9.safetensors: a link that leads out"),
+    "a checkpoint elsewhere": (
+        link("server/state-9.safetensors"),
+        "state-9.safetensors: a link that leads out",
+    ),
     "a link to nothing": (link("server/more", "nothing"), "more: a link that leads out"),
     "a pipe": (pipe("result.json"), "result.json: neither a file nor a folder"),
 }
@@ -202,18 +236,37 @@ MODELS: dict[str, tuple[Damage, str]] = {
     "a boundary beyond the blocks": (facts(boundary=99), "model.safetensors: damaged: it does not fit"),
     "a prior beyond 1": (facts(prior=3), "model.safetensors: damaged: it does not fit"),
     "no arrays": (arrays(dict.clear), "model.safetensors: damaged: it does not fit"),
-    "no head": (arrays(lambda held: held.pop("global/head.weight")), "model.safetensors: damaged: it does not fit"),
+    "no head": (
+        arrays(lambda held: held.pop("global/head.weight")),
+        "model.safetensors: damaged: it does not fit",
+    ),
     "no counts": (arrays(lambda held: held.pop("own.counts")), "model.safetensors: damaged: it does not fit"),
     "a head of other classes": (
-        arrays(lambda held: held.update({f"global/head.{name}": held[f"global/head.{name}"][:2].clone() for name in ("weight", "bias")})),
+        arrays(
+            lambda held: held.update(
+                {
+                    f"global/head.{name}": held[f"global/head.{name}"][:2].clone()
+                    for name in ("weight", "bias")
+                }
+            )
+        ),
         "model.safetensors: damaged: it does not fit",
     ),
     "another config": (configured(method="feddpa"), "model.safetensors: damaged: it does not fit"),
-    "an unknown method": (configured(method="nothing"), "config.yaml: damaged: method: 'nothing' is not known"),
+    "an unknown method": (
+        configured(method="nothing"),
+        "config.yaml: damaged: method: 'nothing' is not known",
+    ),
     "a wrong key": (configured(gate__prior=7), "config.yaml: damaged: gate.prior"),
     "another layer": (configured(lora__targets=["nowhere"]), "config.yaml: damaged: lora.targets"),
-    "a model that is gone": (configured(model__name="/nowhere/bert"), "model /nowhere/bert: there is no such folder"),
-    "no partition": (told("result.json", partition=None), "result.json: damaged: it does not say which classes"),
+    "a model that is gone": (
+        configured(model__name="/nowhere/bert"),
+        "model /nowhere/bert: there is no such folder",
+    ),
+    "no partition": (
+        told("result.json", partition=None),
+        "result.json: damaged: it does not say which classes",
+    ),
 }
 
 
@@ -246,11 +299,36 @@ INPUTS: dict[str, tuple[list[str], int, str, bytes | None]] = {
     "a client with an escape code": (["--client", "\x1b[31m", "x"], 1, "no client", None),
     "no such file": (["--client", "client-0", "gone.txt"], 1, "gone.txt: no such file", None),
     "a folder": (["--client", "client-0", "folder.txt"], 1, "folder.txt: no such file", None),
-    "a file of another kind": (["--client", "client-0", "d.csv"], 1, "texts are read from .txt files alone", None),
-    "a file in Latin-1": (["--client", "client-0", "latin.txt"], 1, "latin.txt: not a text in UTF-8 (byte 3)", None),
-    "input in UTF-16": (["--client", "client-0"], 1, "standard input: not a text in UTF-8", "play".encode("utf-16")),
-    "a prior beyond 1": (["--client", "client-0", "--prior", "2", "x"], 2, "prior: must be from 0 to 1", None),
-    "a prior that is no number": (["--client", "client-0", "--prior", "nan", "x"], 2, "prior: must be from 0 to 1", None),
+    "a file of another kind": (
+        ["--client", "client-0", "d.csv"],
+        1,
+        "texts are read from .txt files alone",
+        None,
+    ),
+    "a file in Latin-1": (
+        ["--client", "client-0", "latin.txt"],
+        1,
+        "latin.txt: not a text in UTF-8 (byte 3)",
+        None,
+    ),
+    "input in UTF-16": (
+        ["--client", "client-0"],
+        1,
+        "standard input: not a text in UTF-8",
+        "play".encode("utf-16"),
+    ),
+    "a prior beyond 1": (
+        ["--client", "client-0", "--prior", "2", "x"],
+        2,
+        "prior: must be from 0 to 1",
+        None,
+    ),
+    "a prior that is no number": (
+        ["--client", "client-0", "--prior", "nan", "x"],
+        2,
+        "prior: must be from 0 to 1",
+        None,
+    ),
 }
 
 
@@ -262,7 +340,9 @@ def test_a_bad_input(run: Path, refused: Refused, arguments, code, says, given):
     refused(["predict", "run", *arguments], code, says, given=given)
 
 
-@pytest.mark.parametrize("name", ["../clients/client-1", "..", "client-1/.", ".hidden", "a\\b", "/etc", "a\0b", "x" * 300])
+@pytest.mark.parametrize(
+    "name", ["../clients/client-1", "..", "client-1/.", ".hidden", "a\\b", "/etc", "a\0b", "x" * 300]
+)
 def test_a_client_whose_name_leads_elsewhere(run: Path, refused: Refused, name):
     parted(clients=["client-0", "client-1", name])(run)
     refused(["predict", "run", "--client", name, "x"], 1, "cannot be a client's name: no `/`")
@@ -288,11 +368,20 @@ def test_an_export_where_none_can_be(run: Path, refused: Refused, to, says):
 
 RESUMED: dict[str, tuple[Damage, str]] = {
     "another config": (configured(seed=5), "was run with another config: seed 5, not 0"),
-    "a damaged config": (write("config.yaml", "seed: ["), "was run with another config: one that cannot be read"),
-    "a config of laughs": (write("config.yaml", "a: &a [x]\nb: " + "[" * 30 + ", ".join(["*a"] * 9) + "]" * 30), "one that cannot be read"),
+    "a damaged config": (
+        write("config.yaml", "seed: ["),
+        "was run with another config: one that cannot be read",
+    ),
+    "a config of laughs": (
+        write("config.yaml", "a: &a [x]\nb: " + "[" * 30 + ", ".join(["*a"] * 9) + "]" * 30),
+        "one that cannot be read",
+    ),
     "no config": (remove("config.yaml"), "holds files that are no run's"),
     "a client elsewhere": (link(CLIENT, "../outside"), "client-0: a link that leads out"),
-    "a checkpoint elsewhere": (link("server/state-3.safetensors"), "state-3.safetensors: a link that leads out"),
+    "a checkpoint elsewhere": (
+        link("server/state-3.safetensors"),
+        "state-3.safetensors: a link that leads out",
+    ),
     "a server elsewhere": (link("server", "../outside"), "server: a link that leads out"),
     "lines elsewhere": (link("metrics.jsonl"), "metrics.jsonl: a link that leads out"),
     "a result elsewhere": (link("result.json"), "result.json: a link that leads out"),
@@ -322,7 +411,9 @@ def of_first(part: str, **changes: Any) -> Damage:
 
     def put(folder: Path) -> None:
         held = json.loads((folder / "comparison.json").read_text())
-        held[part][0] = {key: value for key, value in {**held[part][0], **changes}.items() if value is not ...}
+        held[part][0] = {
+            key: value for key, value in {**held[part][0], **changes}.items() if value is not ...
+        }
         (folder / "comparison.json").write_text(json.dumps(held))
 
     return put
@@ -348,7 +439,10 @@ COMPARISONS: dict[str, tuple[Damage, str]] = {
     "a pipe": (pipe("comparison.json"), "comparison.json: neither a file nor a folder"),
 }
 GONE_ON_WITH: dict[str, tuple[Damage, str]] = {
-    "another config": (write("comparison.yaml", "seed: 0\nlora: {rank: 3}\n"), "holds a comparison with another config: "),
+    "another config": (
+        write("comparison.yaml", "seed: 0\nlora: {rank: 3}\n"),
+        "holds a comparison with another config: ",
+    ),
     "a damaged config": (write("comparison.yaml", "seed: ["), "with another config: one that cannot be read"),
     "no config": (remove("comparison.yaml"), "already there and not empty"),
     "a config elsewhere": (link("comparison.yaml"), "comparison.yaml: a link that leads out"),
@@ -361,7 +455,9 @@ def comparison(place: Path, finished) -> Path:
     """A finished comparison's folder, to be damaged."""
     folder = place / "compared"
     (folder / "runs").mkdir(parents=True)
-    (folder / "comparison.json").write_bytes(comparison_of(json.loads((finished() / "result.json").read_text())))
+    (folder / "comparison.json").write_bytes(
+        comparison_of(json.loads((finished() / "result.json").read_text()))
+    )
     (folder / "comparison.yaml").write_text((place / "good.yaml").read_text())
     return folder
 
@@ -382,7 +478,26 @@ def test_a_comparison_that_cannot_be_gone_on_with(comparison: Path, refused: Ref
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "a/b", "/a", "a\\b", ".hidden", "a\0", "a\nb", "a\x1b", " a", "a ", "a..b", "x" * 201, "\ud800", 3, None]
+    "name",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "/a",
+        "a\\b",
+        ".hidden",
+        "a\0",
+        "a\nb",
+        "a\x1b",
+        " a",
+        "a ",
+        "a..b",
+        "x" * 201,
+        "\ud800",
+        3,
+        None,
+    ],
 )
 def test_a_name_that_could_lead_elsewhere_is_none(name):
     assert not is_name(name)
@@ -424,8 +539,10 @@ def test_what_a_report_shows_of_names_is_text(run: Path):
     configured(model__name=bad, data__source=bad)(run)
     told("environment.json", **{bad: bad})(run)
     with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"stage": bad, "round": 1, "failures": [{"client": bad, "reason": bad}]}) + "\n")
-    from fedms.report.html import write_report
+        file.write(
+            json.dumps({"stage": bad, "round": 1, "failures": [{"client": bad, "reason": bad}]}) + "\n"
+        )
+    from fedms.runs.report.run.page import write_report
 
     page = write_report(run).read_text()
     assert "<script" not in page and "<img" not in page

@@ -15,31 +15,42 @@ from holding import comparison_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedms import config as cfg
-from fedms.config import Config, load
+from fedms.config import Config, load_config
+from fedms.config.sections import DataConfig, LoraConfig, ModelConfig, PartitionConfig
+from fedms.core.errors import FedmsError
+from fedms.core.files import read_arrays, read_json, write_arrays
+from fedms.core.paths import is_name
 from fedms.data import sources
 from fedms.data.partition import partition
-from fedms.errors import FedmsError
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
-from fedms.files import read_arrays, read_json, write_arrays
-from fedms.model.backbone import load as load_backbone
-from fedms.model.peft import from_peft, write_peft
-from fedms.paths import is_name
-from fedms.report.comparison import page as comparison_page
-from fedms.report.comparison_figures import pictures as comparison_pictures
-from fedms.report.comparison_metrics import read_comparison
-from fedms.report.figures import pictures
-from fedms.report.html import page
-from fedms.report.metrics import read_run
-from fedms.report.tables import result_table
+from fedms.model.checkpoints import load_backbone as load_backbone
+from fedms.runs.export.peft import from_peft, write_peft
+from fedms.runs.reading.comparison import read_comparison
+from fedms.runs.reading.run import read_run
+from fedms.runs.report.comparison.figures import pictures as comparison_pictures
+from fedms.runs.report.comparison.page import page as comparison_page
+from fedms.runs.report.run.figures import pictures
+from fedms.runs.report.run.page import page
+from fedms.runs.report.tables import result_table
 
 LONGER = int(os.environ.get("FEDMS_FUZZ", "1"))
 
 
 def fuzz(examples: int) -> Callable[[Any], Any]:
     """So many examples; the same ones each time, unless it is to look longer."""
-    checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
-    return settings(max_examples=examples * LONGER, deadline=None, derandomize=LONGER == 1, suppress_health_check=checks, database=None)
+    checks = [
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ]
+    return settings(
+        max_examples=examples * LONGER,
+        deadline=None,
+        derandomize=LONGER == 1,
+        suppress_health_check=checks,
+        database=None,
+    )
 
 
 def reads(read: Callable[[], Any]) -> Any:
@@ -57,13 +68,26 @@ def reads(read: Callable[[], Any]) -> Any:
 keys = st.sampled_from(
     [
         *Config.model_fields,
-        *(key for name in Config.model_fields for key in getattr(Config.model_fields[name].annotation, "model_fields", {})),
+        *(
+            key
+            for name in Config.model_fields
+            for key in getattr(Config.model_fields[name].annotation, "model_fields", {})
+        ),
     ]
 )
-numbers = st.none() | st.booleans() | st.integers() | st.sampled_from([10**30, -(10**30), 2**63, 10**400]) | st.floats()
+numbers = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**30, -(10**30), 2**63, 10**400])
+    | st.floats()
+)
 values = st.recursive(
     numbers | st.text(max_size=20) | keys,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys | st.text(max_size=5) | st.integers(), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(keys | st.text(max_size=5) | st.integers(), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
@@ -92,7 +116,8 @@ def damaged(draw: Any, data: bytes) -> bytes:
             del held[at : at + draw(st.integers(1, 20))]
         elif how == "put in":
             held[at:at] = draw(
-                st.binary(min_size=1, max_size=12) | st.sampled_from([b'"', b"{", b"[", b",", b"\n", b"\0", b"null", b"1e999", b"\xff"])
+                st.binary(min_size=1, max_size=12)
+                | st.sampled_from([b'"', b"{", b"[", b",", b"\n", b"\0", b"null", b"1e999", b"\xff"])
             )
         elif how == "repeat":
             held[at:at] = held[at : at + draw(st.integers(1, 50))]
@@ -107,7 +132,9 @@ def damaged(draw: Any, data: bytes) -> bytes:
 def places(value: Any) -> list[tuple[Any, Any]]:
     """Every place in a JSON value: what holds it, and its key there."""
     found = []
-    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, inner in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         found += [(value, key), *places(inner)]
     return found
 
@@ -135,8 +162,8 @@ def replaced(draw: Any, data: bytes) -> bytes:
 @fuzz(150)
 @given(configs())
 def test_any_mapping_is_a_config_or_refused(mapping):
-    found = reads(lambda: load(mapping))
-    assert found is None or reads(lambda: load(found.model_dump())) == found
+    found = reads(lambda: load_config(mapping))
+    assert found is None or reads(lambda: load_config(found.model_dump())) == found
 
 
 @fuzz(150)
@@ -144,7 +171,7 @@ def test_any_mapping_is_a_config_or_refused(mapping):
 def test_any_bytes_are_a_config_or_refused(tmp_path_factory, good, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.yaml"
     path.write_bytes(data.draw(st.binary(max_size=200) | damaged(good.encode())))
-    found = reads(lambda: load(path))
+    found = reads(lambda: load_config(path))
     assert found is None or isinstance(found, Config)
 
 
@@ -152,12 +179,16 @@ def test_any_bytes_are_a_config_or_refused(tmp_path_factory, good, data):
 @given(
     st.lists(
         st.text(max_size=30)
-        | st.builds("{}={}".format, st.builds("{}.{}".format, keys, keys) | keys, st.text(max_size=20) | values.map(repr)),
+        | st.builds(
+            "{}={}".format,
+            st.builds("{}.{}".format, keys, keys) | keys,
+            st.text(max_size=20) | values.map(repr),
+        ),
         max_size=3,
     )
 )
 def test_any_override_is_applied_or_refused(overrides):
-    reads(lambda: load({}, overrides))
+    reads(lambda: load_config({}, overrides))
 
 
 # data
@@ -188,9 +219,11 @@ def test_any_data_are_read_or_refused(tmp_path_factory, suffix, data):
     folder = tmp_path_factory.getbasetemp()
     path = folder / f"fuzzed{suffix}"
     path.write_bytes(data.draw(damaged(written(folder)[suffix])))
-    found = reads(lambda: sources.load(cfg.Data(source=str(path)), 0))
+    found = reads(lambda: sources.load(DataConfig(source=str(path)), 0))
     if found is not None:
-        assert len(found.inputs) == len(found.labels) and all(isinstance(text, str) and text.encode() for text in found.inputs)
+        assert len(found.inputs) == len(found.labels) and all(
+            isinstance(text, str) and text.encode() for text in found.inputs
+        )
         assert all(name.encode() for name in found.class_names)
 
 
@@ -205,7 +238,13 @@ def test_clients_named_after_any_values_have_names_that_every_file_system_tells_
     values = len(np.unique(column))
     labels = np.arange(len(column)) % 2
     data = sources.Dataset("text", ["x"] * len(column), labels, ("a", "b"), {"domain": column}, None)
-    found = reads(lambda: partition(data, cfg.Partition(rule="column", column="domain", clients=values, alpha=None, min_samples=3), 0))
+    found = reads(
+        lambda: partition(
+            data,
+            PartitionConfig(rule="column", column="domain", clients=values, alpha=None, min_samples=3),
+            0,
+        )
+    )
     names = [client.name for client in found.clients]
     assert len({name.casefold() for name in names}) == values
     assert all(is_name(name) and name.isascii() and name == name.lower() for name in names)
@@ -225,7 +264,9 @@ def test_any_arrays_are_those_that_were_written_or_refused(tmp_path_factory, dat
     found = reads(lambda: read_arrays(path))
     if found is not None and "sha256" in path.read_bytes().decode("latin-1"):
         assert found[1] == {"client": "client-0", "prior": 0.5}
-        assert found[0].keys() == ARRAYS.keys() and all(torch.equal(found[0][name], ARRAYS[name]) for name in ARRAYS)
+        assert found[0].keys() == ARRAYS.keys() and all(
+            torch.equal(found[0][name], ARRAYS[name]) for name in ARRAYS
+        )
 
 
 @fuzz(200)
@@ -240,7 +281,9 @@ UPDATE = Update("client-0", ARRAYS, 17, {"loss": 0.5, "kept": True})
 TASK = Task("train", "client-0", "global", 3, ARRAYS, {"active": [1, 2]})
 
 
-@pytest.mark.parametrize(("message", "decode"), [(UPDATE, decode_update), (TASK, decode_task)], ids=["update", "task"])
+@pytest.mark.parametrize(
+    ("message", "decode"), [(UPDATE, decode_update), (TASK, decode_task)], ids=["update", "task"]
+)
 @fuzz(150)
 @given(data=st.data())
 def test_any_bytes_are_a_message_or_refused(message, decode, data):
@@ -253,15 +296,21 @@ def test_any_bytes_are_a_message_or_refused(message, decode, data):
 def test_any_adapter_is_read_or_refused(tmp_path_factory, checkpoint, data):
     global _backbone
     if _backbone is None:
-        _backbone = load_backbone(cfg.Model(name=str(checkpoint("bert"))), cfg.Lora(rank=2))
+        _backbone = load_backbone(ModelConfig(name=str(checkpoint("bert"))), LoraConfig(rank=2))
     folder = tmp_path_factory.getbasetemp() / "adapter"
     shutil.rmtree(folder, ignore_errors=True)
-    arrays = {"block.0.query.lora_A": torch.ones(2, 32), "block.0.query.lora_B": torch.ones(32, 2), "head.weight": torch.ones(2, 32)}
-    write_peft(folder, arrays, _backbone, cfg.Lora(rank=2), "bert", ["a", "b"])
-    path = folder / data.draw(st.sampled_from(["adapter_config.json", "adapter_model.safetensors", "head.safetensors"]))
+    arrays = {
+        "block.0.query.lora_A": torch.ones(2, 32),
+        "block.0.query.lora_B": torch.ones(32, 2),
+        "head.weight": torch.ones(2, 32),
+    }
+    write_peft(folder, arrays, _backbone, LoraConfig(rank=2), "bert", ["a", "b"])
+    path = folder / data.draw(
+        st.sampled_from(["adapter_config.json", "adapter_model.safetensors", "head.safetensors"])
+    )
     good = path.read_bytes()
     path.write_bytes(data.draw(damaged(good) | replaced(good) if path.suffix == ".json" else damaged(good)))
-    reads(lambda: from_peft(folder, _backbone, cfg.Lora(rank=2)))
+    reads(lambda: from_peft(folder, _backbone, LoraConfig(rank=2)))
 
 
 _backbone: Any = None
@@ -292,7 +341,11 @@ def test_any_run_is_reported_or_refused(tmp_path_factory, finished, name, data):
             lambda at: replaced(lines[at]).map(lambda line: b"\n".join([*lines[:at], line, *lines[at + 1 :]]))
         )
     else:
-        bad = damaged(good) if name == "config.yaml" else damaged(good) | replaced(good) | replaced(good) | replaced(good)
+        bad = (
+            damaged(good)
+            if name == "config.yaml"
+            else damaged(good) | replaced(good) | replaced(good) | replaced(good)
+        )
     (run / name).write_bytes(data.draw(bad))
     reads(lambda: report_on(run))
 
@@ -303,7 +356,9 @@ def test_any_comparison_is_reported_or_refused(tmp_path_factory, finished, data)
     folder = tmp_path_factory.getbasetemp() / "fuzzed-comparison"
     folder.mkdir(exist_ok=True)
     good = comparison_of(json.loads((finished() / "result.json").read_text()))
-    (folder / "comparison.json").write_bytes(data.draw(damaged(good) | replaced(good) | replaced(good) | replaced(good)))
+    (folder / "comparison.json").write_bytes(
+        data.draw(damaged(good) | replaced(good) | replaced(good) | replaced(good))
+    )
 
     def report() -> None:
         comparison = read_comparison(folder)

@@ -13,7 +13,18 @@ import yaml
 
 import fedms
 
-UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "zipfile", "tarfile"}
+UNSAFE_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "zipfile",
+    "tarfile",
+}
 UNSAFE_CALLS = {
     "torch.load",
     "eval",
@@ -37,7 +48,9 @@ def unsafe(tree: ast.AST) -> list[str]:
         elif isinstance(node, ast.Call):
             name, said = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
             wrong = (
-                name in UNSAFE_CALLS or said.get("allow_pickle", "False") != "False" or said.get("trust_remote_code", "False") != "False"
+                name in UNSAFE_CALLS
+                or said.get("allow_pickle", "False") != "False"
+                or said.get("trust_remote_code", "False") != "False"
             )
             wrong |= name == "yaml.load" and ast.unparse(node.args[-1]) != "_Loader"  # which is a safe one
             wrong |= name.endswith(".from_pretrained") and said.get("trust_remote_code") != "False"
@@ -96,7 +109,9 @@ def watched(tmp_path: Path, *command: str) -> str:
     (tmp_path / "watch" / "sitecustomize.py").write_text(WATCH)
     path = os.pathsep.join([str(tmp_path / "watch"), str(Path(fedms.__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": path, "TRIPPED": str(tmp_path / "tripped")}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600)
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     return (tmp_path / "tripped").read_text() if (tmp_path / "tripped").exists() else ""
 
@@ -115,6 +130,8 @@ def test_all_that_can_be_done_with_a_run_unpickles_nothing(good, tmp_path, check
     assert watched(tmp_path, *fedms_command, "report", "run") == ""
 
 
-@pytest.mark.parametrize("line", ["import pickle; pickle.loads(pickle.dumps(OSError))", "open('x.pt', 'wb'); open('x.pt', 'rb')"])
+@pytest.mark.parametrize(
+    "line", ["import pickle; pickle.loads(pickle.dumps(OSError))", "open('x.pt', 'wb'); open('x.pt', 'rb')"]
+)
 def test_the_watch_would_see_it(tmp_path, line):
     assert watched(tmp_path, "-c", line) != ""

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from fedms import config as cfg
+from fedms.config.sections import PartitionConfig
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.partition import ClientSplit, Partition, _allocate, partition
 from fedms.data.sources import Dataset
-from fedms.errors import ConfigError, FedmsError
 
 
 def data(classes: int = 6, each: int = 200, test: int = 0, **columns: np.ndarray) -> Dataset:
@@ -23,7 +23,12 @@ def data(classes: int = 6, each: int = 200, test: int = 0, **columns: np.ndarray
 def domains(dataset: Dataset, values: list[str]) -> Dataset:
     rng = np.random.default_rng(0)
     return Dataset(
-        "text", dataset.inputs, dataset.labels, dataset.class_names, {"domain": rng.choice(values, len(dataset.labels))}, dataset.is_test
+        "text",
+        dataset.inputs,
+        dataset.labels,
+        dataset.class_names,
+        {"domain": rng.choice(values, len(dataset.labels))},
+        dataset.is_test,
     )
 
 
@@ -33,7 +38,10 @@ def check(dataset: Dataset, result: Partition, minimum: int) -> None:
     assert sorted(np.concatenate(splits).tolist()) == list(range(len(dataset.labels)))
     assert len({client.name for client in result.clients}) == len(result.clients)
     for client in result.clients:
-        assert all(rows.dtype == np.int64 and (np.diff(rows) > 0).all() for rows in (client.train, client.validation, client.test))
+        assert all(
+            rows.dtype == np.int64 and (np.diff(rows) > 0).all()
+            for rows in (client.train, client.validation, client.test)
+        )
         assert len(client.train) + len(client.validation) >= minimum
         assert min(len(client.train), len(client.validation), len(client.test)) >= 1
     if dataset.is_test is not None:
@@ -59,47 +67,54 @@ RULES = [
 def test_every_sample_has_one_place(keys: dict, test: int) -> None:
     dataset = domains(data(test=test), ["a", "b", "c", "d"])
     for seed in range(5):
-        check(dataset, partition(dataset, cfg.Partition(clients=12, **keys), seed), 10)
+        check(dataset, partition(dataset, PartitionConfig(clients=12, **keys), seed), 10)
 
 
 @pytest.mark.parametrize("keys", RULES, ids=lambda keys: f"{keys['rule']}-{keys.get('alpha', '')}")
 def test_a_clients_splits_are_of_one_distribution(keys: dict) -> None:
-    config = cfg.Partition(clients=8, validation=0.2, test=0.25, **keys)
+    config = PartitionConfig(clients=8, validation=0.2, test=0.25, **keys)
     dataset = domains(data(), ["a", "b"])
     for client in partition(dataset, config, 0).clients:
-        train, validation, test = (histogram(dataset, rows) for rows in (client.train, client.validation, client.test))
+        train, validation, test = (
+            histogram(dataset, rows) for rows in (client.train, client.validation, client.test)
+        )
         held, rest = train + validation + test, train + validation
-        assert test.sum() == max(1, round(held.sum() * 0.25)) and validation.sum() == max(1, round(rest.sum() * 0.2))
+        assert test.sum() == max(1, round(held.sum() * 0.25)) and validation.sum() == max(
+            1, round(rest.sum() * 0.2)
+        )
         assert (np.abs(test - held * test.sum() / held.sum()) < 1).all()
         assert (np.abs(validation - rest * validation.sum() / rest.sum()) < 1).all()
 
 
 def test_a_given_test_split_follows_the_training_shares() -> None:
     dataset = data(classes=10, each=300, test=100)
-    for client in partition(dataset, cfg.Partition(clients=10, alpha=0.2), 3).clients:
+    for client in partition(dataset, PartitionConfig(clients=10, alpha=0.2), 3).clients:
         own = histogram(dataset, np.concatenate([client.train, client.validation]))
         assert (np.abs(histogram(dataset, client.test) - own / 3) < 1).all()
 
 
 def test_rare_classes_are_spread_over_the_splits() -> None:
     dataset = data(classes=100, each=10)  # a client holds about one sample of a class
-    config = cfg.Partition(clients=10, rule="equal", test=0.2, validation=0.1)
+    config = PartitionConfig(clients=10, rule="equal", test=0.2, validation=0.1)
     tested = sum(histogram(dataset, client.test) for client in partition(dataset, config, 0).clients)
     assert tested.sum() == 200 and (tested > 0).mean() > 0.8
 
 
 def test_the_same_seed_gives_the_same_partition() -> None:
     dataset = data()
-    config = cfg.Partition(clients=5, alpha=0.5)
+    config = PartitionConfig(clients=5, alpha=0.5)
     first, again, other = (partition(dataset, config, seed) for seed in (7, 7, 8))
-    same = [np.array_equal(a.train, b.train) and np.array_equal(a.test, b.test) for a, b in zip(first.clients, again.clients, strict=True)]
+    same = [
+        np.array_equal(a.train, b.train) and np.array_equal(a.test, b.test)
+        for a, b in zip(first.clients, again.clients, strict=True)
+    ]
     assert all(same)
     assert not np.array_equal(first.clients[0].train, other.clients[0].train)
 
 
 def test_a_partition_that_must_not_change() -> None:
     """Results of earlier runs are worth nothing once this changes."""
-    result = partition(data(classes=3, each=12), cfg.Partition(clients=3, alpha=1.0, min_samples=3), 0)
+    result = partition(data(classes=3, each=12), PartitionConfig(clients=3, alpha=1.0, min_samples=3), 0)
     assert [[rows.tolist() for rows in (c.train, c.validation, c.test)] for c in result.clients] == PINNED
 
 
@@ -115,7 +130,7 @@ def test_the_skew_grows_as_alpha_falls() -> None:
 
     def distance(alpha: float) -> float:
         """Mean total variation between a client's classes and everyone's."""
-        counts = partition(dataset, cfg.Partition(clients=10, alpha=alpha), 0).counts(dataset.labels, 10)
+        counts = partition(dataset, PartitionConfig(clients=10, alpha=alpha), 0).counts(dataset.labels, 10)
         shares = counts / counts.sum(1, keepdims=True)
         return float(np.abs(shares - 0.1).sum(1).mean() / 2)
 
@@ -139,9 +154,9 @@ def test_a_client_holds_so_many_classes(clients: int, each: int) -> None:
     dataset = data(classes=6, each=200)
     if each == 5:
         dataset = data(classes=7, each=200)
-    counts = partition(dataset, cfg.Partition(clients=clients, rule="classes", classes_per_client=each), 1).counts(
-        dataset.labels, len(dataset.class_names)
-    )
+    counts = partition(
+        dataset, PartitionConfig(clients=clients, rule="classes", classes_per_client=each), 1
+    ).counts(dataset.labels, len(dataset.class_names))
     assert ((counts > 0).sum(1) == each).all()
     holders = (counts > 0).sum(0)
     assert holders.min() >= 1 and holders.max() - holders.min() <= 1
@@ -149,7 +164,7 @@ def test_a_client_holds_so_many_classes(clients: int, each: int) -> None:
 
 def test_a_column_gives_each_value_clients_of_its_own() -> None:
     dataset = domains(data(test=60), ["Art Painting", "art-painting", "Größe", "照片"])
-    result = partition(dataset, cfg.Partition(clients=8, rule="column", column="domain", alpha=1.0), 0)
+    result = partition(dataset, PartitionConfig(clients=8, rule="column", column="domain", alpha=1.0), 0)
     names = [client.name for client in result.clients]
     assert names == [
         "art-painting-0",
@@ -162,20 +177,27 @@ def test_a_column_gives_each_value_clients_of_its_own() -> None:
         "value-1",
     ]
     for client in result.clients:
-        assert len(set(dataset.columns["domain"][np.concatenate([client.train, client.validation, client.test])])) == 1
+        assert (
+            len(
+                set(dataset.columns["domain"][np.concatenate([client.train, client.validation, client.test])])
+            )
+            == 1
+        )
 
 
 def test_equal_clients_are_equal() -> None:
     dataset = data(classes=7, each=53, test=11)
-    result = partition(dataset, cfg.Partition(clients=9, rule="equal"), 0)
+    result = partition(dataset, PartitionConfig(clients=9, rule="equal"), 0)
     counts = result.counts(dataset.labels, 7)
     assert np.ptp(counts, axis=0).max() <= 1 and np.ptp(counts.sum(1)) <= 1
     assert np.ptp([len(client.test) for client in result.clients]) <= 1
 
 
-@pytest.mark.parametrize(("clients", "name"), [(1, "client-0"), (10, "client-9"), (11, "client-10"), (100, "client-99")])
+@pytest.mark.parametrize(
+    ("clients", "name"), [(1, "client-0"), (10, "client-9"), (11, "client-10"), (100, "client-99")]
+)
 def test_names_are_padded(clients: int, name: str) -> None:
-    result = partition(data(), cfg.Partition(clients=clients, rule="equal", min_samples=3), 0)
+    result = partition(data(), PartitionConfig(clients=clients, rule="equal", min_samples=3), 0)
     assert result.clients[-1].name == name and len({len(client.name) for client in result.clients}) == 1
 
 
@@ -195,37 +217,52 @@ def test_rounding_keeps_totals_and_quotas() -> None:
 def test_small_clients_are_drawn_again() -> None:
     dataset = data(classes=4, each=100)
     for seed in range(10):
-        check(dataset, partition(dataset, cfg.Partition(clients=10, alpha=0.05, min_samples=8), seed), 8)
+        check(dataset, partition(dataset, PartitionConfig(clients=10, alpha=0.05, min_samples=8), seed), 8)
 
 
 @pytest.mark.parametrize(
     ("keys", "error", "message"),
     [
-        ({"clients": 200}, FedmsError, "the 200 clients together would hold 1200 samples to train and test on, but each"),
+        (
+            {"clients": 200},
+            FedmsError,
+            "the 200 clients together would hold 1200 samples to train and test on, but each",
+        ),
         ({"clients": 60, "alpha": 0.001}, FedmsError, "a larger partition.alpha"),
-        ({"clients": 9, "rule": "column", "column": "domain"}, ConfigError, "partition.clients: 9 must be a multiple of 2"),
+        (
+            {"clients": 9, "rule": "column", "column": "domain"},
+            ConfigError,
+            "partition.clients: 9 must be a multiple of 2",
+        ),
         ({"rule": "column", "column": "user"}, FedmsError, "no column 'user' in the data; columns: domain"),
-        ({"rule": "classes", "classes_per_client": 7}, ConfigError, "partition.classes_per_client: 7 is more than the 6 classes"),
+        (
+            {"rule": "classes", "classes_per_client": 7},
+            ConfigError,
+            "partition.classes_per_client: 7 is more than the 6 classes",
+        ),
         ({"clients": 2, "rule": "classes"}, ConfigError, "2 clients of 2 cannot hold all 6 classes"),
     ],
 )
 def test_what_cannot_be_is_one_line(keys: dict, error: type[FedmsError], message: str) -> None:
     dataset = domains(data(), ["a", "b"])
     with pytest.raises(error) as caught:
-        partition(dataset, cfg.Partition(**keys), 0)
+        partition(dataset, PartitionConfig(**keys), 0)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert type(caught.value) is error
 
 
 def test_a_client_below_the_minimum_is_named() -> None:
     dataset = data(classes=2, each=200)
-    with pytest.raises(FedmsError, match=r"^client-\d\d would hold \d+ samples to train and test on, .* partition\.min_samples \(10\)"):
-        partition(dataset, cfg.Partition(clients=20, alpha=1e-4), 0)
+    with pytest.raises(
+        FedmsError,
+        match=r"^client-\d\d would hold \d+ samples to train and test on, .* partition\.min_samples \(10\)",
+    ):
+        partition(dataset, PartitionConfig(clients=20, alpha=1e-4), 0)
 
 
 def test_a_missing_value_and_a_thin_value_are_named() -> None:
     dataset = data(domain=np.array(["a"] * 1199 + [""]))
-    config = cfg.Partition(clients=4, rule="column", column="domain")
+    config = PartitionConfig(clients=4, rule="column", column="domain")
     with pytest.raises(FedmsError, match="sample 1200 has no value in column 'domain'"):
         partition(dataset, config, 0)
     with pytest.raises(FedmsError, match="the 2 clients of domain 'b' together would hold 4 samples"):
@@ -235,6 +272,6 @@ def test_a_missing_value_and_a_thin_value_are_named() -> None:
 def test_many_clients_take_seconds() -> None:
     dataset = data(classes=50, each=4_000)
     start = time.perf_counter()
-    result = partition(dataset, cfg.Partition(clients=10_000, alpha=0.3, min_samples=5), 0)
+    result = partition(dataset, PartitionConfig(clients=10_000, alpha=0.3, min_samples=5), 0)
     assert time.perf_counter() - start < 20
     assert result.counts(dataset.labels, 50).sum(1).min() >= 5

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedms.config import Data
+from fedms.config.sections import Data
+from fedms.core.errors import FedmsError
 from fedms.data.sources import Dataset, load
-from fedms.errors import FedmsError
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ROWS = [
@@ -60,7 +60,9 @@ def fails(source: object, seed: int = 0, **keys: object) -> str:
 
 
 def per_class(data: Dataset) -> dict[str, int]:
-    return dict(zip(data.class_names, np.bincount(data.labels, minlength=len(data.class_names)).tolist(), strict=True))
+    return dict(
+        zip(data.class_names, np.bincount(data.labels, minlength=len(data.class_names)).tolist(), strict=True)
+    )
 
 
 # --- text ----------------------------------------------------------------------------------------------------------------------------
@@ -79,7 +81,10 @@ def test_every_format_gives_the_same_data(tmp_path: Path, suffix: str) -> None:
 
 def test_classes_are_the_same_in_typed_and_untyped_formats(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": 10}, {"text": "b", "label": 2}, {"text": "c", "label": 10}]
-    found = [load(Data(source=str(write(tmp_path / f"d{suffix}", rows))), 0).class_names for suffix in (".csv", ".jsonl", ".parquet")]
+    found = [
+        load(Data(source=str(write(tmp_path / f"d{suffix}", rows))), 0).class_names
+        for suffix in (".csv", ".jsonl", ".parquet")
+    ]
     assert found == [("10", "2")] * 3
 
 
@@ -102,17 +107,27 @@ def test_several_parquet_files_make_one_split(tmp_path: Path) -> None:
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
     path = write(
-        tmp_path / "d.csv", [{"Text": "a", "note": "x", "Label": "1", "mood": "up"}, {"Text": "b", "note": "y", "Label": "2", "mood": "up"}]
+        tmp_path / "d.csv",
+        [
+            {"Text": "a", "note": "x", "Label": "1", "mood": "up"},
+            {"Text": "b", "note": "y", "Label": "2", "mood": "up"},
+        ],
     )
     assert list(load(Data(source=str(path)), 0).inputs) == ["a", "b"]  # found whatever the case
     named = load(Data(source=str(path), text="note", label="Text"), 0)
-    assert list(named.inputs) == ["x", "y"] and named.class_names == ("a", "b") and set(named.columns) == {"Label", "mood"}
+    assert (
+        list(named.inputs) == ["x", "y"]
+        and named.class_names == ("a", "b")
+        and set(named.columns) == {"Label", "mood"}
+    )
 
 
 def test_a_saved_datasets_folder_keeps_the_order_of_its_classes(tmp_path: Path) -> None:
     import datasets
 
-    features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["zebra", "unused", "ant"])})
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["zebra", "unused", "ant"])}
+    )
     part = datasets.Dataset.from_dict({"sentence": ["a", "b", "c"], "label": [2, 0, 0]}, features=features)
     datasets.DatasetDict({"train": part, "test": part.select([1])}).save_to_disk(tmp_path / "dict")
     data = load(Data(source=str(tmp_path / "dict")), 0)
@@ -168,21 +183,35 @@ def test_an_image_folder_can_have_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_images_in_parquet_need_no_copy_on_disk(tmp_path: Path, declared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_in_parquet_need_no_copy_on_disk(
+    tmp_path: Path, declared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    pictures = [{"bytes": paint(tmp_path / f"{i}.png", (i, 0, 0)).read_bytes(), "path": None} for i in range(3)]
+    pictures = [
+        {"bytes": paint(tmp_path / f"{i}.png", (i, 0, 0)).read_bytes(), "path": None} for i in range(3)
+    ]
     rows = {"picture": pictures, "label": [1, 0, 1], "domain": [0, 1, 1]}
     if declared:
-        names = {"label": datasets.ClassLabel(names=["dog", "cat"]), "domain": datasets.ClassLabel(names=["photo", "sketch"])}
+        names = {
+            "label": datasets.ClassLabel(names=["dog", "cat"]),
+            "domain": datasets.ClassLabel(names=["photo", "sketch"]),
+        }
         features = datasets.Features({"picture": datasets.Image(), **names})
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "d.parquet")
     else:
-        write(tmp_path / "d.parquet", [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)])
+        write(
+            tmp_path / "d.parquet",
+            [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
+        )
     data = load(Data(source=str(tmp_path / "d.parquet")), 0)
     assert [image.getpixel((0, 0)) for image in data.inputs] == [(i, 0, 0) for i in range(3)]
-    assert data.class_names == (("dog", "cat") if declared else ("0", "1")) and data.labels.tolist() == [1, 0, 1]
+    assert data.class_names == (("dog", "cat") if declared else ("0", "1")) and data.labels.tolist() == [
+        1,
+        0,
+        1,
+    ]
     assert data.columns["domain"].tolist() == (["photo", "sketch", "sketch"] if declared else ["0", "1", "1"])
     assert pickle.loads(pickle.dumps(data)).inputs[2].getpixel((0, 0)) == (2, 0, 0)
     assert not (tmp_path / "cache").exists()
@@ -204,14 +233,26 @@ def test_images_in_parquet_need_no_copy_on_disk(tmp_path: Path, declared: bool, 
         ("d.csv", b"text,label\na,x\nb,x\n", "at least 2 classes"),
         ("d.csv", b"text,label\na,x\nb, \n", "row 2 has no label"),
         ("d.csv", b"text,label\na,x\n,y\n", "row 2 has no text"),
-        ("d.csv", b"words,label\na,x\nb,y\n", "no column found for data.text or data.image, name it there; columns: words, label"),
-        ("d.csv", b"text,mood\na,x\nb,y\n", "no column found for data.label, name it there; columns: text, mood"),
+        (
+            "d.csv",
+            b"words,label\na,x\nb,y\n",
+            "no column found for data.text or data.image, name it there; columns: words, label",
+        ),
+        (
+            "d.csv",
+            b"text,mood\na,x\nb,y\n",
+            "no column found for data.label, name it there; columns: text, mood",
+        ),
         ("d.jsonl", b'{"text": "a", "label": 1}\n{"text": \n', "line 2 is not valid JSON"),
         ("d.jsonl", b'{"text": "a", "label": 1}\n{"text": "b"}\n', "row 2 has no label"),
         ("d.jsonl", b'{"text": "a", "label": 1}\n3\n', "row 2 is not an object"),
         ("d.json", b'[\n{"text": "a", "label": 1},\n{"text": "b" "label": 2}]', "line 3 is not valid JSON"),
         ("d.parquet", b"PAR1 not really", "not a readable Parquet file"),
-        ("d.pickle", b"cos\nsystem\n", "cannot read this kind of file; known: .csv, .tsv, .jsonl, .json, .parquet"),
+        (
+            "d.pickle",
+            b"cos\nsystem\n",
+            "cannot read this kind of file; known: .csv, .tsv, .jsonl, .json, .parquet",
+        ),
     ],
 )
 def test_a_bad_file_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -225,8 +266,12 @@ def test_a_null_or_an_unpublished_label_is_named(tmp_path: Path) -> None:
 
     write(tmp_path / "null.parquet", [{"text": "a", "label": 1}, {"text": "b", "label": None}])
     assert "row 2 has no label" in fails(tmp_path / "null.parquet")
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])})
-    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features).to_parquet(tmp_path / "hidden.parquet")
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["x", "y"])}
+    )
+    datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, -1]}, features=features).to_parquet(
+        tmp_path / "hidden.parquet"
+    )
     assert "row 2 has no label" in fails(tmp_path / "hidden.parquet")
 
 
@@ -254,11 +299,16 @@ def test_a_folder_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_the_hub_out_of_reach_is_one_line() -> None:
-    code = "import sys; from fedms import config; from fedms.data.sources import load\ntry: load(config.Data(source='nobody/nothing'), 0)\n"
+    code = "import sys; from fedms.config.sections import DataConfig; from fedms.data.sources import load\ntry: load(DataConfig(source='nobody/nothing'), 0)\n"
     code += "except Exception as error: print(type(error).__name__, error)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
-    assert done.stdout.startswith("FedmsError nobody/nothing: cannot be loaded: ") and done.stdout.count("\n") == 1, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert (
+        done.stdout.startswith("FedmsError nobody/nothing: cannot be loaded: ")
+        and done.stdout.count("\n") == 1
+    ), done.stderr
 
 
 def test_a_hub_name_can_have_a_subset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +319,9 @@ def test_a_hub_name_can_have_a_subset(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(*name: object) -> datasets.DatasetDict:
         asked.append(name)
         rows = {"text": ["a", "b"], "label": ["x", "y"]}
-        return datasets.DatasetDict({split: datasets.Dataset.from_dict(rows) for split in ("train", "test", "unsupervised")})
+        return datasets.DatasetDict(
+            {split: datasets.Dataset.from_dict(rows) for split in ("train", "test", "unsupervised")}
+        )
 
     builder = type("Parquet", (), {"__module__": "datasets.packaged_modules.parquet.parquet"})
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *name: builder())
@@ -293,7 +345,9 @@ def test_the_embedded_corpus() -> None:
     assert load(Data(limit=50), 0).labels.shape == (50,)
 
 
-@pytest.mark.skipif(not (SHARED / "banking77").is_dir(), reason="needs ../shared/data/banking77, which is not here")
+@pytest.mark.skipif(
+    not (SHARED / "banking77").is_dir(), reason="needs ../shared/data/banking77, which is not here"
+)
 def test_banking77() -> None:
     data = load(Data(source=str(SHARED / "banking77")), 0)
     assert len(data.inputs) == 13_083 and len(data.class_names) == 77

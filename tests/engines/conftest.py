@@ -5,15 +5,27 @@ from pathlib import Path
 
 import pytest
 
-from fedms.config import Config, load
+from fedms.config import Config, load_config
 
 
 @pytest.fixture(scope="session")
 def settings(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """The config, with overrides as on the command line."""
     corpus: Path = tmp_path_factory.mktemp("corpus") / "texts.csv"
-    endings = ("on", "please", "on please", "the lights", "the kitchen lights", "on the light", "please please", "off")
-    corpus.write_text("text,label\n" + "".join(f"{start} {end},{start}\n" for start in ("light", "music", "turn") for end in endings * 2))
+    endings = (
+        "on",
+        "please",
+        "on please",
+        "the lights",
+        "the kitchen lights",
+        "on the light",
+        "please please",
+        "off",
+    )
+    corpus.write_text(
+        "text,label\n"
+        + "".join(f"{start} {end},{start}\n" for start in ("light", "music", "turn") for end in endings * 2)
+    )
     base = {
         "model": {"name": str(checkpoint("bert")), "max_length": 12},
         "data": {"source": str(corpus)},
@@ -22,4 +34,4 @@ def settings(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[.
         "lora": {"rank": 2},
         "head": {"kind": "linear"},
     }
-    return lambda *overrides: load(base, overrides)
+    return lambda *overrides: load_config(base, overrides)

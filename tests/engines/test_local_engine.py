@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedms.core.errors import FedmsError
 from fedms.engines import answers, local
 from fedms.engines.answers import handle
 from fedms.engines.local import LocalEngine, worker_count
 from fedms.engines.pipe import read_message, write_message
-from fedms.errors import FedmsError
-from fedms.experiment import run
+from fedms.experiments.experiment import run
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update, encode
 from fedms.federation.methods import METHODS
 from fedms.federation.server import Server
 from fedms.federation.world import open_world
-from fedms.store import RunFolder
+from fedms.runs.folder import RunFolder
 
 NOISE = """
 import os, sys
@@ -52,7 +52,10 @@ def training(engine: LocalEngine, world) -> tuple[list[Task], list[Task]]:
     server = Server(world.config, METHODS["fedms"], world.backbone, list(world.clients), world.ranks)
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
-    return tuple(server.tasks("train", server.clients, server.method.stages[0], number, arrays=server.shared) for number in (1, 2))
+    return tuple(
+        server.tasks("train", server.clients, server.method.stages[0], number, arrays=server.shared)
+        for number in (1, 2)
+    )
 
 
 # messages between processes
@@ -83,14 +86,19 @@ def test_workers_are_as_configured_and_never_more_than_clients(settings, monkeyp
 # worker processes
 
 
-def test_workers_answer_the_same_bytes_whatever_is_printed_there(engine, settings, tmp_path, monkeypatch, capfd):
+def test_workers_answer_the_same_bytes_whatever_is_printed_there(
+    engine, settings, tmp_path, monkeypatch, capfd
+):
     world = open_world(settings())
     here = engine(1)
     rounds = training(here, world)
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(NOISE)
     with monkeypatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+        patch.setenv(
+            "PYTHONPATH",
+            os.pathsep.join([str(tmp_path / "site"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+        )
         there = engine(2)
     arrived = []
     for turn, tasks in enumerate(rounds):
@@ -129,7 +137,9 @@ def test_a_worker_that_was_killed_is_followed_by_another_and_closing_leaves_no_p
     first = [worker._process for worker in there._workers]
     first[1].kill()
     first[1].wait()
-    assert [encode(update) for update in there.run(rounds[1])] == wanted[1], "between two rounds it takes no client with it"
+    assert [encode(update) for update in there.run(rounds[1])] == wanted[1], (
+        "between two rounds it takes no client with it"
+    )
     processes = {*first, *(worker._process for worker in there._workers)}
     assert len(processes) == 3
     there.close()
@@ -179,7 +189,10 @@ def test_a_failed_client_has_no_part_in_the_average(settings, tmp_path, breaking
     assert trained.keys() == {"client-0", "client-2"}
     state, _ = RunFolder(tmp_path / "run").stage("global")
     weights = torch.tensor([update.weight for update in trained.values()])
-    wanted = sum(weight * update.arrays["head.bias"] for weight, update in zip(weights / weights.sum(), trained.values(), strict=True))
+    wanted = sum(
+        weight * update.arrays["head.bias"]
+        for weight, update in zip(weights / weights.sum(), trained.values(), strict=True)
+    )
     torch.testing.assert_close(state["shared/head.bias"], wanted)
 
 
@@ -194,7 +207,10 @@ def test_a_failed_client_has_no_part_in_the_average(settings, tmp_path, breaking
 def test_when_all_fail_the_run_ends_in_one_line(settings, tmp_path, breaking, kind, told):
     breaking(kind, "client-0", "client-1", "client-2")
     with pytest.raises(FedmsError) as caught:
-        run(settings("engine.workers=1", "federation.rounds_global=1", "head.kind=statistics"), tmp_path / "run")
+        run(
+            settings("engine.workers=1", "federation.rounds_global=1", "head.kind=statistics"),
+            tmp_path / "run",
+        )
     assert re.fullmatch(rf"{told}: RuntimeError: the disk; go on with --resume", str(caught.value))
     assert not (tmp_path / "run" / "cache").exists()
 
@@ -210,13 +226,17 @@ def test_a_client_that_fails_in_anything_else_does_not_end_the_run(settings, tmp
 
 def test_a_client_that_cannot_be_tested_is_named_and_there_is_no_result(settings, tmp_path, breaking):
     breaking("test", "client-1")
-    with pytest.raises(FedmsError, match="client-1 could not be tested, so there is no result: RuntimeError: the disk") as caught:
+    with pytest.raises(
+        FedmsError, match="client-1 could not be tested, so there is no result: RuntimeError: the disk"
+    ) as caught:
         run(settings("engine.workers=1"), tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "result.json").exists() and not (tmp_path / "run" / "cache").exists()
 
 
-def test_memory_that_runs_out_is_a_failure_of_the_client_and_an_interrupt_is_not(settings, tmp_path, breaking):
+def test_memory_that_runs_out_is_a_failure_of_the_client_and_an_interrupt_is_not(
+    settings, tmp_path, breaking
+):
     host = ClientHost(open_world(settings()), tmp_path)
     breaking("train", "client-0", error=MemoryError())
     assert b"MemoryError: MemoryError" in handle(host, encode(Task("train", "client-0", "global", 1)))

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from fedms.config import Activation as Rule
-from fedms.config import CapacityTier as Tier
-from fedms.errors import ConfigError
-from fedms.federation.activation import Activation, capacities, check_depth, trainable
+from fedms.config.sections import ActivationConfig as Rule
+from fedms.config.sections import CapacityTier as Tier
+from fedms.core.errors import ConfigError
+from fedms.federation.activation import Activation, check_depth
+from fedms.federation.tiers import capacities, trainable
 
 FLAT = [0.5] * 12
 RISING = [0.1 * step for step in range(12)]
@@ -32,7 +33,9 @@ def test_a_plateau_is_a_full_queue_without_gain_and_empties_the_queue():
     assert growth(plateau(), FLAT) == [1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4]
 
 
-@pytest.mark.parametrize(("local", "blocks"), [(None, [4, 5]), (1, [4, 5]), (4, [2, 3, 4, 5]), ("all", list(range(6)))])
+@pytest.mark.parametrize(
+    ("local", "blocks"), [(None, [4, 5]), (1, [4, 5]), (4, [2, 3, 4, 5]), ("all", list(range(6)))]
+)
 def test_a_local_stage_has_the_blocks_of_the_global_expert_at_least(local, blocks):
     assert Activation(Rule(blocks=2, blocks_local=local), 6).local_blocks() == blocks
 
@@ -86,7 +89,9 @@ def test_the_other_rules(keys, expected):
 
 
 @pytest.mark.parametrize(
-    ("order", "blocks"), [("top-down", [[5], [4, 5], [3, 4, 5]]), ("bottom-up", [[0], [0, 1], [0, 1, 2]])], ids=["top-down", "bottom-up"]
+    ("order", "blocks"),
+    [("top-down", [[5], [4, 5], [3, 4, 5]]), ("bottom-up", [[0], [0, 1], [0, 1, 2]])],
+    ids=["top-down", "bottom-up"],
 )
 def test_blocks_are_taken_in_the_order(order, blocks):
     activation = Activation(Rule(rule="every", every=1, order=order), 6)
@@ -97,10 +102,15 @@ def test_blocks_are_taken_in_the_order(order, blocks):
     assert seen == blocks
 
 
-@pytest.mark.parametrize(("queue", "rounds", "after"), [(4, 8, [1, 1, 1, 2, 2, 2, 2, 2]), (4, 7, [1] * 7), (2, 6, [1, 2, 2, 3, 3, 3])])
+@pytest.mark.parametrize(
+    ("queue", "rounds", "after"),
+    [(4, 8, [1, 1, 1, 2, 2, 2, 2, 2]), (4, 7, [1] * 7), (2, 6, [1, 2, 2, 3, 3, 3])],
+)
 def test_no_block_is_added_when_too_few_rounds_are_left_to_show_its_worth(queue, rounds, after):
     assert growth(plateau(queue=queue), FLAT[:rounds], beyond=0) == after
-    assert growth(Rule(rule="every", every=rounds - 1), FLAT[:rounds], beyond=0)[-1] == 2, "a schedule is kept to"
+    assert growth(Rule(rule="every", every=rounds - 1), FLAT[:rounds], beyond=0)[-1] == 2, (
+        "a schedule is kept to"
+    )
 
 
 @pytest.mark.parametrize("blocks", [4, "all"])
@@ -160,7 +170,10 @@ def test_a_weak_client_trains_the_first_blocks_of_the_order():
     [
         (Rule(blocks=7), "activation.blocks: 7"),
         (Rule(maximum=8), "activation.maximum: 8"),
-        (Rule(capacity=(Tier(share=0.5, blocks=6), Tier(share=0.5, blocks=9))), "activation.capacity.1.blocks: 9"),
+        (
+            Rule(capacity=(Tier(share=0.5, blocks=6), Tier(share=0.5, blocks=9))),
+            "activation.capacity.1.blocks: 9",
+        ),
     ],
 )
 def test_more_blocks_than_the_model_has_are_refused_by_key(rule, key):

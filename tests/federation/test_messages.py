@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from fedms.errors import FedmsError
+from fedms.core.errors import FedmsError
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 
 ARRAYS = {
@@ -19,16 +19,27 @@ ARRAYS = {
     "float64": torch.tensor([1 / 3], dtype=torch.float64),
     "special": torch.tensor([float("nan"), float("inf"), -0.0]),
 }
-TASK = Task("train", "client-é", "global", 3, ARRAYS, {"active": [1, 2], "temperature": 0.1 + 0.2, "features": "global"})
+TASK = Task(
+    "train",
+    "client-é",
+    "global",
+    3,
+    ARRAYS,
+    {"active": [1, 2], "temperature": 0.1 + 0.2, "features": "global"},
+)
 UPDATE = Update("client-0", ARRAYS, 17, {"loss": 1 / 3, "kept": True, "nothing": None})
 
 
 def same(message, again) -> bool:
-    plain = [{key: value for key, value in vars(each).items() if key != "arrays"} for each in (message, again)]
+    plain = [
+        {key: value for key, value in vars(each).items() if key != "arrays"} for each in (message, again)
+    ]
     return plain[0] == plain[1] and message.arrays.keys() == again.arrays.keys()
 
 
-@pytest.mark.parametrize(("message", "decode"), [(TASK, decode_task), (UPDATE, decode_update)], ids=["task", "update"])
+@pytest.mark.parametrize(
+    ("message", "decode"), [(TASK, decode_task), (UPDATE, decode_update)], ids=["task", "update"]
+)
 def test_a_message_comes_back_as_it_was(message, decode):
     again = decode(encode(message))
     assert same(message, again)
@@ -43,7 +54,9 @@ def test_a_message_is_what_safetensors_writes():
     contiguous = {name: array.contiguous() for name, array in ARRAYS.items()}
     other = {"half": torch.ones(3, dtype=torch.bfloat16), "flags": torch.tensor([True, False])}
     values = {key: value for key, value in vars(TASK).items() if key != "arrays"}
-    assert encode(replace(TASK, arrays=ARRAYS | other)) == save(contiguous | other, metadata={"fedms": json.dumps(values)})
+    assert encode(replace(TASK, arrays=ARRAYS | other)) == save(
+        contiguous | other, metadata={"fedms": json.dumps(values)}
+    )
 
 
 def test_a_message_without_arrays_comes_back():

@@ -9,15 +9,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 import fedms
-from fedms.data.features import PrefixCache
 from fedms.federation.client import REFERENCES
-from fedms.federation.compute import Compute
 from fedms.federation.methods import METHODS
-from fedms.federation.personal import Personal, strip
+from fedms.federation.personal_model import Personal
 from fedms.federation.world import open_world
+from fedms.model.arrays import strip
 from fedms.model.expert import Expert
 from fedms.model.lora import LoraLinear, Pair
-from fedms.store import RunFolder, read_arrays
+from fedms.runs.folder import RunFolder, read_arrays
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.runner import Compute
 from tiny_run import finished  # noqa: F401 (a fixture)
 
 TEXTS = ["turn on the light", "play music please", "off", "louder please the kitchen lights"]
@@ -43,7 +44,9 @@ def frozen_features(world, samples):
 
 def test_a_blend_weighs_both_pairs_in_every_layer(generator):
     linear = LoraLinear(torch.nn.Linear(8, 8).requires_grad_(False))
-    x, own, other, weight = (torch.randn(shape, generator=generator) for shape in ((3, 5, 8), (8, 8), (8, 8), (3, 1, 1)))
+    x, own, other, weight = (
+        torch.randn(shape, generator=generator) for shape in ((3, 5, 8), (8, 8), (8, 8), (3, 1, 1))
+    )
     linear.pair = Pair(own, torch.eye(8), 0.5, beside=(other, torch.eye(8)), weight=weight.sigmoid())
     wanted = linear.base(x) + 0.5 * (weight.sigmoid() * (x @ own.T) + (1 - weight.sigmoid()) * (x @ other.T))
     torch.testing.assert_close(linear(x), wanted, **CLOSE)
@@ -52,12 +55,16 @@ def test_a_blend_weighs_both_pairs_in_every_layer(generator):
 @pytest.mark.parametrize(("weight", "expert"), [(1.0, "local"), (0.0, "global")])
 def test_at_its_ends_feddpa_is_one_of_its_experts(finished, monkeypatch, weight, expert):  # noqa: F811
     client = opened(finished(method="feddpa"))
-    monkeypatch.setattr(Personal, "_likeness", lambda self, compute, samples, boundary: torch.full((len(samples),), weight))
+    monkeypatch.setattr(
+        Personal, "_likeness", lambda self, compute, samples, boundary: torch.full((len(samples),), weight)
+    )
     blended = client.judge(TEXTS)
     client.personal.method = METHODS["mixture-constant"]
     apart = client.judge(TEXTS)
     torch.testing.assert_close(blended.local_logits, getattr(apart, f"{expert}_logits"), **CLOSE)
-    assert not torch.allclose(apart.global_logits, apart.local_logits, atol=1e-3), "the experts do not differ, so nothing was held"
+    assert not torch.allclose(apart.global_logits, apart.local_logits, atol=1e-3), (
+        "the experts do not differ, so nothing was held"
+    )
 
 
 def test_feddpa_weighs_by_likeness_to_some_of_the_clients_own_samples(finished):  # noqa: F811
@@ -65,7 +72,10 @@ def test_feddpa_weighs_by_likeness_to_some_of_the_clients_own_samples(finished):
     client, world = opened(run), open_world(RunFolder(run).config())
     references = client.personal.arrays["own.references"]
     own = frozen_features(world, world.samples("client-0", "train"))
-    assert len(references) == REFERENCES and ((references[:, None] - own[None]).norm(dim=2).min(1).values < 1e-3).all()
+    assert (
+        len(references) == REFERENCES
+        and ((references[:, None] - own[None]).norm(dim=2).min(1).values < 1e-3).all()
+    )
     samples = world.everyone["test"]
     judged = client.judge([world.dataset.inputs[row] for row in samples.rows])
     cosine = F.cosine_similarity(frozen_features(world, samples)[:, None], references[None], dim=2)
@@ -103,7 +113,9 @@ def test_the_count_gate_is_the_global_experts_belief_in_classes_the_client_has_s
 def test_the_count_gate_trains_nothing(finished):  # noqa: F811
     runs = [finished(method=name) for name in ("mixture-count", "mixture-constant")]
     counted, constant = (opened(run).personal.arrays for run in runs)
-    assert counted.keys() - constant.keys() == {"own.counts"} and not [name for name in counted if name.startswith("gate.")]
+    assert counted.keys() - constant.keys() == {"own.counts"} and not [
+        name for name in counted if name.startswith("gate.")
+    ]
     assert all(torch.equal(counted[name], constant[name]) for name in constant)
     assert result(runs[0])["trainable_parameters"] == result(runs[1])["trainable_parameters"]
 
@@ -130,12 +142,16 @@ def test_the_label_prior_is_put_on_fedavgs_logits_and_nothing_more_is_trained_or
     runs = [finished(method=name) for name in ("fedavg-prior", "fedavg")]
     shifted, plain = (opened(run) for run in runs)
     assert shifted.personal.arrays.keys() - {"own.counts"} == plain.personal.arrays.keys()
-    assert all(torch.equal(shifted.personal.arrays[name], array) for name, array in plain.personal.arrays.items())
+    assert all(
+        torch.equal(shifted.personal.arrays[name], array) for name, array in plain.personal.arrays.items()
+    )
     for key in ("uplink_bytes", "train_flops", "trainable_parameters"):
         assert result(runs[0])[key] == result(runs[1])[key]
     world = open_world(RunFolder(runs[0]).config())
     counts = torch.bincount(world.samples("client-0", "train").labels, minlength=4)
-    every = torch.stack([torch.bincount(world.samples(name, "train").labels, minlength=4) for name in world.clients]).sum(0)
+    every = torch.stack(
+        [torch.bincount(world.samples(name, "train").labels, minlength=4) for name in world.clients]
+    ).sum(0)
     everyone = every / every.sum()
     judged, logits = shifted.judge(TEXTS), plain.judge(TEXTS).global_logits
     assert torch.equal(judged.log_probabilities(0.0), plain.judge(TEXTS).log_probabilities(0.0))
@@ -149,18 +165,26 @@ def test_fedncm_is_the_nearest_mean_of_all_clients_data_pooled(finished):  # noq
     run = finished(method="fedncm")
     client, world = opened(run), open_world(RunFolder(run).config())
     parts = [world.samples(name, "train") for name in world.clients]
-    x, labels = torch.cat([frozen_features(world, part) for part in parts]), torch.cat([part.labels for part in parts])
+    x, labels = (
+        torch.cat([frozen_features(world, part) for part in parts]),
+        torch.cat([part.labels for part in parts]),
+    )
     means = torch.stack([x[labels == label].mean(0) for label in range(4)])
     samples = world.everyone["test"]
     cosine = F.cosine_similarity(frozen_features(world, samples)[:, None], means[None], dim=2)
     found = client.judge([world.dataset.inputs[row] for row in samples.rows]).global_logits
     torch.testing.assert_close(found, 20 * cosine, atol=1e-3, rtol=1e-4)
-    assert result(run)["rounds"] == 0 and {line["stage"] for line in RunFolder(run).metrics()} == {"statistics", "end"}
+    assert result(run)["rounds"] == 0 and {line["stage"] for line in RunFolder(run).metrics()} == {
+        "statistics",
+        "end",
+    }
 
 
 def test_the_rounds_of_a_linear_probe_run_no_block(finished):  # noqa: F811
     lines = RunFolder(finished(method="linear-probe")).metrics()
-    assert [line["train_flops"] > 0 for line in lines if line["stage"] == "statistics"] == [True], "which fills the cache"
+    assert [line["train_flops"] > 0 for line in lines if line["stage"] == "statistics"] == [True], (
+        "which fills the cache"
+    )
     assert [line["train_flops"] for line in lines if line["stage"] == "global"] == [0]
 
 
@@ -170,7 +194,11 @@ def test_the_rounds_of_a_linear_probe_run_no_block(finished):  # noqa: F811
 @pytest.mark.parametrize("family", ["bert", "vit"])
 def test_prompts_lengthen_the_sequence_and_stay_out_of_the_feature(finished, monkeypatch, family):  # noqa: F811
     client = opened(finished(family=family, method="promptfl"))
-    samples = TEXTS if family == "bert" else [Image.new("RGB", (40, 40), shade) for shade in ("white", "red", "blue", "black")]
+    samples = (
+        TEXTS
+        if family == "bert"
+        else [Image.new("RGB", (40, 40), shade) for shade in ("white", "red", "blue", "black")]
+    )
     backbone, run, pool = client.backbone, client.backbone.run, client.backbone.pool
     lengths: list[tuple[int, int]] = []
 
@@ -190,9 +218,16 @@ def test_prompts_lengthen_the_sequence_and_stay_out_of_the_feature(finished, mon
     alone = torch.cat([client.judge([sample]).global_logits for sample in samples])
     torch.testing.assert_close(together, alone, **CLOSE)
     client.personal.experts["global"] = Expert(
-        {name: array for name, array in client.personal.global_expert.arrays.items() if name != "prompt.tokens"}, 1.0
+        {
+            name: array
+            for name, array in client.personal.global_expert.arrays.items()
+            if name != "prompt.tokens"
+        },
+        1.0,
     )
-    assert not torch.allclose(client.judge(samples).global_logits, together, atol=1e-3), "the prompts change nothing"
+    assert not torch.allclose(client.judge(samples).global_logits, together, atol=1e-3), (
+        "the prompts change nothing"
+    )
 
 
 # what a result counts
@@ -219,7 +254,9 @@ def test_a_client_keeps_what_was_sent_once_of_a_low_rank(finished):  # noqa: F81
     tiers = ({"share": 0.5, "rank": 2}, {"share": 0.5, "rank": 4})
     run = finished(method="flexlora", lora__tiers=tiers, federation__aggregation="svd")
     found = {
-        strip(read_arrays(run / "clients" / name / "model.safetensors")[0], "global/")["block.2.query.lora_A"].shape[0]
+        strip(read_arrays(run / "clients" / name / "model.safetensors")[0], "global/")[
+            "block.2.query.lora_A"
+        ].shape[0]
         for name in ("client-0", "client-1", "client-2")
     }
     assert found == {2, 4}

@@ -6,17 +6,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fedms import seeds
-from fedms.config import Training
-from fedms.data.inputs import batches
-from fedms.errors import ConfigError
+from fedms.core import seeds
+from fedms.core.errors import ConfigError
 from fedms.federation.activation import Activation
 from fedms.federation.client import ClientHost
 from fedms.federation.methods import METHODS
-from fedms.federation.personal import strip
-from fedms.federation.training import Plan, train_expert
-from fedms.model.expert import Expert, fresh_lora, fresh_parts, group, nearest_head, trained_names
+from fedms.model.arrays import group, strip
+from fedms.model.expert import Expert
+from fedms.model.heads import nearest_head
 from fedms.model.lora import LoraLinear, Pair
+from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.training.expert_training import Plan, train_expert
+from fedms.training.inputs import batches
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-5}
 KEY = "block.1.query"
@@ -28,7 +29,9 @@ def same(one, other) -> bool:
 
 def distance(one, other) -> float:
     """Between the LoRA pairs of two sets of arrays."""
-    return float(sum((one[name] - other[name]).square().sum() for name in one if name.startswith("block.")) ** 0.5)
+    return float(
+        sum((one[name] - other[name]).square().sum() for name in one if name.startswith("block.")) ** 0.5
+    )
 
 
 def product(arrays, stem=KEY):
@@ -47,7 +50,9 @@ def trainee(world, folder, groups=("A", "B", "head")):
     generator = torch.Generator().manual_seed(1)
     blocks = range(world.backbone.depth)
     arrays = fresh_lora(world.backbone, blocks, 2, 0) | nearest_head(world.class_embeddings)
-    arrays = {name: array + 0.1 * torch.randn(array.shape, generator=generator) for name, array in arrays.items()}
+    arrays = {
+        name: array + 0.1 * torch.randn(array.shape, generator=generator) for name, array in arrays.items()
+    }
     names = trained_names(world.backbone, groups, blocks, "linear")
     samples = world.samples("client-0", "train")
     return Expert(arrays, 1.0), names, ClientHost(world, folder).compute, samples
@@ -82,10 +87,20 @@ def test_the_proximal_gradient_is_the_weighted_distance_to_the_anchor(opened, tm
         start = dict(expert.arrays)
         anchor = {name: torch.full_like(array, 0.3) for name, array in start.items()}
         plan = Plan(names, (rate, rate), anchor=anchor, proximal=weight)
-        train_expert(compute, expert, plan, samples, 0, Training(batch_size=len(samples)), np.random.default_rng(0))
+        train_expert(
+            compute,
+            expert,
+            plan,
+            samples,
+            0,
+            TrainingConfig(batch_size=len(samples)),
+            np.random.default_rng(0),
+        )
         after[weight] = expert.arrays
     for name in names:
-        torch.testing.assert_close(after[0.0][name] - after[mu][name], rate * mu * (start[name] - anchor[name]), **CLOSE)
+        torch.testing.assert_close(
+            after[0.0][name] - after[mu][name], rate * mu * (start[name] - anchor[name]), **CLOSE
+        )
 
 
 # Ditto
@@ -109,16 +124,25 @@ def test_ditto_is_finetuning_pulled_to_where_it_starts(federation):
     much, _ = finetuned(federation("ditto", "training.proximal=100"))
     assert same(start, also), "the term reached the global expert"
     for client in plain:
-        assert distance(start, plain[client]) > distance(start, some[client]) > distance(start, much[client]) > 0
+        assert (
+            distance(start, plain[client]) > distance(start, some[client]) > distance(start, much[client]) > 0
+        )
 
 
 def test_ditto_is_pulled_to_one_place_in_all_rounds(federation, monkeypatch):
     plans = []
-    monkeypatch.setattr("fedms.federation.client.train_expert", lambda *given: plans.append(given[2]) or train_expert(*given))
+    monkeypatch.setattr(
+        "fedms.federation.client.train_expert", lambda *given: plans.append(given[2]) or train_expert(*given)
+    )
     _, start = finetuned(federation("ditto", "training.proximal=1"))
     local = [plan for plan in plans if plan.proximal]
     assert len(local) == 8 and not any(plan.anchor for plan in plans[:-8])
-    assert all(torch.equal(plan.anchor[name], start[name]) for plan in local for name in start if name.startswith("block."))
+    assert all(
+        torch.equal(plan.anchor[name], start[name])
+        for plan in local
+        for name in start
+        if name.startswith("block.")
+    )
 
 
 # FFA-LoRA, FedEx-LoRA, FlexLoRA
@@ -134,7 +158,10 @@ def test_ffa_lora_keeps_the_drawn_a_which_never_travels(federation):
     for arrays in models.values():
         kept = {name: array for name, array in strip(arrays, "global/").items() if group(name) == "A"}
         assert same(kept, {name: array for name, array in drawn.items() if group(name) == "A"})
-        assert torch.equal(arrays[f"global/{KEY}.lora_B"], made.server.frozen[f"{KEY}.lora_B"]) and arrays[f"global/{KEY}.lora_B"].any()
+        assert (
+            torch.equal(arrays[f"global/{KEY}.lora_B"], made.server.frozen[f"{KEY}.lora_B"])
+            and arrays[f"global/{KEY}.lora_B"].any()
+        )
 
 
 def test_of_products_with_one_a_the_mean_is_the_product_of_the_means(federation):
@@ -156,7 +183,9 @@ def test_fedex_lora_loses_nothing_of_the_mean_product_where_fedavg_does(federati
         scale = made.world.config.lora.alpha / 2
         updates = list(made.round(2).values())
         wanted = held + scale * mean(updates, product)
-        found = made.server.shared.get(f"{KEY}.residual", torch.zeros(32, 32)) + scale * product(made.server.shared)
+        found = made.server.shared.get(f"{KEY}.residual", torch.zeros(32, 32)) + scale * product(
+            made.server.shared
+        )
         errors[method] = float((found - wanted).norm() / wanted.norm())
         assert all("residual" not in name for name in made.sent_up())
     assert errors["fedex-lora"] < 1e-6 < 1e-3 < errors["fedavg"]
@@ -168,7 +197,9 @@ def test_a_flexlora_client_has_its_own_rank_of_the_best_there_is(federation):
     assert sorted(ranks.values()) == [1, 1, 2, 2]
     first = made.round(1)
     for client, update in first.items():
-        assert update.arrays[f"{KEY}.lora_A"].shape == (ranks[client], 32) and update.arrays[f"{KEY}.lora_B"].shape == (32, ranks[client])
+        assert update.arrays[f"{KEY}.lora_A"].shape == (ranks[client], 32) and update.arrays[
+            f"{KEY}.lora_B"
+        ].shape == (32, ranks[client])
     wanted, shared = mean(first.values(), product), dict(made.server.shared)
     U, S, Vt = torch.linalg.svd(wanted)
     made.round(2)
@@ -188,7 +219,9 @@ def test_flexlora_with_one_client_is_that_client(federation):
 
 @pytest.mark.parametrize("method", ["ffa-lora", "fedsa-lora", "fedalt"])
 def test_what_averages_a_and_b_apart_takes_one_rank_alone(settings, method):
-    config = settings("federation.aggregation=svd", "lora.tiers=[{share: 0.5, rank: 1}, {share: 0.5, rank: 2}]")
+    config = settings(
+        "federation.aggregation=svd", "lora.tiers=[{share: 0.5, rank: 1}, {share: 0.5, rank: 2}]"
+    )
     with pytest.raises(ConfigError, match=f"lora.tiers: method {method}"):
         METHODS[method].configure(config)
 
@@ -227,9 +260,13 @@ def test_the_body_is_shared_and_each_head_stays(federation, method):
     trained = [task.arrays for task, _ in made.exchanges if task.kind == "train"]
     assert all({group(name) for name in arrays if "/" not in name} == {"A", "B"} for arrays in trained)
     heads = [arrays["global/head.weight"] for arrays in trained if "global/head.weight" in arrays]
-    assert len(heads) == 4 and all(torch.equal(head, heads[0]) for head in heads), "more than the common start came down"
+    assert len(heads) == 4 and all(torch.equal(head, heads[0]) for head in heads), (
+        "more than the common start came down"
+    )
     assert len({arrays["local/head.weight"].numpy().tobytes() for arrays in models}) == 4
-    assert all(torch.equal(arrays[f"local/{KEY}.lora_B"], made.server.shared[f"{KEY}.lora_B"]) for arrays in models)
+    assert all(
+        torch.equal(arrays[f"local/{KEY}.lora_B"], made.server.shared[f"{KEY}.lora_B"]) for arrays in models
+    )
     assert made.server.shared[f"{KEY}.lora_B"].any()
 
 
@@ -242,22 +279,34 @@ def moving(world, folder, monkeypatch, method, **training):
         def step(self, closure=None):
             before = {name: expert.arrays[name].detach().clone() for name in names}
             super().step(closure)
-            steps.append("".join(sorted({group(name) for name in names if not torch.equal(before[name], expert.arrays[name])})))
+            steps.append(
+                "".join(
+                    sorted(
+                        {group(name) for name in names if not torch.equal(before[name], expert.arrays[name])}
+                    )
+                )
+            )
 
     monkeypatch.setattr(torch.optim, "AdamW", Watched)
     plan = Plan(names, (0.01, 0.01), METHODS[method].stages[0].phases)
-    train_expert(compute, expert, plan, samples, 0, Training(**training), np.random.default_rng(0))
+    train_expert(compute, expert, plan, samples, 0, TrainingConfig(**training), np.random.default_rng(0))
     return steps, len(samples)
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_fedrep_moves_the_head_in_the_first_half_of_a_round_and_the_body_in_the_second(opened, tmp_path, monkeypatch, epochs):
-    steps, count = moving(opened("head.kind=text-init"), tmp_path, monkeypatch, "fedrep", batch_size=1, epochs=epochs)
+def test_fedrep_moves_the_head_in_the_first_half_of_a_round_and_the_body_in_the_second(
+    opened, tmp_path, monkeypatch, epochs
+):
+    steps, count = moving(
+        opened("head.kind=text-init"), tmp_path, monkeypatch, "fedrep", batch_size=1, epochs=epochs
+    )
     half = -(-count * epochs // 2)
     assert steps == ["head"] * half + ["AB"] * (count * epochs - half)
 
 
-def test_fedper_moves_both_at_once_and_so_does_fedrep_where_there_is_but_one_step(opened, tmp_path, monkeypatch):
+def test_fedper_moves_both_at_once_and_so_does_fedrep_where_there_is_but_one_step(
+    opened, tmp_path, monkeypatch
+):
     world = opened("head.kind=text-init")
     steps, count = moving(world, tmp_path, monkeypatch, "fedper", batch_size=1)
     assert steps == ["ABhead"] * count
@@ -268,7 +317,10 @@ def test_fedper_moves_both_at_once_and_so_does_fedrep_where_there_is_but_one_ste
 
 
 @pytest.mark.parametrize("capacity", ["[]", "[{share: 0.5, blocks: 1}, {share: 0.5, blocks: 3}]"])
-@pytest.mark.parametrize("last", [["client-0", "client-1", "client-2", "client-3"], ["client-0", "client-2", "client-3"], ["client-1"]])
+@pytest.mark.parametrize(
+    "last",
+    [["client-0", "client-1", "client-2", "client-3"], ["client-0", "client-2", "client-3"], ["client-1"]],
+)
 def test_beside_a_fedalt_client_stands_the_mean_of_the_others_of_the_last_round(federation, last, capacity):
     made = federation("fedalt", f"activation.capacity={capacity}")
     latest = made.round(1)
@@ -280,9 +332,13 @@ def test_beside_a_fedalt_client_stands_the_mean_of_the_others_of_the_last_round(
         for name, array in latest[client].arrays.items():
             assert torch.equal(own[name], array), "the average overwrote what is the client's own"
         for name in (f"{KEY}.lora_A", "block.2.value.lora_B"):
-            others = [update for other, update in average.items() if other != client and name in update.arrays]
+            others = [
+                update for other, update in average.items() if other != client and name in update.arrays
+            ]
             if others:
-                torch.testing.assert_close(own[f"beside.{name}"], mean(others, lambda given, name=name: given[name]), **CLOSE)
+                torch.testing.assert_close(
+                    own[f"beside.{name}"], mean(others, lambda given, name=name: given[name]), **CLOSE
+                )
             elif client in average and name in average[client].arrays:
                 assert not own[f"beside.{name}"].any(), "alone, it stands beside itself"
 
@@ -304,7 +360,9 @@ def test_a_fresh_mixer_weighs_both_pairs_alike_and_a_trained_one_by_the_input(ba
     fresh = fresh_parts(backbone, ("mixer",), [0], 0, 0)
     mixer = fresh["mixer.block.0.query.weight"], fresh["mixer.block.0.query.bias"]
     for bias in (0.0, 1.5):
-        linear.pair = Pair(one, torch.eye(32), 0.5, beside=(other, torch.eye(32)), mixer=(mixer[0] + bias, mixer[1] + bias))
+        linear.pair = Pair(
+            one, torch.eye(32), 0.5, beside=(other, torch.eye(32)), mixer=(mixer[0] + bias, mixer[1] + bias)
+        )
         weight = torch.sigmoid(bias * x.sum(2, keepdim=True) + bias)
         wanted = linear.base(x) + 0.5 * (weight * (x @ one.T) + (1 - weight) * (x @ other.T))
         torch.testing.assert_close(linear(x), wanted, atol=1e-5, rtol=1e-5)
@@ -344,7 +402,10 @@ def test_fedclip_trains_and_shares_its_attention_alone(federation):
     for arrays in made.finish().values():
         learned = strip(arrays, "global/")
         assert {group(name) for name in learned} == {"attention", "head"}
-        assert all(torch.equal(learned[name], start[name]) for name in start) and set(start) >= {"head.weight", "head.bias"}
+        assert all(torch.equal(learned[name], start[name]) for name in start) and set(start) >= {
+            "head.weight",
+            "head.bias",
+        }
         assert learned["attention.out.weight"].any()
 
 
@@ -352,7 +413,9 @@ def test_a_fresh_attention_changes_nothing(backbone, generator):
     head = nearest_head(torch.randn(3, 32, generator=generator))
     x = torch.randn(7, 32, generator=generator)
     fresh = fresh_parts(backbone, ("attention",), (), 0, 0)
-    torch.testing.assert_close(Expert(head | fresh, 1.0).logits(x), Expert(head, 1.0).logits(x), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        Expert(head | fresh, 1.0).logits(x), Expert(head, 1.0).logits(x), atol=1e-4, rtol=1e-5
+    )
     moved = fresh | {"attention.out.weight": torch.randn(32, 32, generator=generator)}
     assert not torch.allclose(Expert(head | moved, 1.0).logits(x), Expert(head, 1.0).logits(x), atol=1e-2)
 
@@ -363,7 +426,10 @@ def test_promptfl_trains_and_shares_prompts_and_head_alone(federation):
     made.round(1)
     assert made.sent_up() == {"prompt.tokens", "head.weight", "head.bias"}
     assert before.shape == (8, 32) and not torch.allclose(made.server.shared["prompt.tokens"], before)
-    assert {group(name) for arrays in made.finish().values() for name in strip(arrays, "global/")} == {"prompt", "head"}
+    assert {group(name) for arrays in made.finish().values() for name in strip(arrays, "global/")} == {
+        "prompt",
+        "head",
+    }
 
 
 def test_a_linear_probe_is_logistic_regression_on_frozen_features(federation):

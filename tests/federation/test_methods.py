@@ -3,7 +3,7 @@
 import pytest
 
 from fedms.config import Config
-from fedms.errors import ConfigError
+from fedms.core.errors import ConfigError
 from fedms.federation.methods import METHODS, find
 
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -21,14 +21,18 @@ def test_a_stage_shares_only_what_it_trains(method):
     names = [stage.name for stage in method.stages]
     assert len(set(names)) == len(names)
     for stage in method.stages:
-        assert {*stage.shares} <= {*stage.trains} and {group for phase in stage.phases for group in phase} <= {*stage.trains}
+        assert {*stage.shares} <= {*stage.trains} and {
+            group for phase in stage.phases for group in phase
+        } <= {*stage.trains}
         assert stage.expert == "local" or stage.shares == stage.trains, "a global expert is what is shared"
 
 
 @methods
 def test_who_predicts_is_there_in_the_end(method):
     trained = {stage.expert for stage in method.stages}
-    needed = {"local": {"local"}, "mixture": {"global", "local"}, "blend": {"global", "local"}}.get(method.predicts, set())
+    needed = {"local": {"local"}, "mixture": {"global", "local"}, "blend": {"global", "local"}}.get(
+        method.predicts, set()
+    )
     assert needed <= trained
     assert method.has_global == (method.predicts in ("global", "mixture", "blend") or "global" in trained)
 

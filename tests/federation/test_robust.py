@@ -5,12 +5,12 @@ import pytest
 import torch
 from scipy import stats
 
-from fedms.config import load
-from fedms.errors import ConfigError
-from fedms.federation.aggregation import average
+from fedms.config import load_config
+from fedms.core.errors import ConfigError
+from fedms.federation.aggregation.mean import average
+from fedms.federation.aggregation.robust import median, multi_krum, norm_clip, supposed, trimmed_mean
 from fedms.federation.messages import Update
 from fedms.federation.methods import METHODS
-from fedms.federation.robust import median, multi_krum, norm_clip, supposed, trimmed_mean
 
 RULES = {
     "median": median,
@@ -25,12 +25,18 @@ def answers(*values, weights=None, name="head.weight") -> list[Update]:
     """One array a client."""
     weights = weights or [1] * len(values)
     arrays = [torch.tensor(value, dtype=torch.float32) for value in values]
-    return [Update(f"client-{i}", {name: array}, weight) for i, (array, weight) in enumerate(zip(arrays, weights, strict=True))]
+    return [
+        Update(f"client-{i}", {name: array}, weight)
+        for i, (array, weight) in enumerate(zip(arrays, weights, strict=True))
+    ]
 
 
 def noise(generator, count=10) -> list[Update]:
     shapes = {"block.1.query.lora_A": (2, 6), "block.1.query.lora_B": (5, 2), "head.bias": (3,)}
-    arrays = [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(count)]
+    arrays = [
+        {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        for _ in range(count)
+    ]
     return [Update(f"client-{i}", each, 1 + i) for i, each in enumerate(arrays)]
 
 
@@ -53,7 +59,9 @@ def test_the_trimmed_mean_leaves_out_as_many_at_each_end_as_may_lie(generator, c
     away = min(supposed(liars, count), (count - 1) // 2)
     for name, array in trimmed_mean({}, updates, liars).items():
         values = [update.arrays[name].numpy().astype(float) for update in updates]
-        np.testing.assert_allclose(array.numpy(), stats.trim_mean(values, (away + 1e-6) / count, axis=0), atol=1e-7)
+        np.testing.assert_allclose(
+            array.numpy(), stats.trim_mean(values, (away + 1e-6) / count, axis=0), atol=1e-7
+        )
 
 
 def test_a_share_of_liars_is_rounded_up_and_not_by_rounding_errors():
@@ -82,7 +90,9 @@ def test_krum_takes_an_update_as_a_whole(generator):
 
 def test_clipping_shortens_the_long_to_the_median_step_and_leaves_the_short():
     shared = {"head.weight": torch.tensor([1.0, 1.0])}
-    new = norm_clip(shared, answers([1.0, 2.0], [3.0, 1.0], [1.0, -99.0]))["head.weight"]  # steps of 1, 2 and 100
+    new = norm_clip(shared, answers([1.0, 2.0], [3.0, 1.0], [1.0, -99.0]))[
+        "head.weight"
+    ]  # steps of 1, 2 and 100
     torch.testing.assert_close(new, 1 + torch.tensor([0.0 + 2.0 + 0.0, 1.0 + 0.0 - 2.0]) / 3)
 
 
@@ -90,7 +100,8 @@ def test_clipping_measures_the_whole_update():
     shared = {"head.bias": torch.zeros(1), "head.weight": torch.zeros(1)}
     steps = [(3.0, 4.0), (5.0, 0.0), (30.0, 40.0)]  # lengths 5, 5, 50
     updates = [
-        Update(f"client-{i}", {"head.bias": torch.tensor([b]), "head.weight": torch.tensor([w])}, 1) for i, (b, w) in enumerate(steps)
+        Update(f"client-{i}", {"head.bias": torch.tensor([b]), "head.weight": torch.tensor([w])}, 1)
+        for i, (b, w) in enumerate(steps)
     ]
     new = norm_clip(shared, updates)
     torch.testing.assert_close(new["head.bias"], torch.tensor([11.0 / 3]))
@@ -104,12 +115,16 @@ def test_clipping_measures_the_whole_update():
 def test_a_large_number_of_samples_is_no_lever(name):
     values = [0.0], [1.0], [2.0], [3.0], [50.0]
     wanted = RULES[name]({}, answers(*values))
-    assert torch.equal(RULES[name]({}, answers(*values, weights=[1, 1, 1, 1, 10**6]))["head.weight"], wanted["head.weight"])
+    assert torch.equal(
+        RULES[name]({}, answers(*values, weights=[1, 1, 1, 1, 10**6]))["head.weight"], wanted["head.weight"]
+    )
 
 
 @pytest.mark.parametrize("name", ["multi-krum", "norm-clip"])
 def test_what_is_chosen_or_clipped_counts_by_its_samples(name):
-    new = RULES[name]({"head.weight": torch.zeros(1)}, answers([1.0], [1.0], [-1.0], [-1.0], weights=[3, 3, 1, 1]))
+    new = RULES[name](
+        {"head.weight": torch.zeros(1)}, answers([1.0], [1.0], [-1.0], [-1.0], weights=[3, 3, 1, 1])
+    )
     torch.testing.assert_close(new["head.weight"], torch.tensor([0.5]))
 
 
@@ -118,7 +133,9 @@ def test_what_is_chosen_or_clipped_counts_by_its_samples(name):
 
 @every_rule
 def test_alike_answers_come_to_themselves(rule):
-    torch.testing.assert_close(rule({}, answers(*[[1.0, -2.0]] * 6))["head.weight"], torch.tensor([1.0, -2.0]))
+    torch.testing.assert_close(
+        rule({}, answers(*[[1.0, -2.0]] * 6))["head.weight"], torch.tensor([1.0, -2.0])
+    )
 
 
 @every_rule
@@ -135,7 +152,10 @@ def test_each_array_is_taken_over_those_that_trained_it_and_the_rest_stays(gener
         del update.arrays["block.1.query.lora_A"]
     shared = {"block.2.query.lora_A": torch.ones(2, 6), "block.1.query.lora_A": torch.zeros(2, 6)}
     new = rule(shared, updates)
-    strong = [Update(u.client, {"block.1.query.lora_A": u.arrays["block.1.query.lora_A"]}, u.weight) for u in updates[7:]]
+    strong = [
+        Update(u.client, {"block.1.query.lora_A": u.arrays["block.1.query.lora_A"]}, u.weight)
+        for u in updates[7:]
+    ]
     assert torch.equal(new["block.1.query.lora_A"], rule(shared, strong)["block.1.query.lora_A"])
     assert torch.equal(new["block.2.query.lora_A"], torch.ones(2, 6))
 
@@ -158,10 +178,10 @@ def test_two_of_ten_that_send_a_thousand_times_as_much_hardly_matter(generator, 
 @pytest.mark.parametrize("method", ["fedex-lora", "flexlora", "fedalt"])
 def test_a_mean_that_must_be_plain_is_not_replaced(method):
     with pytest.raises(ConfigError, match=r"^federation\.robust: must be `none`") as caught:
-        METHODS[method].configure(load({"method": method, "federation": {"robust": "median"}}))
+        METHODS[method].configure(load_config({"method": method, "federation": {"robust": "median"}}))
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("method", ["fedms", "ffa-lora", "fedrep"])
 def test_any_other_mean_is(method):
-    METHODS[method].configure(load({"method": method, "federation": {"robust": "median"}}))
+    METHODS[method].configure(load_config({"method": method, "federation": {"robust": "median"}}))

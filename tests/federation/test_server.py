@@ -6,9 +6,9 @@ import torch
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.federation.methods import METHODS
-from fedms.federation.personal import EVEN, PRIORS, SCALES, scale_at
+from fedms.federation.prediction import EVEN, PRIORS, SCALES, scale_at
 from fedms.federation.server import Server
-from fedms.model.expert import block_of
+from fedms.model.arrays import block_of
 
 CLIENTS = [f"client-{number:02d}" for number in range(30)]
 
@@ -18,7 +18,9 @@ def server(settings, backbone):
     """A server of thirty clients that asks seven, for a method."""
 
     def make(method="fedms", *overrides, clients=CLIENTS):
-        config = settings("partition.clients=30", "federation.cohort=7", "head.kind=linear", f"method={method}", *overrides)
+        config = settings(
+            "partition.clients=30", "federation.cohort=7", "head.kind=linear", f"method={method}", *overrides
+        )
         return Server(config, METHODS[method], backbone, clients, dict.fromkeys(clients, config.lora.rank))
 
     return make
@@ -40,7 +42,9 @@ def cohorts(server: Server, stage: int = 0) -> list[list[str]]:
 def test_a_cohort_is_derived_from_the_seed_and_the_round(server):
     first = cohorts(server())
     assert first == cohorts(server())
-    assert first == cohorts(server(clients=CLIENTS[::-1])), "it depends on the order in which clients are named"
+    assert first == cohorts(server(clients=CLIENTS[::-1])), (
+        "it depends on the order in which clients are named"
+    )
     assert first != cohorts(server("fedms", "seed=1"))
     assert len({tuple(cohort) for cohort in first}) == 5
     assert all(len(set(cohort)) == 7 and set(cohort) <= set(CLIENTS) for cohort in first)
@@ -78,7 +82,12 @@ def test_rounds_are_those_of_the_stages_budget(server):
 
 def test_the_frozen_global_expert_reaches_each_client_once(server):
     made = begun(server())
-    early = {name for task in made.tasks("train", CLIENTS, made.method.stages[0], 1) for name in task.arrays if "/" in name}
+    early = {
+        name
+        for task in made.tasks("train", CLIENTS, made.method.stages[0], 1)
+        for name in task.arrays
+        if "/" in name
+    }
     assert early == {"global/head.log_scale"}, "which nobody trains"
     trained = dict(made.shared)
     made.heard_of([], [Update(client) for client in CLIENTS])
@@ -86,14 +95,26 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
 
     def sent(clients):
         tasks = made.tasks("train", clients, made.method.stages[1], 1)
-        made.heard_of(tasks, [Update(client) for client in clients if client != "client-01"])  # which fails the first time
-        return {task.client: {name: array for name, array in task.arrays.items() if name.startswith("global/")} for task in tasks}
+        made.heard_of(
+            tasks, [Update(client) for client in clients if client != "client-01"]
+        )  # which fails the first time
+        return {
+            task.client: {name: array for name, array in task.arrays.items() if name.startswith("global/")}
+            for task in tasks
+        }
 
     first = sent(CLIENTS[:2])
-    assert all(arrays.keys() == {f"global/{name}" for name in (*trained, "head.log_scale")} for arrays in first.values())
+    assert all(
+        arrays.keys() == {f"global/{name}" for name in (*trained, "head.log_scale")}
+        for arrays in first.values()
+    )
     assert all(torch.equal(first["client-00"][f"global/{name}"], trained[name]) for name in trained)
     second = sent(CLIENTS[:3])
-    assert {client: bool(arrays) for client, arrays in second.items()} == {"client-00": False, "client-01": True, "client-02": True}
+    assert {client: bool(arrays) for client, arrays in second.items()} == {
+        "client-00": False,
+        "client-01": True,
+        "client-02": True,
+    }
 
 
 def test_the_gate_adapter_starts_the_same_for_all_and_changes_nothing(server):
@@ -141,7 +162,10 @@ def test_a_restored_server_is_the_same(server):
 
 def test_the_constant_weight_is_the_likeliest_on_all_validation_data(server):
     made = server("mixture-constant")
-    peak = [torch.zeros(11).index_fill_(0, torch.tensor([at]), height) for at, height in ((2, 1.0), (7, 3.0), (2, 1.5))]
+    peak = [
+        torch.zeros(11).index_fill_(0, torch.tensor([at]), height)
+        for at, height in ((2, 1.0), (7, 3.0), (2, 1.5))
+    ]
     made.weigh([Update(f"client-{i}", {"weigh.log_likelihood": array}, 1) for i, array in enumerate(peak)])
     assert made.prior == 0.7
 
@@ -152,11 +176,16 @@ def test_the_constant_weight_is_the_likeliest_on_all_validation_data(server):
 def asked(server: Server, host: ClientHost, number: int) -> tuple[list[Task], list[Update]]:
     """One round of the first stage, everything through bytes."""
     stage = server.method.stages[0]
-    tasks = [decode_task(encode(task)) for task in server.tasks("train", server.clients, stage, number, arrays=server.shared)]
+    tasks = [
+        decode_task(encode(task))
+        for task in server.tasks("train", server.clients, stage, number, arrays=server.shared)
+    ]
     return tasks, [decode_update(encode(host.handle(task))) for task in tasks]
 
 
-@pytest.mark.parametrize(("order", "active"), [("top-down", [{2}, {1, 2}, {0, 1, 2}]), ("bottom-up", [{0}, {0, 1}, {0, 1, 2}])])
+@pytest.mark.parametrize(
+    ("order", "active"), [("top-down", [{2}, {1, 2}, {0, 1, 2}]), ("bottom-up", [{0}, {0, 1}, {0, 1, 2}])]
+)
 def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order, active):
     rule = ("activation.rule=every", "activation.every=1", f"activation.order={order}")
     world = opened("method=fedavg-sal", "head.kind=linear", *rule)
@@ -199,12 +228,16 @@ def test_a_weak_client_trains_the_top_blocks_alone_and_the_mean_is_over_those_th
     server.begin(server.method.stages[0])
     _, updates = asked(server, ClientHost(world, tmp_path), 1)
     sent = {update.client: {block_of(name) for name in update.arrays} - {None} for update in updates}
-    assert sent == {client: {2} if capacity == 1 else {0, 1, 2} for client, capacity in world.capacities.items()}
+    assert sent == {
+        client: {2} if capacity == 1 else {0, 1, 2} for client, capacity in world.capacities.items()
+    }
     strong = [update for update in updates if world.capacities[update.client] == 3]
     server.aggregate(server.method.stages[0], 1, updates)
     weights = torch.tensor([update.weight for update in strong])
     name = "block.0.query.lora_B"
-    wanted = sum(weight * update.arrays[name] for weight, update in zip(weights / weights.sum(), strong, strict=True))
+    wanted = sum(
+        weight * update.arrays[name] for weight, update in zip(weights / weights.sum(), strong, strict=True)
+    )
     torch.testing.assert_close(server.shared[name], wanted)
 
 

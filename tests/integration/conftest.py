@@ -15,13 +15,19 @@ import pytest
 import torch
 from outcomes import TIMES
 
-from fedms import experiment
-from fedms.config import Config, load
+from fedms.config import Config, load_config
 from fedms.engines import answers, local
+from fedms.experiments import experiment
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64, "initializer_range": 0.2}
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "initializer_range": 0.2,
+}
 TOPICS = {
     "lights": "lamp bulb bright dim switch glow shade dark",
     "music": "song album play louder band tune singer radio",
@@ -38,7 +44,9 @@ def sentences(each: int = 36) -> list[str]:
     rows = []
     for label, words in TOPICS.items():
         for number in range(each):
-            words_of_it = draw.choices(words.split(), k=draw.randint(2, 4)) + draw.choices(FILLER, k=draw.randint(0, 4))
+            words_of_it = draw.choices(words.split(), k=draw.randint(2, 4)) + draw.choices(
+                FILLER, k=draw.randint(0, 4)
+            )
             draw.shuffle(words_of_it)
             rows.append(f"{' '.join(words_of_it)},{label},home {number % 2}")
     return rows
@@ -52,7 +60,13 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     words = [word for text in TOPICS.values() for word in text.split()[:6]] + FILLER
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys([*letters, *(f"##{letter}" for letter in letters), *words])]
+    vocabulary = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *dict.fromkeys([*letters, *(f"##{letter}" for letter in letters), *words]),
+    ]
     tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -61,7 +75,9 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     torch.manual_seed(0)
-    hf.BertModel(hf.BertConfig(**SIZES, vocab_size=len(vocabulary), max_position_embeddings=48)).save_pretrained(folder)
+    hf.BertModel(
+        hf.BertConfig(**SIZES, vocab_size=len(vocabulary), max_position_embeddings=48)
+    ).save_pretrained(folder)
     return folder
 
 
@@ -99,7 +115,7 @@ def tiny(text_model: Path, corpus: Path) -> Configure:
         "lora": {"rank": 2},
         "engine": {"workers": 1},
     }
-    return lambda *overrides: load(base, overrides)
+    return lambda *overrides: load_config(base, overrides)
 
 
 @dataclass(frozen=True)
@@ -128,7 +144,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def perform(tiny: Configure, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
-    """Run a config; keywords are those of `fedms.experiment.run`."""
+    """Run a config; keywords are those of `fedms.experiments.experiment.run`."""
 
     def run(*overrides: str, **more: Any) -> Run:
         out = tmp_path_factory.mktemp("runs") / "run"
@@ -170,7 +186,11 @@ class Traffic:
         return pairs
 
     def updates(self, kind: str | None = None, stage: str | None = None) -> list[Update]:
-        return [update for task, update in self.exchanges if kind in (None, task.kind) and stage in (None, task.stage)]
+        return [
+            update
+            for task, update in self.exchanges
+            if kind in (None, task.kind) and stage in (None, task.stage)
+        ]
 
 
 @pytest.fixture
@@ -178,7 +198,9 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     """What is sent from now on."""
     seen, encode = Traffic(), local.encode
     for side in (local, answers):
-        monkeypatch.setattr(side, "encode", lambda message: (seen.messages.append(message), encode(message))[1])
+        monkeypatch.setattr(
+            side, "encode", lambda message: (seen.messages.append(message), encode(message))[1]
+        )
     return seen
 
 

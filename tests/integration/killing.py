@@ -22,8 +22,9 @@ import torch
 from faults import Watched
 from outcomes import outcome
 
-from fedms import experiment, files
-from fedms.config import Config, load
+from fedms.config import Config, load_config
+from fedms.core import files
+from fedms.experiments import experiment
 
 
 def fork(config: Config, folder: Path, writes: float) -> int:
@@ -61,7 +62,12 @@ def ended(pid: int, seconds: float) -> int | None:
 
 
 def main() -> None:
-    config, place, wanted, draw = load(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]), random.Random(int(sys.argv[4]))
+    config, place, wanted, draw = (
+        load_config(Path(sys.argv[1])),
+        Path(sys.argv[2]),
+        int(sys.argv[3]),
+        random.Random(int(sys.argv[4])),
+    )
     torch.set_num_threads(1)
     world = experiment.open_world(config)
     experiment.open_world = lambda _: world

@@ -41,8 +41,13 @@ class Rule:
     """Only in this part of all (client, stage, round), which lie between 0 and 1 by chance."""
 
     def meets(self, task: Any) -> bool:
-        here = all(getattr(self, key) in (None, getattr(task, key)) for key in ("client", "kind", "stage", "round"))
-        drawn = int(hashlib.sha256(f"{task.client} {task.stage} {task.round}".encode()).hexdigest()[:8], 16) / 2**32
+        here = all(
+            getattr(self, key) in (None, getattr(task, key)) for key in ("client", "kind", "stage", "round")
+        )
+        drawn = (
+            int(hashlib.sha256(f"{task.client} {task.stage} {task.round}".encode()).hexdigest()[:8], 16)
+            / 2**32
+        )
         here = here and self.drawn[0] <= drawn < self.drawn[1]
         return here and (self.times is None or self._count(task) <= self.times)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fedms.files import read_arrays
+from fedms.core.files import read_arrays
 
 TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes", "sha256")
 """Keys of times, and of the digest of lines that hold them."""
@@ -25,7 +25,10 @@ def state(folder: Path) -> dict[str, Any]:
     for path in folder.rglob("*.safetensors"):
         if path.name.startswith("state-") and path.parent.name == "server":
             arrays, meta = read_arrays(path)
-            kept: Any = {name: (array.dtype, array.shape, array.numpy().tobytes()) for name, array in arrays.items()}, without_times(meta)
+            kept: Any = (
+                {name: (array.dtype, array.shape, array.numpy().tobytes()) for name, array in arrays.items()},
+                without_times(meta),
+            )
         else:
             kept = path.read_bytes()
         found[str(path.relative_to(folder))] = kept

@@ -16,17 +16,29 @@ def ablations(monkeypatch):
 
 @pytest.fixture
 def small(text_model, corpus):
-    keys = {"model.name": text_model, "data.source": corpus, "partition.clients": 4, "federation.cohort": 2, "compare.seeds": "[0]"}
+    keys = {
+        "model.name": text_model,
+        "data.source": corpus,
+        "partition.clients": 4,
+        "federation.cohort": 2,
+        "compare.seeds": "[0]",
+    }
     keys |= {"federation.rounds_global": 1, "federation.rounds_local": 1, "engine.workers": 1}
     return [f"{key}={value}" for key, value in keys.items()]
 
 
 def test_an_ablation_is_a_comparison_and_a_table(ablations, small, tmp_path):
     ablations.perform("gate-share", tmp_path, small)
-    table = ablations.section("gate-share", {"gate-share": ablations.read_comparison(tmp_path / "gate-share")})
+    table = ablations.section(
+        "gate-share", {"gate-share": ablations.read_comparison(tmp_path / "gate-share")}
+    )
     headline, curves = table.split("\n\n")
     for lines in (headline.splitlines(), curves.splitlines()):
-        assert [line.split("|")[1].split(" (")[0].strip() for line in lines[2:]] == ["fedms", "share none", "share all"]
+        assert [line.split("|")[1].split(" (")[0].strip() for line in lines[2:]] == [
+            "fedms",
+            "share none",
+            "share all",
+        ]
 
 
 def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, tmp_path, monkeypatch):
@@ -35,17 +47,26 @@ def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, t
     made = {folder: ablations.read_comparison(tmp_path / folder) for folder in ablations.settings("alpha")}
     assert [comparison.config["partition"]["alpha"] for comparison in made.values()] == [0.5, 1.0]
     text = ablations.section("alpha", made)
-    assert text.index("`partition.alpha` 0.5:") < text.index("`partition.alpha` 1.0:") and text.count("| statistics |") == 2
+    assert (
+        text.index("`partition.alpha` 0.5:") < text.index("`partition.alpha` 1.0:")
+        and text.count("| statistics |") == 2
+    )
     assert "at prior" not in text, "one row alone has nothing beside it"
 
 
 def test_what_another_ablation_has_run_is_taken_over(ablations, small, tmp_path, monkeypatch):
     ablations.perform("gate-share", tmp_path, small)
     ran, run = [], ablations.compare.__globals__["experiment"].run
-    monkeypatch.setattr("fedms.experiment.run", lambda config, out, *rest, **more: ran.append(out.name) or run(config, out, *rest, **more))
+    monkeypatch.setattr(
+        "fedms.experiments.experiment.run",
+        lambda config, out, *rest, **more: ran.append(out.name) or run(config, out, *rest, **more),
+    )
     ablations.perform("gate-objective", tmp_path, small)
     assert ran == ["pfl-moe-0", "likelihood-0"]
-    one, other = (ablations.read_comparison(tmp_path / name).rows[0].record["mean"] for name in ("gate-share", "gate-objective"))
+    one, other = (
+        ablations.read_comparison(tmp_path / name).rows[0].record["mean"]
+        for name in ("gate-share", "gate-objective")
+    )
     assert one == other
     ran.clear()
     ablations.perform("gate-features", tmp_path, [*small, "federation.rounds_local=2"])

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedms.config import load
+from fedms.config import load_config
+from fedms.core.errors import FedmsError
 from fedms.data import sources
-from fedms.errors import FedmsError
 from fedms.federation.world import open_world
 
 pytestmark = pytest.mark.integration
@@ -66,10 +66,14 @@ def common(versus, halves, text_model, tmp_path):
 
 def test_the_copied_data_are_the_rows_of_fedms_in_their_order(versus, halves, tmp_path):
     versus.copy_data(str(halves), 30, 3, tmp_path)
-    limited = sources.load(load({"data": {"source": str(halves), "limit": 30}}).data, 3)
-    read = sources.load(load({"data": {"source": str(tmp_path)}}).data, 0)
+    limited = sources.load(load_config({"data": {"source": str(halves), "limit": 30}}).data, 3)
+    read = sources.load(load_config({"data": {"source": str(tmp_path)}}).data, 0)
     assert list(read.inputs) == list(limited.inputs) and len(read.inputs) == 60
-    assert (read.labels == limited.labels).all() and read.class_names == limited.class_names and (read.is_test == limited.is_test).all()
+    assert (
+        (read.labels == limited.labels).all()
+        and read.class_names == limited.class_names
+        and (read.is_test == limited.is_test).all()
+    )
     with (tmp_path / "train.csv").open(newline="") as file:
         assert [row["text"] for row in csv.DictReader(file)] == list(limited.inputs)[:30]
 
@@ -81,31 +85,54 @@ def test_data_without_a_test_split_are_refused(versus, corpus, tmp_path):
 
 def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
     """Who holds what, who is asked, how many samples are trained on; and both programs of ours end with one model."""
-    world = open_world(load(versus.ours(common, versus.SAME)))
+    world = open_world(load_config(versus.ours(common, versus.SAME)))
     planned = versus.plan(world)
     names = list(world.clients)
-    assert all(rows == world.clients[name].train.tolist() for name, rows in zip(names, planned["clients"], strict=True))
-    assert sorted(np.concatenate([client.test for client in world.partition.clients])) == list(range(100, 144))  # so: the whole test split
+    assert all(
+        rows == world.clients[name].train.tolist()
+        for name, rows in zip(names, planned["clients"], strict=True)
+    )
+    assert sorted(np.concatenate([client.test for client in world.partition.clients])) == list(
+        range(100, 144)
+    )  # so: the whole test split
     for program in (versus.SAME, versus.SPARSE):
         config = versus.ours(common, program)
         row = versus.run_ours(program, tmp_path, config, planned)
-        assert row.samples == sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort)
-        assert 0 < row.accuracy <= 1 and row.accuracy * 44 == pytest.approx(round(row.accuracy * 44), abs=1e-4)  # of the whole split
+        assert row.samples == sum(
+            len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort
+        )
+        assert 0 < row.accuracy <= 1 and row.accuracy * 44 == pytest.approx(
+            round(row.accuracy * 44), abs=1e-4
+        )  # of the whole split
         assert row.peak_bytes > 50e6 and row.seconds > 0 and row.processor_seconds > 0
     out = tmp_path / "again"
-    versus.measured([sys.executable, "-m", "fedms.cli", "run", tmp_path / "config.json", "--quiet", "--out", out], 300)
-    asked = [line["cohort"] for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if line["stage"] == "global"]
+    versus.measured(
+        [sys.executable, "-m", "fedms.cli", "run", tmp_path / "config.json", "--quiet", "--out", out], 300
+    )
+    asked = [
+        line["cohort"]
+        for line in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        if line["stage"] == "global"
+    ]
     assert asked == [[names[client] for client in cohort] for cohort in planned["cohorts"]]
 
 
 def test_flower_does_the_same_work(versus, common, tmp_path):
-    if subprocess.run([FLOWER, "-c", "import flwr, ray, peft"], capture_output=True).returncode if FLOWER.exists() else True:
-        pytest.skip(f"no Flower at {FLOWER}; docs/performance.md says how to install it, FEDMS_FLOWER_PYTHON names another interpreter")
-    world = open_world(load(versus.ours(common, versus.SAME)))
+    if (
+        subprocess.run([FLOWER, "-c", "import flwr, ray, peft"], capture_output=True).returncode
+        if FLOWER.exists()
+        else True
+    ):
+        pytest.skip(
+            f"no Flower at {FLOWER}; docs/performance.md says how to install it, FEDMS_FLOWER_PYTHON names another interpreter"
+        )
+    world = open_world(load_config(versus.ours(common, versus.SAME)))
     planned = versus.plan(world)
     versions: dict[str, str] = {}
     row = versus.run_theirs(FLOWER, tmp_path, versus.work(world.config, planned, 1), 0, versions)
-    assert row.samples == sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort)
+    assert row.samples == sum(
+        len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort
+    )
     assert 0 < row.accuracy <= 1 and versions["flwr"]
 
 
@@ -117,7 +144,10 @@ def test_the_last_line_is_read_whatever_stands_before_it(versus):
 
 
 def test_only_one_model_has_one_accuracy(versus):
-    clients = [{"name": name, "accuracy_local": own, "accuracy_global": 0.5} for name, own in (("b", 0.25), ("a", 1.0))]
+    clients = [
+        {"name": name, "accuracy_local": own, "accuracy_global": 0.5}
+        for name, own in (("b", 0.25), ("a", 1.0))
+    ]
     assert versus.shared_accuracy({"method": "fedavg", "per_client": clients}, {"a": 2, "b": 4}) == 0.5
     clients[0]["accuracy_global"] = 0.25
     with pytest.raises(FedmsError, match="differ"):
@@ -129,15 +159,26 @@ def test_ratios_are_by_seed_and_their_median(versus):
         return versus.Row(program, seed, seconds, seconds / 2, accuracy, 1000, peak, 0.0)
 
     rows = [row(versus.THEIRS, seed, 100.0 * (seed + 1), 0.7, 3000) for seed in range(3)]
-    rows += [row(versus.SAME, seed, seconds, 0.75, 1500) for seed, seconds in enumerate((50.0, 20.0, 60.0))]  # 2, 10, 5
-    rows += [row(versus.SPARSE, seed, 10.0, accuracy, 1000) for seed, accuracy in enumerate((0.7, 0.68, 0.66))]  # 10, 20, 30
+    rows += [
+        row(versus.SAME, seed, seconds, 0.75, 1500) for seed, seconds in enumerate((50.0, 20.0, 60.0))
+    ]  # 2, 10, 5
+    rows += [
+        row(versus.SPARSE, seed, 10.0, accuracy, 1000) for seed, accuracy in enumerate((0.7, 0.68, 0.66))
+    ]  # 10, 20, 30
     found = versus.summary(rows[::-1])
     assert (found["same_work_ratio"], found["same_work_ratio_range"]) == (5, [2, 10])
     assert (found["wall_time_ratio"], found["wall_time_ratio_range"]) == (20, [10, 30])
     assert (found["accuracy_difference"], found["accuracy_difference_same_work"]) == (-0.02, 0.05)
-    assert (found["same_work_memory_ratio"], found["wall_time_memory_ratio"], found["same_work_processor_ratio"]) == (2, 3, 5)
+    assert (
+        found["same_work_memory_ratio"],
+        found["wall_time_memory_ratio"],
+        found["same_work_processor_ratio"],
+    ) == (2, 3, 5)
     text = versus.table(rows, found)
-    assert "| fedms, sparsely activated | 10 | 20.0 (10.0 … 30.0) | 0.680 ± 0.020 | 0.0 |" in text and "1000 samples" in text
+    assert (
+        "| fedms, sparsely activated | 10 | 20.0 (10.0 … 30.0) | 0.680 ± 0.020 | 0.0 |" in text
+        and "1000 samples" in text
+    )
 
 
 def test_a_process_is_measured_with_all_that_it_starts(bench, tmp_path):
@@ -163,10 +204,10 @@ print(child.pid)
 
 def test_who_ends_the_script_ends_what_it_measures(bench, tmp_path):
     told = tmp_path / "pid"
-    child = f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(100)"
-    script = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import measure; measure.measured([sys.executable, '-c', {child!r}], 90)"
+    child = (
+        f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(100)"
     )
+    script = f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import measure; measure.measured([sys.executable, '-c', {child!r}], 90)"
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 60
     while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
@@ -179,7 +220,9 @@ def test_who_ends_the_script_ends_what_it_measures(bench, tmp_path):
 def test_a_process_that_fails_or_does_not_end_is_one_error(bench):
     measure = bench("measure")
     with pytest.raises(FedmsError, match=r"(?s)code 3.*what went wrong"):
-        measure.measured([sys.executable, "-c", "import sys; print('what went wrong', file=sys.stderr); sys.exit(3)"], 60)
+        measure.measured(
+            [sys.executable, "-c", "import sys; print('what went wrong', file=sys.stderr); sys.exit(3)"], 60
+        )
     with pytest.raises(FedmsError, match="not done after 1 seconds"):
         measure.measured([sys.executable, "-c", "import time; time.sleep(100)"], 1)
 
@@ -189,7 +232,11 @@ def test_a_small_fleet_is_measured(bench, tmp_path):
     given = Namespace(clients=[4], cohorts=[2], rounds=2, workers=1, model=None)
     (found,) = fleet.measure_all(given, tmp_path)
     assert (found.clients, found.cohort) == (4, 2)
-    assert 0 < found.load_seconds < found.startup_seconds < found.seconds and found.round_seconds > 0 and found.end_seconds > 0
+    assert (
+        0 < found.load_seconds < found.startup_seconds < found.seconds
+        and found.round_seconds > 0
+        and found.end_seconds > 0
+    )
     assert found.peak_bytes > 50e6 and found.disk_bytes > 10_000
     labels = Counter(row["label"] for row in csv.DictReader((tmp_path / "4.csv").open(newline="")))
     assert set(labels.values()) == {4 * fleet.EACH // fleet.CLASSES}
@@ -214,7 +261,10 @@ def test_text_goes_between_the_marks_and_nowhere_else(bench, tmp_path):
     page.write_text("before\n<!-- one -->\nold\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n")
     pages.splice(page, "one", "new")
     pages.splice(page, "three", "nowhere")
-    assert page.read_text() == "before\n<!-- one -->\nnew\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n"
+    assert (
+        page.read_text()
+        == "before\n<!-- one -->\nnew\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n"
+    )
 
 
 def test_the_script_for_gpus_works_without_one_and_says_where_there_is_none(bench, capsys, monkeypatch):
@@ -224,9 +274,16 @@ def test_the_script_for_gpus_works_without_one_and_says_where_there_is_none(benc
     lines = capsys.readouterr().out.splitlines()
     made = json.loads(lines[-1])
     cases = [(each["model"], each["blocks"], each["precision"]) for each in made["measured"]]
-    assert cases == [(model, blocks, precision) for model in gpu.MODELS for blocks in (1, 2) for precision in gpu.PRECISIONS]
+    assert cases == [
+        (model, blocks, precision)
+        for model in gpu.MODELS
+        for blocks in (1, 2)
+        for precision in gpu.PRECISIONS
+    ]
     for each in made["measured"]:
-        assert list(each["samples_a_second"]) == ["1", "4", "16"] and min(each["samples_a_second"].values()) > 0
+        assert (
+            list(each["samples_a_second"]) == ["1", "4", "16"] and min(each["samples_a_second"].values()) > 0
+        )
         assert each["gflop_a_sample"] > 0 and each["peak_tflops"] > 0 and 0 < each["share_of_peak"] < 1
     assert made["measured"][2]["gflop_a_sample"] > 1.5 * made["measured"][0]["gflop_a_sample"]
     assert sum(line.startswith("| ViT-B/16 |") for line in lines) == 4

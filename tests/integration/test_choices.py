@@ -7,16 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fedms import experiment
-from fedms.config import load
-from fedms.data.features import PrefixCache
-from fedms.errors import ConfigError, FedmsError
+from fedms.config import load_config
+from fedms.core.errors import ConfigError, FedmsError
+from fedms.experiments import experiment
 from fedms.federation.client import ClientHost
-from fedms.federation.compute import Compute
-from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES, strip
+from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES
 from fedms.federation.world import open_world
+from fedms.model.arrays import strip
 from fedms.model.expert import Expert
-from fedms.store import read_arrays
+from fedms.runs.folder import read_arrays
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.runner import Compute
 
 pytestmark = pytest.mark.integration
 
@@ -91,7 +92,10 @@ def test_each_choice_of_a_head_is_another_start(finished):
 
 
 def test_exact_aggregation_differs_from_the_average(finished):
-    losses = [[line["train_loss"] for line in finished(*more).rounds("global")] for more in ((), ("federation.aggregation=exact",))]
+    losses = [
+        [line["train_loss"] for line in finished(*more).rounds("global")]
+        for more in ((), ("federation.aggregation=exact",))
+    ]
     assert losses[0][0] == losses[1][0], "the first round starts alike"
     assert losses[0][1] != losses[1][1]
 
@@ -110,7 +114,9 @@ def test_the_gate_knows_nothing_where_all_clients_are_alike(finished):
 
 def test_a_training_that_diverges_is_one_line(perform):
     with pytest.raises(FedmsError, match="training diverged: the loss is not finite"):
-        perform("training.learning_rate=1e30", "training.head_learning_rate=1e30", "federation.rounds_global=3")
+        perform(
+            "training.learning_rate=1e30", "training.head_learning_rate=1e30", "federation.rounds_global=3"
+        )
 
 
 # pictures
@@ -140,14 +146,16 @@ def test_pictures_are_learned_as_texts_are(image_model, pictures, tmp_path, meth
         "engine": {"workers": 1},
     }
     with pytest.raises(ConfigError, match=r"head\.kind: text-init needs a text model"):
-        experiment.run(load(config, ["head.kind=text-init"]), tmp_path / "run")
-    result = experiment.run(load(config), tmp_path / "run")
+        experiment.run(load_config(config, ["head.kind=text-init"]), tmp_path / "run")
+    result = experiment.run(load_config(config), tmp_path / "run")
     assert len(result["per_client"]) == 3
     assert result["accuracy_base"] > 0.6, "the nearest federated class mean tells plain colours apart"
     assert 0 <= result["accuracy_global"] <= 1
 
 
-def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where_training_took_it(perform, finished, tiny, traffic):
+def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where_training_took_it(
+    perform, finished, tiny, traffic
+):
     run = perform()
     exchanges = [(task, update) for task, update in traffic.exchanges if task.kind == "interpolate"]
     summed = sum(update.arrays["interpolate.log_likelihood"].double() for _, update in exchanges)
@@ -157,17 +165,22 @@ def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where
     world = open_world(tiny())
     for task, update in exchanges:
         kept = {
-            at: strip(read_arrays(other.folder / "clients" / task.client / "model.safetensors")[0], "local/") for at, other in ends.items()
+            at: strip(read_arrays(other.folder / "clients" / task.client / "model.safetensors")[0], "local/")
+            for at, other in ends.items()
         }
         shared = strip(read_arrays(run.folder / "clients" / task.client / "model.safetensors")[0], "global/")
         moved = [name for name, array in kept[1.0].items() if not torch.equal(array, kept[0.0][name])]
         assert "head.weight" in moved and any(name.endswith(".lora_B") for name in moved)
         for name, array in kept[0.5].items():
             torch.testing.assert_close(array, (kept[0.0][name] + kept[1.0][name]) / 2)
-        assert all(torch.equal(kept[0.0][name], shared[name]) for name in shared if name != "head.bias"), "it starts from the global expert"
+        assert all(torch.equal(kept[0.0][name], shared[name]) for name in shared if name != "head.bias"), (
+            "it starts from the global expert"
+        )
         samples = world.samples(task.client, "validation")
         for at, arrays in kept.items():
-            logits = Compute(world.backbone, uncached(world)).outputs(Expert(arrays, 16.0 / 2), samples, 0).logits
+            logits = (
+                Compute(world.backbone, uncached(world)).outputs(Expert(arrays, 16.0 / 2), samples, 0).logits
+            )
             expected = -torch.nn.functional.cross_entropy(logits, samples.labels, reduction="sum")
             answer = update.arrays["interpolate.log_likelihood"][INTERPOLATIONS.index(at)]
             torch.testing.assert_close(answer, expected, atol=1e-3, rtol=1e-3)
@@ -179,7 +192,12 @@ def uncached(world):
 
 @pytest.mark.parametrize(
     ("method", "found"),
-    [("mixture-constant", INTERPOLATIONS), ("pfl-moe", [1.0]), ("feddpa", [None]), ("fedavg-finetune", [None])],
+    [
+        ("mixture-constant", INTERPOLATIONS),
+        ("pfl-moe", [1.0]),
+        ("feddpa", [None]),
+        ("fedavg-finetune", [None]),
+    ],
 )
 def test_whose_local_expert_is_interpolated(perform, traffic, method, found):
     run = perform(f"method={method}")
@@ -196,9 +214,17 @@ def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform,
     judged = host._finished(task).judge(host.compute, samples, task.settings["boundary"])
     for prior, scale in ((0.2, 2.0), (0.5, 0.6), (0.9, 0.1)):
         weight = torch.sigmoid(scale * judged.evidence + torch.tensor(prior).logit())
-        mixed = (1 - weight)[:, None] * judged.global_logits.softmax(1) + weight[:, None] * judged.local_logits.softmax(1)
+        mixed = (1 - weight)[:, None] * judged.global_logits.softmax(1) + weight[
+            :, None
+        ] * judged.local_logits.softmax(1)
         expected = mixed[torch.arange(len(samples)), samples.labels].log().sum()
-        torch.testing.assert_close(answer[PRIORS.index(prior) - 1, SCALES.index(scale)], expected, atol=1e-4, rtol=1e-4)
-    summed = sum(update.arrays["weigh.log_likelihood"].double() for task, update in traffic.exchanges if task.kind == "weigh")
+        torch.testing.assert_close(
+            answer[PRIORS.index(prior) - 1, SCALES.index(scale)], expected, atol=1e-4, rtol=1e-4
+        )
+    summed = sum(
+        update.arrays["weigh.log_likelihood"].double()
+        for task, update in traffic.exchanges
+        if task.kind == "weigh"
+    )
     chosen = [SCALES[best] for best in summed.view(len(EVEN), len(SCALES)).argmax(1).tolist()]
     assert run.result["evidence_scales"] == chosen

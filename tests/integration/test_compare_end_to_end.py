@@ -6,11 +6,11 @@ import pytest
 from outcomes import without_times
 from typer.testing import CliRunner
 
-from fedms.cli import app
-from fedms.comparison.compare import compare
-from fedms.comparison.folder import PREFIXES
+from fedms.cli.main import app
+from fedms.experiments.comparison.compare import compare
+from fedms.experiments.comparison.folder import PREFIXES
+from fedms.experiments.observers import Silent
 from fedms.model.backbone import Backbone
-from fedms.progress import Silent
 
 pytestmark = pytest.mark.integration
 
@@ -45,29 +45,45 @@ def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny
     made = compare(config, tmp_path / "c", again)
     assert any(note.startswith("going on after") for note in again.notes), "it was thrown away"
     assert all((folder / "result.json").stat().st_mtime_ns == time for folder, time in finished.items())
-    assert [(run["row"], run["seed"]) for run in made["runs"]] == [(row, seed) for seed in (0, 1) for row in ("fedms", "mixture-constant")]
+    assert [(run["row"], run["seed"]) for run in made["runs"]] == [
+        (row, seed) for seed in (0, 1) for row in ("fedms", "mixture-constant")
+    ]
     # with a first stage taken over, and without; train_flops differ, as who takes it over fills its clients' caches once more
     for run in made["runs"]:
         alone = perform(f"method={run['row']}", f"seed={run['seed']}").result
         for key in ("accuracy_local", "accuracy_global", "frontier", "per_client", "uplink_bytes"):
             assert run["result"][key] == alone[key], (run["row"], run["seed"], key)
     fedms, constant = made["methods"]
-    assert made["baseline"] == "fedms" and fedms["versus_baseline"] is None and constant["versus_baseline"]["accuracy_local"]["pairs"] == 8
+    assert (
+        made["baseline"] == "fedms"
+        and fedms["versus_baseline"] is None
+        and constant["versus_baseline"]["accuracy_local"]["pairs"] == 8
+    )
     assert not (tmp_path / "c" / PREFIXES).exists()
     assert len(fedms["frontier"]) == 11 and fedms["std"]["accuracy_local"] is not None
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_the_frozen_blocks_come_to_is_computed_by_the_first_run_alone(tiny, perform, tmp_path, monkeypatch, workers):
+def test_what_the_frozen_blocks_come_to_is_computed_by_the_first_run_alone(
+    tiny, perform, tmp_path, monkeypatch, workers
+):
     begun, embed = [], Backbone.embed
-    monkeypatch.setattr(Backbone, "embed", lambda self, inputs: begun.append("embedded") or embed(self, inputs))
+    monkeypatch.setattr(
+        Backbone, "embed", lambda self, inputs: begun.append("embedded") or embed(self, inputs)
+    )
     watch = Silent()
     monkeypatch.setattr(watch, "begin", lambda config, facts: begun.append(config.method))
-    made = compare(tiny("compare.methods=[sal-fixed, statistics]", "compare.seeds=[0]", f"engine.workers={workers}"), tmp_path, watch)
+    made = compare(
+        tiny("compare.methods=[sal-fixed, statistics]", "compare.seeds=[0]", f"engine.workers={workers}"),
+        tmp_path,
+        watch,
+    )
     second = begun.index("statistics")
     if workers == 1:
         assert begun[:second].count("embedded") > 10
-        assert begun[second + 1 :] == ["embedded"] * len(made["runs"][0]["result"]["partition"]["classes"]), "the classes' names alone"
+        assert begun[second + 1 :] == ["embedded"] * len(made["runs"][0]["result"]["partition"]["classes"]), (
+            "the classes' names alone"
+        )
     for run in made["runs"]:
         assert without_times(run["result"]) == without_times(perform(f"method={run['row']}").result)
 
@@ -78,10 +94,17 @@ def test_the_command_shows_a_table_and_says_where_it_is(tiny, tmp_path, monkeypa
     command = ["compare", "tiny.yaml", "--methods", "fedavg,statistics", "--seeds", "0,1"]
     done = CliRunner().invoke(app, [*command, "--set", "log.tensorboard=true"])
     assert done.exit_code == 0, done.output
-    assert "run 1 of 4: fedavg, seed 0" in done.stdout and "global 1/2" in done.stdout and "runs/tiny-compare/comparison.md" in done.stdout
+    assert (
+        "run 1 of 4: fedavg, seed 0" in done.stdout
+        and "global 1/2" in done.stdout
+        and "runs/tiny-compare/comparison.md" in done.stdout
+    )
     assert len(list((tmp_path / "runs/tiny-compare").glob("runs/*/tensorboard/events.*"))) == 4
     again = CliRunner().invoke(app, command)
     assert "4 of 4 runs are there" in again.stdout and "global 1/2" not in again.stdout
     assert CliRunner().invoke(app, ["report", "runs/tiny-compare"]).exit_code == 0
     values = json.loads((tmp_path / "runs/tiny-compare/comparison.json").read_text())
-    assert set(values) == {"config", "environment", "seeds", "baseline", "methods", "runs", "tuning"} and values["baseline"] == "fedavg"
+    assert (
+        set(values) == {"config", "environment", "seeds", "baseline", "methods", "runs", "tuning"}
+        and values["baseline"] == "fedavg"
+    )

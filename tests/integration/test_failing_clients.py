@@ -14,14 +14,14 @@ from misbehaving import Rule
 from outcomes import outcome, without_times
 from typer.testing import CliRunner
 
-from fedms.cli import app
+from fedms.cli.main import app
+from fedms.core.errors import FedmsError
+from fedms.core.files import read_arrays
 from fedms.engines.local import LocalEngine
-from fedms.errors import FedmsError
 from fedms.federation.messages import Failure, Task
 from fedms.federation.methods import METHODS
 from fedms.federation.server import Server
 from fedms.federation.world import open_world
-from fedms.files import read_arrays
 
 pytestmark = pytest.mark.integration
 
@@ -41,17 +41,22 @@ def without(value: Any, keys: tuple[str, ...]) -> Any:
 
 def children() -> set[str]:
     """Processes that this one has started and not yet seen to their end, zombies included."""
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    return {
+        pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
+    }
 
 
 def lost(lines: list[dict[str, Any]]) -> dict[tuple[str, int], list[tuple[str, str]]]:
     """By round, each failure's client and kind; there is a reason of one line, too."""
     failures = [failure for line in lines for failure in line["failures"]]
     assert all(
-        failure.keys() == {"client", "kind", "reason"} and failure["reason"] and "\n" not in failure["reason"] for failure in failures
+        failure.keys() == {"client", "kind", "reason"} and failure["reason"] and "\n" not in failure["reason"]
+        for failure in failures
     )
     return {
-        (line["stage"], line["round"]): [(each["client"], each["kind"]) for each in line["failures"]] for line in lines if line["failures"]
+        (line["stage"], line["round"]): [(each["client"], each["kind"]) for each in line["failures"]]
+        for line in lines
+        if line["failures"]
     }
 
 
@@ -82,13 +87,22 @@ def raised(misbehave, perform) -> dict[str, Any]:
     ("ways", "kinds", "keys"),
     [
         (("die", "leave", "die"), ("died", "died", "died"), ("engine.workers=2",)),
-        (("hang", "late", "die"), ("deadline", "deadline", "died"), ("engine.workers=1", f"federation.deadline_seconds={DEADLINE}")),
+        (
+            ("hang", "late", "die"),
+            ("deadline", "deadline", "died"),
+            ("engine.workers=1", f"federation.deadline_seconds={DEADLINE}"),
+        ),
     ],
     ids=["die", "hang"],
 )
 def test_however_an_answer_is_lost_the_run_comes_to_the_same(misbehave, perform, raised, ways, kinds, keys):
     before = children()
-    misbehave(*(Rule(how, seconds=DEADLINE + 2 if how == "late" else 3600, **where) for how, where in zip(ways, WHERE, strict=True)))
+    misbehave(
+        *(
+            Rule(how, seconds=DEADLINE + 2 if how == "late" else 3600, **where)
+            for how, where in zip(ways, WHERE, strict=True)
+        )
+    )
     run = perform(ALL, *keys)
     assert lost(run.lines) == {
         ("global", 1): [("client-1", kinds[0])],
@@ -118,7 +132,13 @@ def test_who_dies_among_clients_that_train_together_dies_alone(misbehave, perfor
 # k of n
 
 
-MANY = ("partition.clients=10", "partition.alpha=100", "partition.min_samples=5", "federation.cohort=4", "federation.cohort_local=5")
+MANY = (
+    "partition.clients=10",
+    "partition.alpha=100",
+    "partition.min_samples=5",
+    "federation.cohort=4",
+    "federation.cohort_local=5",
+)
 
 
 @pytest.mark.parametrize("share", [1, 3, 5, 8])
@@ -139,7 +159,12 @@ def test_a_round_takes_as_many_answers_as_it_needs_from_those_who_give_one(misbe
 
 def test_which_answers_count_does_not_depend_on_the_engine(misbehave, perform):
     """One more is asked than is needed, one raises, and one is slow."""
-    keys = ("federation.cohort=2", "federation.cohort_local=2", "federation.oversample=2", "federation.quorum=2")
+    keys = (
+        "federation.cohort=2",
+        "federation.cohort_local=2",
+        "federation.oversample=2",
+        "federation.quorum=2",
+    )
     runs = []
     for workers, slow in ((1, ()), (2, (Rule("late", client="client-0", kind="train", seconds=0.5),))):
         misbehave(Rule("raise", client="client-3", kind="train", round=2), *slow)
@@ -163,9 +188,19 @@ def test_surplus_answers_leave_no_trace_on_the_server(finished, perform):
 def test_who_was_not_in_the_average_does_not_take_itself_out_of_it(misbehave, perform, traffic):
     """Where clients take themselves out of the mean (fedalt), one whose answer was lost is told of no mean that it was in."""
     misbehave()
-    run = perform("method=fedalt", "federation.cohort=2", "federation.oversample=1", "federation.rounds_local=1")
-    trained = {line["round"]: {*line["cohort"]} - {*line["surplus"]} for line in run.lines if line["rounds"] and line["surplus"]}
-    told = {task.client for task, _ in traffic.exchanges if task.kind == "train" and task.round == 2 and "averaged" in task.settings}
+    run = perform(
+        "method=fedalt", "federation.cohort=2", "federation.oversample=1", "federation.rounds_local=1"
+    )
+    trained = {
+        line["round"]: {*line["cohort"]} - {*line["surplus"]}
+        for line in run.lines
+        if line["rounds"] and line["surplus"]
+    }
+    told = {
+        task.client
+        for task, _ in traffic.exchanges
+        if task.kind == "train" and task.round == 2 and "averaged" in task.settings
+    }
     asked = {task.client for task, _ in traffic.exchanges if task.kind == "train" and task.round == 2}
     assert trained and told == asked & trained[1]
 
@@ -202,19 +237,27 @@ def test_those_who_failed_are_asked_again_where_no_others_are_left(misbehave, pe
     ("kind", "stage", "place", "needed"),
     [("train", "global", "global round 2", "2 answers"), ("statistics", None, "statistics", "1 answer")],
 )
-def test_a_run_that_stays_under_quorum_stops_and_can_be_gone_on_with(misbehave, tiny, finished, tmp_path, kind, stage, place, needed):
+def test_a_run_that_stays_under_quorum_stops_and_can_be_gone_on_with(
+    misbehave, tiny, finished, tmp_path, kind, stage, place, needed
+):
     """All others fail, however often they are asked; when they behave again, it comes to what it would have come to."""
     bad = [f"client-{number}" for number in range(3 if stage else 4)]
-    misbehave(*(Rule("raise", client=client, kind=kind, round=2 if stage else None, stage=stage) for client in bad))
+    misbehave(
+        *(Rule("raise", client=client, kind=kind, round=2 if stage else None, stage=stage) for client in bad)
+    )
     (tmp_path / "tiny.yaml").write_text(tiny("federation.quorum=2").to_yaml())
     command = ["run", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run"), "--quiet"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 1 and done.stdout == "" and done.stderr.count("\n") == 1, done.output
-    assert done.stderr.startswith(f"error: {place}, {kind}: {1 if stage else 0} of {needed} needed, after 3 attempts; client-")
+    assert done.stderr.startswith(
+        f"error: {place}, {kind}: {1 if stage else 0} of {needed} needed, after 3 attempts; client-"
+    )
     assert "RuntimeError: as it was told; go on with --resume" in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["round"] == (2 if stage else 0) and lines[-1]["train_loss"] is None
-    assert sorted(each["client"] for each in lines[-1]["failures"]) == sorted(bad if stage else 3 * bad), "of every attempt"
+    assert sorted(each["client"] for each in lines[-1]["failures"]) == sorted(bad if stage else 3 * bad), (
+        "of every attempt"
+    )
     misbehave()
     done = CliRunner().invoke(app, [*command, "--resume"])
     assert done.exit_code == 0, done.output
@@ -228,7 +271,8 @@ def test_a_client_that_cannot_be_tested_is_asked_as_often_as_allowed(misbehave, 
     assert lost(perform().lines) == {("end", 0): [("client-1", "error")] * 2}
     misbehave(Rule("raise", client="client-1", kind="test"))
     with pytest.raises(
-        FedmsError, match=r"^client-1 could not be tested, so there is no result: RuntimeError: as it was told; go on with --resume"
+        FedmsError,
+        match=r"^client-1 could not be tested, so there is no result: RuntimeError: as it was told; go on with --resume",
     ):
         perform()
 
@@ -236,15 +280,32 @@ def test_a_client_that_cannot_be_tested_is_asked_as_often_as_allowed(misbehave, 
 def test_a_run_may_be_gone_on_with_more_patience(misbehave, tiny, finished, tmp_path):
     """Whose deadline is too short for anybody must not be stuck with it."""
     (tmp_path / "tiny.yaml").write_text(tiny("engine.workers=2").to_yaml())
-    command = [sys.executable, "-m", "fedms.cli", "run", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run"), "--quiet", "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedms.cli",
+        "run",
+        str(tmp_path / "tiny.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--resume",
+    ]
     misbehave(Rule("hang", kind="statistics"))
     hasty = ("--set", "federation.deadline_seconds=0.05", "--set", "federation.attempts=1")
     done = subprocess.run([*command, *hasty], capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "was too late: no answer within 0.05 s" in done.stderr, done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.count("\n") == 1
+        and "was too late: no answer within 0.05 s" in done.stderr
+    ), done.stderr
     misbehave()
     done = CliRunner().invoke(app, [*command[3:], "--set", "engine.workers=1"])
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["accuracy_global"] == finished().result["accuracy_global"]
+    assert (
+        json.loads((tmp_path / "run" / "result.json").read_text())["accuracy_global"]
+        == finished().result["accuracy_global"]
+    )
 
 
 # the engine
@@ -297,5 +358,7 @@ def test_workers_that_cannot_start_end_the_run_in_one_line(misbehave, engine, mo
     assert answer == Failure("client-0", "died", "its process was ended by SIGKILL")
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with pytest.raises(FedmsError, match=r"^a worker process ended with code 1 as it started; its last words are above$"):
+    with pytest.raises(
+        FedmsError, match=r"^a worker process ended with code 1 as it started; its last words are above$"
+    ):
         there.run(statistics("client-0"))

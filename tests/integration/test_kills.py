@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from outcomes import outcome
 
-from fedms import experiment
+from fedms.experiments import experiment
 
 pytestmark = [pytest.mark.integration, pytest.mark.kills]
 
@@ -46,7 +46,16 @@ def test_a_run_with_workers_is_ended_and_gone_on_with(tiny, finished, tmp_path, 
     """Workers end with their run: none may write into the folder when it is gone on with."""
     config, out = tiny("engine.workers=2"), tmp_path / "run"
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
-    command = [sys.executable, "-m", "fedms.cli", "run", str(tmp_path / "tiny.yaml"), "--out", str(out), "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "fedms.cli",
+        "run",
+        str(tmp_path / "tiny.yaml"),
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = out / "metrics.jsonl"
     until(lambda: run.poll() is not None or (metrics.exists() and metrics.read_text().count("\n") >= 2))
@@ -58,7 +67,10 @@ def test_a_run_with_workers_is_ended_and_gone_on_with(tiny, finished, tmp_path, 
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 20)
     if number == signal.SIGTERM:
         assert run.returncode == 130
-        assert said.splitlines()[-1] == f"interrupted; go on with: fedms run {tmp_path}/tiny.yaml --out {out} --resume"
+        assert (
+            said.splitlines()[-1]
+            == f"interrupted; go on with: fedms run {tmp_path}/tiny.yaml --out {out} --resume"
+        )
     else:
         assert run.returncode == -signal.SIGKILL
     assert not (out / "result.json").exists()

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedms.core.errors import FedmsError
+from fedms.core.files import read_arrays
 from fedms.engines import answers
-from fedms.errors import FedmsError
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
-from fedms.files import read_arrays
 
 pytestmark = pytest.mark.integration
 
@@ -48,7 +48,9 @@ def array(name: str, change: Callable[[Tensor], Tensor]) -> Lie:
 
 
 def without(name: str) -> Lie:
-    return lambda task, update: replace(update, arrays={each: array for each, array in update.arrays.items() if each != name})
+    return lambda task, update: replace(
+        update, arrays={each: array for each, array in update.arrays.items() if each != name}
+    )
 
 
 def more(name: str) -> Lie:
@@ -65,7 +67,9 @@ def weight(value: Any) -> Lie:
 
 def first(value: float) -> Callable[[Tensor], Tensor]:
     """The array with another first number."""
-    return lambda array: torch.cat([torch.tensor([value], dtype=array.dtype), array.flatten()[1:]]).reshape(array.shape)
+    return lambda array: torch.cat([torch.tensor([value], dtype=array.dtype), array.flatten()[1:]]).reshape(
+        array.shape
+    )
 
 
 def failed(task: Task, update: Update) -> Update:
@@ -83,15 +87,30 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     ("train", "global", without("head.weight"), "head.weight is missing"),
     ("train", "global", more("block.0.query.lora_A"), "'block.0.query.lora_A' was not asked for"),
     ("train", "global", array(B, lambda a: 100 * a), f"{B} is "),
-    ("train", "global", array("head.weight", first(1e30)), "head.weight is 1e+30 away from its start, and training reaches "),
+    (
+        "train",
+        "global",
+        array("head.weight", first(1e30)),
+        "head.weight is 1e+30 away from its start, and training reaches ",
+    ),
     ("train", "global", weight(10**6), "it speaks for 1000000 train samples, and declared "),
-    ("train", "global", weight(float("nan")), "its number of train samples is not a whole number of at least 1"),
+    (
+        "train",
+        "global",
+        weight(float("nan")),
+        "its number of train samples is not a whole number of at least 1",
+    ),
     ("train", "global", weight(-3), "its number of train samples is not a whole number"),
     ("train", "global", weight("all"), "its number of train samples is not a number"),
     ("train", "global", metric("loss", float("inf")), "loss is not finite"),
     ("train", "global", metric("flops", -1), "flops is not a whole number"),
     ("train", "global", metric("once", {"prefix": 3}), "once is not a table"),
-    ("train", "global", lambda task, update: replace(update, client="client-0"), "it answers in another client's name"),
+    (
+        "train",
+        "global",
+        lambda task, update: replace(update, client="client-0"),
+        "it answers in another client's name",
+    ),
     ("train", "local", array("gate.adapter.up", first(9.0)), "gate.adapter.up is 9 away from its start"),
     ("train", "local", metric("evaluation", {"flops": -1}), "flops is not a whole number"),
     ("train", "local", metric("evaluation", 5), "its costs are no table"),
@@ -103,10 +122,30 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     ("statistics", None, array("statistics.second", first(1e9)), "the second moment is larger than "),
     ("statistics", None, array("statistics.second", first(float("nan"))), "statistics.second is not finite"),
     ("statistics", None, array("statistics.sums", lambda a: a[1:]), "statistics.sums is of shape "),
-    ("calibrate", None, array("calibrate.log_likelihood", lambda a: a[1:]), "calibrate.log_likelihood is of shape [12], not [13]"),
-    ("calibrate", None, array("calibrate.log_likelihood", first(5.0)), "calibrate.log_likelihood is above zero"),
-    ("interpolate", None, array("interpolate.log_likelihood", lambda a: a[1:]), "interpolate.log_likelihood is of shape [4], not [5]"),
-    ("interpolate", None, array("interpolate.log_likelihood", lambda a: -a), "interpolate.log_likelihood is above zero"),
+    (
+        "calibrate",
+        None,
+        array("calibrate.log_likelihood", lambda a: a[1:]),
+        "calibrate.log_likelihood is of shape [12], not [13]",
+    ),
+    (
+        "calibrate",
+        None,
+        array("calibrate.log_likelihood", first(5.0)),
+        "calibrate.log_likelihood is above zero",
+    ),
+    (
+        "interpolate",
+        None,
+        array("interpolate.log_likelihood", lambda a: a[1:]),
+        "interpolate.log_likelihood is of shape [4], not [5]",
+    ),
+    (
+        "interpolate",
+        None,
+        array("interpolate.log_likelihood", lambda a: -a),
+        "interpolate.log_likelihood is above zero",
+    ),
     ("weigh", None, array("weigh.log_likelihood", first(float("nan"))), "weigh.log_likelihood is not finite"),
     ("weigh", None, weight(10**6), "it speaks for 1000000 validation samples, and declared "),
     ("weigh", None, array("weigh.log_likelihood", lambda a: -a), "weigh.log_likelihood is above zero"),
@@ -134,8 +173,12 @@ def without_the_liar() -> dict[tuple[str, str | None], dict[str, Any]]:
     return {}
 
 
-@pytest.mark.parametrize(("kind", "stage", "lie", "reason"), LIES, ids=[f"{kind}-{reason[:40]}" for kind, _, _, reason in LIES])
-def test_a_lie_is_refused_and_named_and_leaves_no_trace(perform, in_flight, without_the_liar, kind, stage, lie, reason):
+@pytest.mark.parametrize(
+    ("kind", "stage", "lie", "reason"), LIES, ids=[f"{kind}-{reason[:40]}" for kind, _, _, reason in LIES]
+)
+def test_a_lie_is_refused_and_named_and_leaves_no_trace(
+    perform, in_flight, without_the_liar, kind, stage, lie, reason
+):
     in_flight(lie, kind, stage)
     run = perform(*SHORT)
     refused = [failure for line in run.lines for failure in line["failures"]]
@@ -178,5 +221,6 @@ def test_what_clients_declared_outlives_the_server(finished, tiny):
     newest = max((finished(*SHORT).folder / "server").glob("state-*"), key=lambda path: path.stat().st_mtime)
     _, meta = read_arrays(newest)
     assert meta["declared"] == {
-        client: {split: len(world.samples(client, split).labels) for split in ("train", "validation")} for client in world.clients
+        client: {split: len(world.samples(client, split).labels) for split in ("train", "validation")}
+        for client in world.clients
     }

@@ -2,15 +2,17 @@
 
 import pytest
 
-from fedms import predict
-from fedms.store import RunFolder
+from fedms.runs import predict
+from fedms.runs.folder import RunFolder
 
 pytestmark = pytest.mark.integration
 
 HALF = "precision=bfloat16"
 
 
-def test_a_run_in_bfloat16_gives_the_same_bits_in_any_number_of_workers_and_nearly_the_accuracies_of_float32(finished, perform):
+def test_a_run_in_bfloat16_gives_the_same_bits_in_any_number_of_workers_and_nearly_the_accuracies_of_float32(
+    finished, perform
+):
     half, exact = finished(HALF), finished()
     assert perform(HALF, "engine.workers=2").outcome == half.outcome
     assert half.outcome != exact.outcome

@@ -6,19 +6,26 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedms.cli import app
-from fedms.data.features import PrefixCache
-from fedms.federation.compute import Compute
+from fedms.cli.main import app
+from fedms.core.files import read_arrays
 from fedms.federation.methods import METHODS
-from fedms.federation.personal import strip
 from fedms.federation.world import open_world
-from fedms.files import read_arrays
+from fedms.model.arrays import strip
 from fedms.model.expert import Expert
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.runner import Compute
 
 pytestmark = pytest.mark.integration
 
 SHARES = ["accuracy_local", "accuracy_local_worst", "accuracy_global", "accuracy_base", "trainable_fraction"]
-COSTS = ["trainable_parameters", "uplink_bytes", "downlink_bytes", "train_flops", "seconds", "peak_memory_bytes"]
+COSTS = [
+    "trainable_parameters",
+    "uplink_bytes",
+    "downlink_bytes",
+    "train_flops",
+    "seconds",
+    "peak_memory_bytes",
+]
 OTHERS = ["method", "seed", "clients", "rounds", "frontier", "gate_global_share", "per_client"]
 LINE = [
     "stage",
@@ -51,14 +58,24 @@ def test_a_method_leaves_every_file_of_the_run_folder(finished, method):
     there = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "environment.json", "metrics.jsonl", "result.json", "server", "clients"} <= there
     assert "cache" not in there and not list(folder.rglob("*.float32"))
-    assert {path.name for path in (folder / "clients").iterdir()} == {f"client-{number}" for number in range(4)}
-    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".yaml", ".json", ".jsonl", ".safetensors"}
+    assert {path.name for path in (folder / "clients").iterdir()} == {
+        f"client-{number}" for number in range(4)
+    }
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {
+        ".yaml",
+        ".json",
+        ".jsonl",
+        ".safetensors",
+    }
     for client in (folder / "clients").iterdir():
         read_arrays(client / "model.safetensors")
     stages = {stage.name for stage in METHODS[method].stages}
     server = {path.name for path in (folder / "server").iterdir()}
     states = {name for name in server if name.startswith("state-")}
-    assert server - states == {"lines.jsonl"} | {f"after-{name}.safetensors" for name in stages} and len(states) <= 2
+    assert (
+        server - states == {"lines.jsonl"} | {f"after-{name}.safetensors" for name in stages}
+        and len(states) <= 2
+    )
 
 
 @every_method
@@ -67,13 +84,20 @@ def test_a_result_has_every_key_and_its_numbers_are_in_range(finished, method):
     assert set(SHARES + COSTS + OTHERS) <= result.keys()
     assert all(math.isfinite(number) for number in numbers(result))
     assert all(0 <= result[key] <= 1 for key in SHARES)
-    assert (result["method"], result["seed"], result["clients"], result["rounds"]) == (method, 0, 4, 2 * len(METHODS[method].stages))
+    assert (result["method"], result["seed"], result["clients"], result["rounds"]) == (
+        method,
+        0,
+        4,
+        2 * len(METHODS[method].stages),
+    )
     assert result["accuracy_local_worst"] == min(client["accuracy_local"] for client in result["per_client"])
     assert all(result[key] > 0 for key in ("seconds", "peak_memory_bytes"))
     assert (result["trainable_parameters"] == 0) == (not METHODS[method].stages)
     assert (result["train_flops"] > 0) and isinstance(result["train_flops"], int)
     assert (result["gate_global_share"] is not None) == (METHODS[method].predicts in ("mixture", "blend"))
-    assert [point["prior"] for point in result["frontier"]] == ([n / 10 for n in range(11)] if METHODS[method].has_frontier else [])
+    assert [point["prior"] for point in result["frontier"]] == (
+        [n / 10 for n in range(11)] if METHODS[method].has_frontier else []
+    )
 
 
 @every_method
@@ -86,7 +110,10 @@ def test_the_accuracies_are_the_means_over_the_clients(finished, method):
         assert run.result[key] == (pytest.approx(sum(values) / 4) if values else None)
     for point in run.result["frontier"]:
         if point["prior"] == run.result["prior"]:
-            assert (point["accuracy_local"], point["accuracy_global"]) == (run.result["accuracy_local"], run.result["accuracy_global"])
+            assert (point["accuracy_local"], point["accuracy_global"]) == (
+                run.result["accuracy_local"],
+                run.result["accuracy_global"],
+            )
 
 
 @every_method
@@ -108,7 +135,9 @@ def test_every_round_is_a_line_and_the_lines_add_up_to_the_result(finished, meth
 
 def test_the_command_leaves_the_report_beside_it(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "quick.yaml").write_text(tiny("federation.rounds_global=1", "federation.rounds_local=1").to_yaml())
+    (tmp_path / "quick.yaml").write_text(
+        tiny("federation.rounds_global=1", "federation.rounds_local=1").to_yaml()
+    )
     done = CliRunner().invoke(app, ["run", "quick.yaml", "--set", "seed=3"])
     assert done.exit_code == 0, done.output
     folder = tmp_path / "runs" / "quick-fedms-3"
@@ -121,14 +150,23 @@ def test_the_command_leaves_the_report_beside_it(tiny, tmp_path, monkeypatch):
 def accuracies(run, world, client: str, expert: str) -> tuple[float, float]:
     """One expert from a client's folder on the client's own and on everyone's test data."""
     arrays, _ = read_arrays(run.folder / "clients" / client / "model.safetensors")
-    compute = Compute(world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, run.folder / "none", enabled=False))
+    compute = Compute(
+        world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, run.folder / "none", enabled=False)
+    )
     found = Expert(strip(arrays, f"{expert}/"), world.config.lora.alpha / world.config.lora.rank)
     sets = (world.samples(client, "test"), world.everyone["test"])
-    own, everyone = ((compute.outputs(found, samples, 0).logits.argmax(1) == samples.labels).float().mean() for samples in sets)
+    own, everyone = (
+        (compute.outputs(found, samples, 0).logits.argmax(1) == samples.labels).float().mean()
+        for samples in sets
+    )
     return float(own), float(everyone)
 
 
-@pytest.mark.parametrize("overrides", [(), ("mixture.on=logits",), ("method=mixture-constant",)], ids=["fedms", "logits", "constant"])
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("mixture.on=logits",), ("method=mixture-constant",)],
+    ids=["fedms", "logits", "constant"],
+)
 def test_the_frontier_ends_in_the_two_experts(finished, tiny, overrides):
     run, world = finished(*overrides), open_world(tiny(*overrides))
     frontier = {point["prior"]: point for point in run.result["frontier"]}
@@ -136,11 +174,16 @@ def test_the_frontier_ends_in_the_two_experts(finished, tiny, overrides):
         found = torch.tensor([accuracies(run, world, client, expert) for client in world.clients]).mean(0)
         wanted = [frontier[prior]["accuracy_local"], frontier[prior]["accuracy_global"]]
         assert found.tolist() == pytest.approx(wanted, abs=1e-6)
-    assert frontier[1.0] | {"prior": None} != frontier[0.0] | {"prior": None}, "the experts do not differ, so nothing was held"
+    assert frontier[1.0] | {"prior": None} != frontier[0.0] | {"prior": None}, (
+        "the experts do not differ, so nothing was held"
+    )
 
 
 @pytest.mark.parametrize("prior", [0.0, 1.0])
 def test_a_run_at_an_end_is_that_end_of_the_frontier(finished, prior):
     at = finished(f"gate.prior={prior}").result
     point = next(point for point in finished().result["frontier"] if point["prior"] == prior)
-    assert (at["accuracy_local"], at["accuracy_global"]) == (point["accuracy_local"], point["accuracy_global"])
+    assert (at["accuracy_local"], at["accuracy_global"]) == (
+        point["accuracy_local"],
+        point["accuracy_global"],
+    )

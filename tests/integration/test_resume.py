@@ -16,15 +16,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import fedms
-from fedms import experiment, files
-from fedms.cli import app
-from fedms.config import load
+from fedms.cli.main import app
+from fedms.config import load_config
+from fedms.core import files
+from fedms.core.errors import FedmsError, StorageError
+from fedms.core.files import is_leftover, locked
 from fedms.engines.local import LocalEngine
-from fedms.errors import FedmsError, StorageError
+from fedms.experiments import experiment
+from fedms.experiments.observers import Silent
 from fedms.federation.client import ClientHost
-from fedms.files import is_leftover, locked
-from fedms.progress import Silent
-from fedms.store import RunFolder
+from fedms.runs.folder import RunFolder
 
 pytestmark = pytest.mark.integration
 
@@ -68,7 +69,11 @@ def stopped(config, tmp_path) -> Callable[..., Path]:
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """All files that a reader would find."""
-    return {str(path): path.read_bytes() if path.is_file() else None for path in folder.rglob("*") if not is_leftover(path.name)}
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if not is_leftover(path.name)
+    }
 
 
 # killed at each write
@@ -146,7 +151,9 @@ def test_a_torn_write_and_then_a_kill_leave_nothing_that_counts(config, finished
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_fails_at_any_kind_of_write_is_one_line_and_loses_nothing(config, finished, tmp_path, monkeypatch, code):
+def test_a_disk_that_fails_at_any_kind_of_write_is_one_line_and_loses_nothing(
+    config, finished, tmp_path, monkeypatch, code
+):
     seen: set[tuple[str, str]] = set()
     told = 0
     for _ in range(200):
@@ -164,14 +171,23 @@ def test_a_disk_that_fails_at_any_kind_of_write_is_one_line_and_loses_nothing(co
         except StorageError as error:
             told += 1
             text = str(error)
-            assert os.strerror(code)[1:] in text and "cannot be" in text and str(tmp_path) in text and "\n" not in text
+            assert (
+                os.strerror(code)[1:] in text
+                and "cannot be" in text
+                and str(tmp_path) in text
+                and "\n" not in text
+            )
     assert told >= 40
     assert outcome(tmp_path / "run") == outcome(finished().folder)
 
 
 def test_a_write_that_takes_less_than_it_was_given_goes_on(config, finished, tmp_path, monkeypatch):
     def shorten(name: str, path: Path, arguments: tuple[Any, ...]) -> Any:
-        return (lambda: os.write(arguments[0], arguments[1][: len(arguments[1]) // 2 + 1])) if name == "write" else None
+        return (
+            (lambda: os.write(arguments[0], arguments[1][: len(arguments[1]) // 2 + 1]))
+            if name == "write"
+            else None
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "os", Watched(shorten))
@@ -280,7 +296,9 @@ def test_a_folder_that_is_empty_or_missing_is_begun(config, finished, tmp_path):
 def test_another_config_is_refused_and_names_the_key(stopped, tiny):
     run = stopped(1)
     before = tree(run)
-    with pytest.raises(FedmsError, match=r"was run with another config: gate.prior 0.5, not 0.3; name another folder"):
+    with pytest.raises(
+        FedmsError, match=r"was run with another config: gate.prior 0.5, not 0.3; name another folder"
+    ):
         experiment.run(tiny("gate.prior=0.3"), run, resume=True)
     assert tree(run) == before
 
@@ -293,7 +311,10 @@ def test_what_does_not_change_the_result_may_differ(stopped, tiny, finished):
 
 def test_without_resume_a_begun_run_is_refused(stopped, config):
     run = stopped(1)
-    with pytest.raises(FedmsError, match="already there and not empty; go on with --resume, or name another folder with --out"):
+    with pytest.raises(
+        FedmsError,
+        match="already there and not empty; go on with --resume, or name another folder with --out",
+    ):
         experiment.run(config, run)
 
 
@@ -324,7 +345,9 @@ def test_a_run_with_a_first_stage_from_another_goes_on_without_it(finished, perf
     for exchanges in (1, 2, 3):
         out = tmp_path / str(exchanges)
         with pytest.raises(KeyboardInterrupt):
-            experiment.run(config, out, Notes(exchanges + 3), reuse=first)  # the first four lines are the other run's
+            experiment.run(
+                config, out, Notes(exchanges + 3), reuse=first
+            )  # the first four lines are the other run's
         experiment.run(config, out, resume=True)
         assert outcome(out) == outcome(whole)
 
@@ -344,7 +367,9 @@ def test_other_methods_go_on_too(tiny, finished, tmp_path, method):
     assert outcome(tmp_path / "run") == outcome(finished(f"method={method}").folder)
 
 
-@pytest.mark.parametrize("kind", ["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"])
+@pytest.mark.parametrize(
+    "kind", ["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
+)
 def test_a_run_that_ends_within_an_exchange_comes_to_the_same(config, finished, tmp_path, monkeypatch, kind):
     """Some clients have answered, and what they keep is newer than the server's checkpoint."""
     good, count = getattr(ClientHost, f"_{kind}"), []
@@ -371,7 +396,10 @@ def test_the_disk_of_this_machine_is_no_clients_failure(config, tmp_path, monkey
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(files, "os", Watched(full))
-    with pytest.raises(StorageError, match=r"client-\d/received-0-\d\.safetensors: cannot be written: no space left on device"):
+    with pytest.raises(
+        StorageError,
+        match=r"client-\d/received-0-\d\.safetensors: cannot be written: no space left on device",
+    ):
         experiment.run(config, tmp_path / "run")
 
 
@@ -393,8 +421,13 @@ def test_the_command_goes_on_and_says_when_there_is_nothing_to_do(config, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(LocalEngine, "run", interrupted)
         done = CliRunner().invoke(app, command)
-    assert done.exit_code == 130 and done.stderr == "interrupted; go on with: fedms run tiny.yaml --out there --resume\n"
-    assert [line["stage"] for line in RunFolder(Path("there")).metrics()] == ["statistics", "global"], "the round was not ended"
+    assert (
+        done.exit_code == 130
+        and done.stderr == "interrupted; go on with: fedms run tiny.yaml --out there --resume\n"
+    )
+    assert [line["stage"] for line in RunFolder(Path("there")).metrics()] == ["statistics", "global"], (
+        "the round was not ended"
+    )
     done = CliRunner().invoke(app, [*command, "--resume"])
     assert done.exit_code == 0 and "going on after global round 1" in done.stdout, done.output
     done = CliRunner().invoke(app, [*command, "--resume"])
@@ -413,7 +446,9 @@ def test_a_second_interrupt_ends_at_once(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ClientHost, "_train", interrupted)
     done = CliRunner().invoke(app, ["run", "tiny.yaml", "--out", "there", "--quiet"])
-    assert done.exit_code == 130 and [line["stage"] for line in RunFolder(Path("there")).metrics()] == ["statistics"]
+    assert done.exit_code == 130 and [line["stage"] for line in RunFolder(Path("there")).metrics()] == [
+        "statistics"
+    ]
 
 
 def test_the_python_face_goes_on(stopped, config, finished):
@@ -427,10 +462,19 @@ def test_a_run_on_pictures_goes_on(image_model, tmp_path):
     for shade, name in ((40, "dark"), (200, "bright")):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(24):
-            Image.new("RGB", (32, 32), (shade, shade, 5 * number)).save(tmp_path / "pictures" / name / f"{number}.png")
-    keys = {"model": {"name": str(image_model)}, "data": {"source": str(tmp_path / "pictures")}, "engine": {"workers": 1}}
-    keys |= {"partition": {"clients": 3, "alpha": 1.0}, "federation": {"cohort": 2, "rounds_global": 1, "rounds_local": 1}}
-    config = load(keys)
+            Image.new("RGB", (32, 32), (shade, shade, 5 * number)).save(
+                tmp_path / "pictures" / name / f"{number}.png"
+            )
+    keys = {
+        "model": {"name": str(image_model)},
+        "data": {"source": str(tmp_path / "pictures")},
+        "engine": {"workers": 1},
+    }
+    keys |= {
+        "partition": {"clients": 3, "alpha": 1.0},
+        "federation": {"cohort": 2, "rounds_global": 1, "rounds_local": 1},
+    }
+    config = load_config(keys)
     experiment.run(config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         experiment.run(config, tmp_path / "run", Notes(4))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedms.config import load
+from fedms.config import load_config
 from fedms.federation.admission import Admission
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update
@@ -52,12 +52,12 @@ ATTACKS: dict[str, Change] = {"turned around": turned_around, "exaggerated": exa
 @pytest.fixture(scope="module")
 def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
     """The global expert's accuracy on everyone's test data after three rounds; what is frozen is computed once for all."""
-    world = open_world(load(BASE))
+    world = open_world(load_config(BASE))
     method, host = of(world.config), ClientHost(world, tmp_path_factory.mktemp("lies"))
     found: dict[tuple[str, str | None], float] = {}
 
     def train(robust: str, attack: str | None) -> float:
-        config = load(BASE, [f"federation.robust={robust}"])
+        config = load_config(BASE, [f"federation.robust={robust}"])
         server = Server(config, method, world.backbone, list(world.clients), world.ranks)
         admission = Admission(server, world.classes, world.capacities)
         server.start_head(world.classes, world.class_embeddings)
@@ -68,7 +68,10 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
         def answer(task: Task) -> Update:
             update = host.handle(task)
             if attack and task.client in LIARS:
-                lies = {name: ATTACKS[attack](task.arrays[name], array, generator) for name, array in update.arrays.items()}
+                lies = {
+                    name: ATTACKS[attack](task.arrays[name], array, generator)
+                    for name, array in update.arrays.items()
+                }
                 update = replace(update, arrays=lies)
             assert admission.refusal(task, update) is None, "nothing but the average stands against it"
             return update

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from outcomes import state
 
-from fedms import experiment
-from fedms.config import load
-from fedms.errors import FedmsError
-from fedms.progress import Silent
+from fedms.config import load_config
+from fedms.core.errors import FedmsError
+from fedms.experiments import experiment
+from fedms.experiments.observers import Silent
 
 pytestmark = pytest.mark.integration
 
@@ -85,7 +85,9 @@ def test_with_the_cache_and_without_it_minilm_is_as_good(tmp_path):
         "evaluation": {"everyone": 40},
         "engine": {"workers": 1},
     }
-    found = [experiment.run(load(base, [f"cache.enabled={on}"]), tmp_path / on) for on in ("true", "false")]
+    found = [
+        experiment.run(load_config(base, [f"cache.enabled={on}"]), tmp_path / on) for on in ("true", "false")
+    ]
     for key in ("accuracy_local", "accuracy_global", "accuracy_base"):
         assert abs(found[0][key] - found[1][key]) <= 0.005
     assert found[0]["train_flops"] < 0.75 * found[1]["train_flops"]
@@ -109,7 +111,9 @@ def test_a_first_stage_taken_from_another_run_gives_what_the_whole_run_gives(fin
 
 
 def test_a_first_stage_taken_from_another_run_costs_the_same_bytes(finished, perform):
-    run = perform("statistics.shrinkage=0.5", reuse=finished("method=fedavg-sal", "statistics.shrinkage=0.5").folder)
+    run = perform(
+        "statistics.shrinkage=0.5", reuse=finished("method=fedavg-sal", "statistics.shrinkage=0.5").folder
+    )
     assert run.result["downlink_bytes"] == finished("statistics.shrinkage=0.5").result["downlink_bytes"]
 
 
@@ -130,8 +134,12 @@ def test_a_first_stage_taken_from_another_run_costs_no_less_computation(finished
     ],
     ids=["another seed", "other rounds", "another first stage", "no stage", "more than the first stage"],
 )
-def test_a_run_that_is_not_this_first_stage_is_refused_in_one_line(finished, tiny, tmp_path, overrides, other):
-    with pytest.raises(FedmsError, match="not a finished run of this experiment's first stage alone") as caught:
+def test_a_run_that_is_not_this_first_stage_is_refused_in_one_line(
+    finished, tiny, tmp_path, overrides, other
+):
+    with pytest.raises(
+        FedmsError, match="not a finished run of this experiment's first stage alone"
+    ) as caught:
         experiment.run(tiny(*overrides), tmp_path / "run", reuse=finished(*other).folder)
     assert "\n" not in str(caught.value)
 

@@ -4,10 +4,14 @@ import pytest
 import torch
 import transformers
 
-from fedms import config as cfg
-from fedms.errors import ConfigError
-from fedms.model.backbone import FAMILIES, Backbone, attention_mask, load
-from fedms.model.expert import Expert, fresh_lora, zero_head
+from fedms.config.sections import LoraConfig, ModelConfig
+from fedms.core.errors import ConfigError
+from fedms.model.backbone import Backbone, attention_mask
+from fedms.model.checkpoints import load_backbone
+from fedms.model.expert import Expert
+from fedms.model.families import FAMILIES
+from fedms.model.heads import zero_head
+from fedms.model.parts import fresh_lora
 
 TEXT = ("bert", "roberta")
 IMAGE = ("vit", "deit", "dinov2", "clip_vision_model", "clip")
@@ -15,7 +19,7 @@ LENGTHS = torch.tensor([7, 3, 9, 2])
 
 
 def opened(folder, **keys) -> Backbone:
-    return load(cfg.Model(name=str(folder), **keys), cfg.Lora())
+    return load_backbone(ModelConfig(name=str(folder), **keys), LoraConfig())
 
 
 def token_ids(lengths, pad):
@@ -30,7 +34,9 @@ def pixels(size, count=2):
 
 def inputs_for(family):
     if family in TEXT:
-        return token_ids(LENGTHS, pad=1 if family == "roberta" else 0), attention_mask(LENGTHS, int(LENGTHS.max()))
+        return token_ids(LENGTHS, pad=1 if family == "roberta" else 0), attention_mask(
+            LENGTHS, int(LENGTHS.max())
+        )
     return pixels(32), None
 
 
@@ -39,13 +45,19 @@ def reference(folder, family, inputs):
     """What transformers' own forward pass gives, pooled as fedms pools."""
     if family in TEXT:
         real = (torch.arange(inputs.shape[1]) < LENGTHS[:, None]).long()
-        hidden = transformers.AutoModel.from_pretrained(folder)(input_ids=inputs, attention_mask=real).last_hidden_state
+        hidden = transformers.AutoModel.from_pretrained(folder)(
+            input_ids=inputs, attention_mask=real
+        ).last_hidden_state
         return torch.stack([line[:length].mean(0) for line, length in zip(hidden, LENGTHS, strict=True)])
     resized = {} if inputs.shape[-1] == 32 or family == "dinov2" else {"interpolate_pos_encoding": True}
     if family == "clip":
-        return transformers.CLIPModel.from_pretrained(folder).get_image_features(inputs, **resized).pooler_output
+        return (
+            transformers.CLIPModel.from_pretrained(folder).get_image_features(inputs, **resized).pooler_output
+        )
     if family == "clip_vision_model":
-        return transformers.CLIPVisionModelWithProjection.from_pretrained(folder)(inputs, **resized).image_embeds
+        return transformers.CLIPVisionModelWithProjection.from_pretrained(folder)(
+            inputs, **resized
+        ).image_embeds
     return transformers.AutoModel.from_pretrained(folder)(inputs, **resized).last_hidden_state[:, 0]
 
 
@@ -67,7 +79,9 @@ def test_the_feature_is_what_transformers_gives(checkpoint, family):
 def test_pictures_of_another_size_get_interpolated_positions(checkpoint, family, size):
     backbone = opened(checkpoint(family))
     feature = backbone.feature(pixels(size), None)
-    torch.testing.assert_close(feature, reference(checkpoint(family), family, pixels(size)), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        feature, reference(checkpoint(family), family, pixels(size)), atol=2e-5, rtol=1e-4
+    )
 
 
 @torch.no_grad()
@@ -102,7 +116,9 @@ def test_padding_does_not_change_a_text(checkpoint, family):
     inputs, mask = inputs_for(family)
     together = backbone.feature(inputs, mask)
     for row, length in enumerate(LENGTHS):
-        torch.testing.assert_close(backbone.feature(inputs[row : row + 1, :length], None)[0], together[row], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            backbone.feature(inputs[row : row + 1, :length], None)[0], together[row], atol=2e-5, rtol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -132,7 +148,9 @@ def test_every_family_is_frozen_and_says_its_sizes(checkpoint, family):
     assert not any(m.training for m in backbone.model.modules() if isinstance(m, torch.nn.Dropout))
     assert (backbone.depth, backbone.width) == (3, 32)
     assert backbone.kind == ("text" if family in TEXT else "image")
-    assert set(backbone.layers) == {(block, target) for block in range(3) for target in FAMILIES[family].targets}
+    assert set(backbone.layers) == {
+        (block, target) for block in range(3) for target in FAMILIES[family].targets
+    }
     assert backbone.shape(backbone.targets[0]) == (32, 32)
     assert backbone.block_linear_weights == 4 * 32 * 32 + 2 * 32 * 64
 
@@ -216,7 +234,7 @@ BERT_LINEARS = [
     ],
 )
 def test_a_target_is_a_dotted_ending(checkpoint, target, layer):
-    backbone = load(cfg.Model(name=str(checkpoint("bert"))), cfg.Lora(targets=(target,)))
+    backbone = load_backbone(ModelConfig(name=str(checkpoint("bert"))), LoraConfig(targets=(target,)))
     for number, block in enumerate(backbone.blocks):
         assert backbone.layers[number, target] is block.get_submodule(layer)
     assert len(backbone.layers) == 3
@@ -226,11 +244,18 @@ def test_a_target_is_a_dotted_ending(checkpoint, target, layer):
 
 
 @pytest.mark.parametrize(
-    ("target", "word"), [("dense", "fits more than one"), ("uery", "is not"), ("q_proj", "is not"), ("", "is not"), ("attention", "is not")]
+    ("target", "word"),
+    [
+        ("dense", "fits more than one"),
+        ("uery", "is not"),
+        ("q_proj", "is not"),
+        ("", "is not"),
+        ("attention", "is not"),
+    ],
 )
 def test_an_ambiguous_or_unknown_target_is_one_line_with_what_is_allowed(checkpoint, target, word):
     with pytest.raises(ConfigError) as caught:
-        load(cfg.Model(name=str(checkpoint("bert"))), cfg.Lora(targets=(target,)))
+        load_backbone(ModelConfig(name=str(checkpoint("bert"))), LoraConfig(targets=(target,)))
     message = str(caught.value)
     assert message.startswith(f"lora.targets: {target!r} {word}")
     assert all(name in message.partition("allowed:")[2] for name in BERT_LINEARS)

@@ -6,19 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fedms.model.expert import (
-    NEAREST_SCALE,
-    Expert,
-    block_of,
-    fresh_lora,
-    head,
-    head_names,
-    nearest_head,
-    split_name,
-    statistics_head,
-    trained_names,
-    zero_head,
-)
+from fedms.model.arrays import block_of, split_name
+from fedms.model.expert import Expert
+from fedms.model.heads import NEAREST_SCALE, head, head_names, nearest_head, statistics_head, zero_head
+from fedms.model.parts import fresh_lora, trained_names
 from fedms.model.statistics import Statistics, normalise
 
 
@@ -44,12 +35,16 @@ def test_the_nearest_head_is_the_scaled_cosine(features, generator, frozen):
     embeddings = torch.randn(5, 8, generator=generator) * 3
     cosine = torch.nn.functional.cosine_similarity(features[:, None], embeddings[None], dim=-1)
     arrays = nearest_head(embeddings, frozen)
-    torch.testing.assert_close(Expert(arrays, 1.0).logits(features), NEAREST_SCALE * cosine, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        Expert(arrays, 1.0).logits(features), NEAREST_SCALE * cosine, atol=1e-4, rtol=1e-4
+    )
     assert arrays["head.log_scale"].item() == pytest.approx(math.log(NEAREST_SCALE) if frozen else 0.0)
 
 
 def test_the_zero_head_is_uniform(features):
-    torch.testing.assert_close(Expert(zero_head(4, 8), 1.0).logits(features).softmax(1), torch.full((40, 4), 0.25))
+    torch.testing.assert_close(
+        Expert(zero_head(4, 8), 1.0).logits(features).softmax(1), torch.full((40, 4), 0.25)
+    )
 
 
 def test_a_head_reads_directions_not_lengths(features, generator):
@@ -70,7 +65,9 @@ def test_training_makes_leaves_of_the_named_arrays_alone(backbone, features):
     with torch.no_grad():
         for leaf in leaves:
             leaf.add_(1.0)
-    assert all(torch.equal(arrays[name], before[name]) for name in arrays), "training reached into the arrays it came from"
+    assert all(torch.equal(arrays[name], before[name]) for name in arrays), (
+        "training reached into the arrays it came from"
+    )
     expert.train(["head.bias"])
     assert [name for name, array in expert.arrays.items() if array.requires_grad] == ["head.bias"]
     assert torch.equal(expert.arrays["head.bias"], torch.ones(3)), "what was trained before is kept"
@@ -79,7 +76,9 @@ def test_training_makes_leaves_of_the_named_arrays_alone(backbone, features):
 
 def test_heads_train_what_their_kind_says():
     assert head_names("text") == ("head.log_scale",)
-    assert {head_names(kind) for kind in ("statistics", "text-init", "linear")} == {("head.weight", "head.bias")}
+    assert {head_names(kind) for kind in ("statistics", "text-init", "linear")} == {
+        ("head.weight", "head.bias")
+    }
     assert set(head_names("text") + head_names("linear")) == set(zero_head(2, 2))
 
 
@@ -97,7 +96,9 @@ def test_what_is_known_is_not_drawn_and_changes_nothing_of_the_rest(backbone):
     whole = fresh_lora(backbone, [0, 2], 4, 0)
     known = {"block.0.query.lora_A", "block.0.query.lora_B", "block.2.value.lora_A"}
     rest = fresh_lora(backbone, [0, 2], 4, 0, known=known)
-    assert whole.keys() - rest.keys() == {"block.0.query.lora_A", "block.0.query.lora_B"}, "a pair of which only one is known is drawn"
+    assert whole.keys() - rest.keys() == {"block.0.query.lora_A", "block.0.query.lora_B"}, (
+        "a pair of which only one is known is drawn"
+    )
     assert all(torch.equal(rest[name], whole[name]) for name in rest)
 
 

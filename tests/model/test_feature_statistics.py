@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedms.model.statistics import MEAN_STRENGTH, TEMPERATURES, Discriminant, Evidence, Statistics, mixed_prior, normalise
+from fedms.model.discriminant import TEMPERATURES, Discriminant, mixed_prior
+from fedms.model.evidence import MEAN_STRENGTH, Evidence
+from fedms.model.statistics import Statistics, normalise
 
 CLASSES, SIZE = 4, 6
 
@@ -52,11 +54,15 @@ def test_the_total_of_parts_is_the_statistics_of_all(skewed):
 
 def test_the_full_triangle_travels_without_loss():
     x, labels = samples()
-    made = Statistics.of(x.round(decimals=0), labels, CLASSES)  # whole numbers, so that float32 holds them all
+    made = Statistics.of(
+        x.round(decimals=0), labels, CLASSES
+    )  # whole numbers, so that float32 holds them all
     arrays = made.to_arrays()
     same(Statistics.from_arrays(arrays), made, 0)
     assert {array.dtype for array in arrays.values()} == {torch.float32}
-    assert sum(array.numel() for array in arrays.values()) == CLASSES + CLASSES * SIZE + SIZE * (SIZE + 1) // 2
+    assert (
+        sum(array.numel() for array in arrays.values()) == CLASSES + CLASSES * SIZE + SIZE * (SIZE + 1) // 2
+    )
     same(Statistics.from_arrays(made.to_arrays(rank=SIZE)), made, 0)
 
 
@@ -77,7 +83,10 @@ def test_a_limited_rank_keeps_the_trace_and_the_leading_directions(rank):
 def test_more_rank_is_closer():
     x, labels = samples()
     made = Statistics.of(x, labels, CLASSES)
-    errors = [float((Statistics.from_arrays(made.to_arrays(rank)).second - made.second).norm()) for rank in (1, 3, 5, 6)]
+    errors = [
+        float((Statistics.from_arrays(made.to_arrays(rank)).second - made.second).norm())
+        for rank in (1, 3, 5, 6)
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 1e-2 < errors[0]
 
@@ -98,7 +107,11 @@ def lda(x, labels, classes, shrinkage):
     def log_posterior(new):
         away = new.astype(np.float64)[:, None] - means
         scores = -0.5 * np.einsum("ncd,de,nce->nc", away, inverse, away) + np.log(prior)
-        return scores - np.log(np.exp(scores - scores.max(1, keepdims=True)).sum(1, keepdims=True)) - scores.max(1, keepdims=True)
+        return (
+            scores
+            - np.log(np.exp(scores - scores.max(1, keepdims=True)).sum(1, keepdims=True))
+            - scores.max(1, keepdims=True)
+        )
 
     return log_posterior
 
@@ -130,7 +143,10 @@ def test_a_diagonal_covariance_would_miss_what_the_full_one_sees():
     """Two classes that differ across a long, narrow, tilted cloud: each coordinate alone says nearly nothing."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(2000) % 2
-    along, across = torch.randn(2000, 1, generator=generator) * 5, torch.randn(2000, 1, generator=generator) * 0.2
+    along, across = (
+        torch.randn(2000, 1, generator=generator) * 5,
+        torch.randn(2000, 1, generator=generator) * 0.2,
+    )
     across = across + torch.where(labels == 0, -0.6, 0.6)[:, None]
     x = along * torch.tensor([1.0, 1.0]) + across * torch.tensor([1.0, -1.0])
     statistics = Statistics.of(x[:1000], labels[:1000], 2)
@@ -170,7 +186,9 @@ def test_the_temperature_with_the_best_likelihood_is_picked():
         by_hand.append(float(logits.log_softmax(1)[torch.arange(len(new)), truth].sum()))
     np.testing.assert_allclose(likelihood.numpy(), by_hand, rtol=1e-4)
     assert discriminant.calibrated(likelihood).temperature == TEMPERATURES[int(np.argmax(by_hand))] == 1.0
-    parts = discriminant.log_likelihood(new[:500], truth[:500]) + discriminant.log_likelihood(new[500:], truth[500:])
+    parts = discriminant.log_likelihood(new[:500], truth[:500]) + discriminant.log_likelihood(
+        new[500:], truth[500:]
+    )
     torch.testing.assert_close(parts, likelihood, rtol=1e-4, atol=1e-2)
     overconfident = replace(discriminant, precision=4 * discriminant.precision)
     assert overconfident.calibrated(overconfident.log_likelihood(new, truth)).temperature == 4.0
@@ -192,15 +210,21 @@ def test_discriminant_arrays_round_trip():
 
 def test_drawn_features_have_the_right_classes_means_and_covariance(generator):
     x, labels = samples(spread=1.0)
-    discriminant = replace(Statistics.of(x, labels, CLASSES).discriminant(), prior=torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    discriminant = replace(
+        Statistics.of(x, labels, CLASSES).discriminant(), prior=torch.tensor([0.1, 0.2, 0.3, 0.4])
+    )
     drawn, classes = discriminant.draw(40_000, generator)
     covariance = torch.linalg.inv(discriminant.precision)
-    assert (covariance - torch.diag(covariance.diagonal())).abs().max() > 0.5, "the covariance is nearly diagonal"
+    assert (covariance - torch.diag(covariance.diagonal())).abs().max() > 0.5, (
+        "the covariance is nearly diagonal"
+    )
     np.testing.assert_allclose(torch.bincount(classes) / 40_000, discriminant.prior, atol=0.01)
     for c in range(CLASSES):
         own = drawn[classes == c]
         torch.testing.assert_close(own.mean(0), discriminant.means[c], atol=0.15, rtol=0)
-        torch.testing.assert_close(torch.cov(own.T), covariance, atol=0.08 * float(covariance.abs().max()), rtol=0)
+        torch.testing.assert_close(
+            torch.cov(own.T), covariance, atol=0.08 * float(covariance.abs().max()), rtol=0
+        )
     again, _ = discriminant.draw(40_000, torch.Generator().manual_seed(0))
     assert torch.equal(again, drawn)
 
@@ -219,10 +243,18 @@ def federation():
 
 def ratio_by_hand(x, everyone, counts, sums, with_means=True):
     """The formula of TRIALS.md with explicit exponentials, in float64."""
-    q, mu, P, T = everyone.prior.double(), everyone.means.double(), everyone.precision.double(), everyone.temperature
+    q, mu, P, T = (
+        everyone.prior.double(),
+        everyone.means.double(),
+        everyone.precision.double(),
+        everyone.temperature,
+    )
     own_means = (sums + MEAN_STRENGTH * mu) / (counts[:, None] + MEAN_STRENGTH) if with_means else mu
     p = (counts + q) / (counts.sum() + 1)
-    e = [[[math.exp(-(row - m) @ P @ (row - m) / (2 * T)) for m in means] for means in (own_means, mu)] for row in x.double()]
+    e = [
+        [[math.exp(-(row - m) @ P @ (row - m) / (2 * T)) for m in means] for means in (own_means, mu)]
+        for row in x.double()
+    ]
     e = torch.tensor(e, dtype=torch.float64)
     return ((p * e[:, 0]).sum(1).log() - (q * e[:, 1]).sum(1).log()).float()
 
@@ -233,7 +265,9 @@ def test_the_evidence_is_its_formula(federation, means):
     own = Statistics.of(x, labels, CLASSES)
     made = Evidence(everyone, own, means).log_ratio(other)
     assert made.std() > 0.1
-    torch.testing.assert_close(made, ratio_by_hand(other, everyone, own.counts, own.sums, means), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        made, ratio_by_hand(other, everyone, own.counts, own.sums, means), atol=1e-3, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("means", [True, False])
@@ -265,15 +299,22 @@ def test_a_client_whose_classes_look_different_is_told_by_its_means_but_not_by_i
     shifted = x[:100] + 3.0
     own = Statistics.of(shifted, labels[:100], CLASSES)
     by_means, by_counts = Evidence(everyone, own), Evidence(everyone, own, means=False)
-    gap = [float(each.log_ratio_left_out(shifted, labels[:100]).mean() - each.log_ratio(x[100:]).mean()) for each in (by_means, by_counts)]
+    gap = [
+        float(each.log_ratio_left_out(shifted, labels[:100]).mean() - each.log_ratio(x[100:]).mean())
+        for each in (by_means, by_counts)
+    ]
     assert gap[0] > 1
     assert abs(gap[1]) < 0.2
 
 
 def test_a_client_without_samples_has_no_evidence(federation):
     everyone, _, _, (other, _) = federation
-    nobody = Statistics(torch.zeros(CLASSES).double(), torch.zeros(CLASSES, SIZE).double(), torch.zeros(SIZE, SIZE).double())
-    torch.testing.assert_close(Evidence(everyone, nobody).log_ratio(other), torch.zeros(60), atol=1e-4, rtol=0)
+    nobody = Statistics(
+        torch.zeros(CLASSES).double(), torch.zeros(CLASSES, SIZE).double(), torch.zeros(SIZE, SIZE).double()
+    )
+    torch.testing.assert_close(
+        Evidence(everyone, nobody).log_ratio(other), torch.zeros(60), atol=1e-4, rtol=0
+    )
 
 
 def test_the_mixed_prior_moves_from_everyones_to_the_clients():

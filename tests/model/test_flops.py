@@ -6,11 +6,19 @@ import transformers
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedms.model import flops
-from fedms.model.backbone import FAMILIES, Backbone
-from fedms.model.expert import Expert, fresh_lora
+from fedms.model.backbone import Backbone
+from fedms.model.expert import Expert
+from fedms.model.families import FAMILIES
+from fedms.model.parts import fresh_lora
 
 BATCH, RANK = 3, 4
-SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 256, "attn_implementation": "eager"}
+SIZES = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "attn_implementation": "eager",
+}
 WITHIN = 0.05
 
 
@@ -64,13 +72,17 @@ def test_forward_with_pairs_and_backward(case, trained):
     backbone, hidden = case
     tokens, lowest = hidden.shape[1], min(trained)
     forward, backward = passes(backbone, hidden, trained)
-    expected = flops.forward(backbone, BATCH, tokens, lowest) + flops.pairs(backbone, BATCH, tokens, RANK, trained)
+    expected = flops.forward(backbone, BATCH, tokens, lowest) + flops.pairs(
+        backbone, BATCH, tokens, RANK, trained
+    )
     assert expected == pytest.approx(forward, rel=WITHIN)
     assert flops.backward(backbone, BATCH, tokens, RANK, trained) == pytest.approx(backward, rel=WITHIN)
 
 
 @pytest.mark.parametrize("trained", [[2], [0, 2]])
-@pytest.mark.parametrize("targets", [("key",), ("query", "key", "value"), ("attention.output.dense",), ("intermediate.dense",)])
+@pytest.mark.parametrize(
+    "targets", [("key",), ("query", "key", "value"), ("attention.output.dense",), ("intermediate.dense",)]
+)
 def test_with_other_targets_the_way_back_is_not_counted_too_low(targets, trained):
     backbone, hidden = made("bert", targets)
     _, backward = passes(backbone, hidden, trained)
@@ -93,7 +105,9 @@ def test_what_trains_below_all_blocks_is_reached_through_all_of_them(case):
     backbone.attach({})
     hidden = hidden.detach().requires_grad_()
     out = backbone.run(hidden, None).sum()
-    assert flops.backward(backbone, BATCH, hidden.shape[1], 0, [flops.BELOW]) == pytest.approx(counted(lambda: out.backward()), rel=WITHIN)
+    assert flops.backward(backbone, BATCH, hidden.shape[1], 0, [flops.BELOW]) == pytest.approx(
+        counted(lambda: out.backward()), rel=WITHIN
+    )
 
 
 def test_nothing_trained_costs_no_backward_pass(case):

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from fedms.model.gate import ADAPTER, NETWORK, adapt, delta, fresh_gate, local_weight
-from fedms.model.mixture import mix
+from fedms.model.gate import ADAPTER, NETWORK, adapt, delta, fresh_gate, local_weight, mix
 
 EVIDENCE = torch.tensor([-200.0, -3.0, 0.0, 0.5, 4.0, 200.0])
 
@@ -62,11 +61,15 @@ def test_an_even_prior_leaves_the_evidence_and_a_prior_is_bayes_rule():
     torch.testing.assert_close(local_weight(EVIDENCE, 0.5), torch.sigmoid(EVIDENCE))
     ratio = torch.tensor([0.1, 1.0, 7.0])
     for prior in (0.01, 0.3, 0.9):
-        torch.testing.assert_close(local_weight(ratio.log(), prior), prior * ratio / (prior * ratio + 1 - prior))
+        torch.testing.assert_close(
+            local_weight(ratio.log(), prior), prior * ratio / (prior * ratio + 1 - prior)
+        )
 
 
 def test_the_weight_grows_with_the_prior_and_with_the_evidence():
-    weights = torch.stack([local_weight(EVIDENCE, prior) for prior in (0.0, 1e-6, 0.1, 0.4, 0.5, 0.9, 1 - 1e-6, 1.0)])
+    weights = torch.stack(
+        [local_weight(EVIDENCE, prior) for prior in (0.0, 1e-6, 0.1, 0.4, 0.5, 0.9, 1 - 1e-6, 1.0)]
+    )
     assert (weights.diff(dim=0) >= 0).all()
     assert (weights.diff(dim=1) >= 0).all()
     assert (weights[:6, 1:5].diff(dim=0) > 0).all()
@@ -113,14 +116,20 @@ def test_the_two_weights_add_up_to_one():
     """If both experts agree, the mixture is what they say, for any gate."""
     logits = torch.randn(6, 5)
     for prior in (0.0, 0.3, 1.0):
-        torch.testing.assert_close(mix(logits, logits, local_weight(EVIDENCE, prior)).exp(), logits.softmax(1))
+        torch.testing.assert_close(
+            mix(logits, logits, local_weight(EVIDENCE, prior)).exp(), logits.softmax(1)
+        )
 
 
 @BOTH
 @pytest.mark.parametrize("prior", [0.0, 0.3, 1.0])
 def test_gradients_are_finite(experts, on, prior):
-    everyone, own, evidence = (x.clone().requires_grad_() for x in (*experts, torch.tensor([-200.0, -90.0, 0.0, 200.0])))
-    loss = torch.nn.functional.nll_loss(mix(everyone, own, local_weight(evidence, prior), on), torch.tensor([0, 1, 2, 3]))
+    everyone, own, evidence = (
+        x.clone().requires_grad_() for x in (*experts, torch.tensor([-200.0, -90.0, 0.0, 200.0]))
+    )
+    loss = torch.nn.functional.nll_loss(
+        mix(everyone, own, local_weight(evidence, prior), on), torch.tensor([0, 1, 2, 3])
+    )
     loss.backward()
     assert torch.isfinite(loss)
     for leaf in (everyone, own) if prior in (0.0, 1.0) else (everyone, own, evidence):

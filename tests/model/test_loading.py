@@ -8,15 +8,16 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from fedms import config as cfg
-from fedms.errors import FedmsError
+from fedms.config.sections import LoraConfig, ModelConfig
+from fedms.core.errors import FedmsError
 from fedms.model import backbone as module
-from fedms.model.backbone import FAMILIES, load, locate
+from fedms.model.checkpoints import load_backbone, locate
+from fedms.model.families import FAMILIES
 
 
 def refused(name) -> str:
     with pytest.raises(FedmsError) as caught:
-        load(cfg.Model(name=str(name)), cfg.Lora())
+        load_backbone(ModelConfig(name=str(name)), LoraConfig())
     message = str(caught.value)
     assert message.isprintable(), f"more than one line: {message!r}"
     assert message.startswith(f"model {name}: ")
@@ -94,8 +95,8 @@ def test_a_checkpoint_with_a_head_and_no_pooler_loads(folder, checkpoint):
     shutil.rmtree(folder)
     model.save_pretrained(folder)
     ids = torch.arange(4, 12)[None]
-    whole = load(cfg.Model(name=str(checkpoint("bert"))), cfg.Lora())
-    headed = load(cfg.Model(name=str(folder)), cfg.Lora())
+    whole = load_backbone(ModelConfig(name=str(checkpoint("bert"))), LoraConfig())
+    headed = load_backbone(ModelConfig(name=str(folder)), LoraConfig())
     assert torch.equal(headed.feature(ids, None), whole.feature(ids, None))
     assert headed.parameter_count == whole.parameter_count
 
@@ -103,13 +104,13 @@ def test_a_checkpoint_with_a_head_and_no_pooler_loads(folder, checkpoint):
 def test_half_precision_weights_are_run_in_full(folder):
     weights = {name: weight.half() for name, weight in load_file(folder / "model.safetensors").items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    backbone = load(cfg.Model(name=str(folder)), cfg.Lora())
+    backbone = load_backbone(ModelConfig(name=str(folder)), LoraConfig())
     assert {p.dtype for p in backbone.parameters()} == {torch.float32}
 
 
 def test_the_home_folder_may_be_written_as_a_tilde(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert load(cfg.Model(name="~/bert"), cfg.Lora()).depth == 3
+    assert load_backbone(ModelConfig(name="~/bert"), LoraConfig()).depth == 3
 
 
 def test_the_home_folder_of_nobody_is_a_missing_folder():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fedms.model.expert import fresh_lora
 from fedms.model.lora import LoraLinear, Pair
+from fedms.model.parts import fresh_lora
 
 
 def layer(bias=True, residual=False):
@@ -51,7 +51,9 @@ def test_the_residual_gets_no_gradient():
 def test_a_fresh_pair_depends_on_seed_and_block_alone(backbone):
     together = fresh_lora(backbone, [2, 0, 1], 4, seed=5)
     torch.manual_seed(99)
-    apart = {name: array for block in (1, 2, 0) for name, array in fresh_lora(backbone, [block], 4, seed=5).items()}
+    apart = {
+        name: array for block in (1, 2, 0) for name, array in fresh_lora(backbone, [block], 4, seed=5).items()
+    }
     assert together.keys() == apart.keys()
     assert all(torch.equal(together[name], apart[name]) for name in together)
 
@@ -59,13 +61,20 @@ def test_a_fresh_pair_depends_on_seed_and_block_alone(backbone):
 def test_fresh_pairs_differ_between_blocks_targets_seeds_and_purposes(backbone):
     first, other = fresh_lora(backbone, range(3), 4, 0), fresh_lora(backbone, [0], 4, 1)
     private = fresh_lora(backbone, [0], 4, 0, "client-1")
-    matrices = [array for arrays in (first, other, private) for name, array in arrays.items() if name.endswith("lora_A")]
+    matrices = [
+        array
+        for arrays in (first, other, private)
+        for name, array in arrays.items()
+        if name.endswith("lora_A")
+    ]
     assert len({array.numpy().tobytes() for array in matrices}) == len(matrices) == 3 * 2 + 2 + 2
 
 
 def test_a_fresh_pair_is_random_in_a_and_zero_in_b(backbone):
     arrays = fresh_lora(backbone, [1], 4, 0)
-    assert list(arrays) == [f"block.1.{target}.lora_{matrix}" for target in ("query", "value") for matrix in "AB"]
+    assert list(arrays) == [
+        f"block.1.{target}.lora_{matrix}" for target in ("query", "value") for matrix in "AB"
+    ]
     assert arrays["block.1.query.lora_A"].shape == (4, 32)
     assert arrays["block.1.query.lora_B"].shape == (32, 4)
     assert not arrays["block.1.query.lora_B"].any()

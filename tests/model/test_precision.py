@@ -6,13 +6,17 @@ import torch
 from test_backbone import IMAGE, TEXT, inputs_for
 from torch.nn import functional as F
 
-from fedms import config as cfg
-from fedms.data.features import PrefixCache, Samples
-from fedms.data.inputs import TextInputs
-from fedms.federation.compute import Compute
-from fedms.model.backbone import attention_mask, load
-from fedms.model.expert import Expert, fresh_lora, fresh_parts, zero_head
-from fedms.model.stack import Stack
+from fedms.config.sections import LoraConfig, ModelConfig
+from fedms.data.federated import Samples
+from fedms.model.backbone import attention_mask
+from fedms.model.batched import Stack
+from fedms.model.checkpoints import load_backbone
+from fedms.model.expert import Expert
+from fedms.model.heads import zero_head
+from fedms.model.parts import fresh_lora, fresh_parts
+from fedms.training.inputs import TextInputs
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.runner import Compute
 
 HALF = torch.bfloat16
 NEAR = 2**-5
@@ -20,7 +24,7 @@ NEAR = 2**-5
 
 
 def opened(folder, dtype=HALF):
-    return load(cfg.Model(name=str(folder)), cfg.Lora()).to_device("cpu", dtype)
+    return load_backbone(ModelConfig(name=str(folder)), LoraConfig()).to_device("cpu", dtype)
 
 
 def size(backbone) -> int:
@@ -36,7 +40,9 @@ def test_features_are_nearly_those_of_float32_from_half_of_the_memory(checkpoint
     feature, expected = half.feature(inputs, mask), exact.feature(inputs, mask)
     assert feature.dtype == torch.float32 and not torch.equal(feature, expected)
     assert F.cosine_similarity(feature, expected).min() > 0.999
-    after = sum(each.numel() for path in half.family.after for each in half.model.get_submodule(path).parameters())
+    after = sum(
+        each.numel() for path in half.family.after for each in half.model.get_submodule(path).parameters()
+    )
     after += 32 * 24 if half.family.projection else 0
     assert size(half) == (size(exact) + 4 * after) // 2
 
@@ -51,7 +57,9 @@ def test_padding_stays_hidden(checkpoint, family):
     ids, mask = inputs_for(family)
     together, lengths = backbone.feature(ids, mask), (mask[:, 0, 0] == 0).sum(1)
     for row, length in enumerate(lengths):
-        torch.testing.assert_close(backbone.feature(ids[row : row + 1, :length], None)[0], together[row], atol=4 * NEAR, rtol=0)
+        torch.testing.assert_close(
+            backbone.feature(ids[row : row + 1, :length], None)[0], together[row], atol=4 * NEAR, rtol=0
+        )
 
 
 def experts(backbone, kind: str) -> Expert:
@@ -60,19 +68,32 @@ def experts(backbone, kind: str) -> Expert:
     def pairs(seed: int):
         drawn = torch.Generator().manual_seed(seed)
         fresh = fresh_lora(backbone, [1, 2], 2, seed)
-        return {name: torch.randn(array.shape, generator=drawn) / 4 if name.endswith("B") else array for name, array in fresh.items()}
+        return {
+            name: torch.randn(array.shape, generator=drawn) / 4 if name.endswith("B") else array
+            for name, array in fresh.items()
+        }
 
     arrays = pairs(0) | zero_head(3, backbone.feature_size)
     arrays["head.weight"] = torch.randn(3, backbone.feature_size, generator=torch.Generator().manual_seed(3))
     if kind == "residual":
-        arrays |= {f"block.{block}.query.residual": torch.randn(32, 32, generator=torch.Generator().manual_seed(block)) for block in (1, 2)}
+        arrays |= {
+            f"block.{block}.query.residual": torch.randn(
+                32, 32, generator=torch.Generator().manual_seed(block)
+            )
+            for block in (1, 2)
+        }
     if kind == "mixer":
-        arrays |= {f"beside.{name}": array for name, array in pairs(7).items()} | fresh_parts(backbone, ["mixer"], [1, 2], 0, 0)
+        arrays |= {f"beside.{name}": array for name, array in pairs(7).items()} | fresh_parts(
+            backbone, ["mixer"], [1, 2], 0, 0
+        )
     if kind == "prompt":
         arrays |= fresh_parts(backbone, ["prompt"], [], 3, 0)
     weight = None
     if kind == "blend":
-        arrays |= {f"beside.{name}": array for name, array in (pairs(7) | zero_head(3, backbone.feature_size)).items()}
+        arrays |= {
+            f"beside.{name}": array
+            for name, array in (pairs(7) | zero_head(3, backbone.feature_size)).items()
+        }
         weight = torch.linspace(0, 1, 4)
     return Expert(arrays, 2.0, weight)
 
@@ -97,8 +118,14 @@ def test_whatever_trains_gets_gradients_of_float32_that_are_nearly_the_same(chec
         compute, samples = computing(backbone, tmp_path)
         expert = experts(backbone, kind)
         if kind == "stack":
-            expert = Stack([expert, Expert({name: -array for name, array in expert.arrays.items()}, expert.scale)])
-        names = [name for name in expert.arrays if not name.startswith("beside.") and not name.endswith((".residual", "log_scale"))]
+            expert = Stack(
+                [expert, Expert({name: -array for name, array in expert.arrays.items()}, expert.scale)]
+            )
+        names = [
+            name
+            for name in expert.arrays
+            if not name.startswith("beside.") and not name.endswith((".residual", "log_scale"))
+        ]
         leaves = expert.train(names)
         boundary = 0 if kind == "prompt" else 1
         logits = expert.logits(compute.feature(expert, samples, boundary, np.arange(4)))
@@ -120,7 +147,9 @@ def test_the_cache_holds_the_very_values_in_half_of_the_room(checkpoint, tmp_pat
     cache.memory, cache.disk = memory, 2**20
     kept, mask = cache.hidden(samples, 2, np.arange(4))
     assert kept.dtype == HALF
-    assert [path.stat().st_size for path in cache.folder.glob("*")] == ([] if memory else [tokens * backbone.width * 2])
+    assert [path.stat().st_size for path in cache.folder.glob("*")] == (
+        [] if memory else [tokens * backbone.width * 2]
+    )
     cache.enabled = False
     fresh, _ = cache.hidden(samples, 2, np.arange(4))
     real = mask[:, 0, 0] == 0

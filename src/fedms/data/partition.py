@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedms import config, seeds
+from fedms.config.sections import PartitionConfig
+from fedms.core import seeds
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset
-from fedms.errors import ConfigError, FedmsError
 
 ATTEMPTS = 200
 
@@ -40,10 +41,12 @@ class Partition:
         """How many training and validation samples of each class every client holds: int64 [clients, classes]."""
         rows = [np.concatenate([client.train, client.validation]) for client in self.clients]
         owner = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-        return _bincount(owner * classes + labels[np.concatenate(rows)], len(rows) * classes).reshape(len(rows), classes)
+        return _bincount(owner * classes + labels[np.concatenate(rows)], len(rows) * classes).reshape(
+            len(rows), classes
+        )
 
 
-def partition(dataset: Dataset, config: config.Partition, seed: int) -> Partition:
+def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition:
     """Give every sample to one client, by the rule of the config.
 
     `dirichlet`: for each class, Dirichlet(alpha) shares over the clients (Hsu, Qi & Brown 2019, arXiv:1909.06335). `classes`: each
@@ -65,10 +68,14 @@ def partition(dataset: Dataset, config: config.Partition, seed: int) -> Partitio
     held = np.arange(len(labels)) if test is None else np.flatnonzero(~test)
     stratum = group * classes + labels
     totals = _bincount(stratum[held], groups * classes).reshape(groups, classes)
-    test_totals = None if test is None else _bincount(stratum[test], groups * classes).reshape(groups, classes)
+    test_totals = (
+        None if test is None else _bincount(stratum[test], groups * classes).reshape(groups, classes)
+    )
     own, tests = totals.sum(1), (totals if test_totals is None else test_totals).sum(1)
     for i in np.flatnonzero((own < members * config.min_samples) | (tests < members))[:1]:
-        who = f"the {members} clients" + (f" of {config.column} {values[i]!r}" if values else "") + " together"
+        who = (
+            f"the {members} clients" + (f" of {config.column} {values[i]!r}" if values else "") + " together"
+        )
         raise _too_few(who, own[i], tests[i], test, config, "")
 
     counts, test_counts = _draw(totals, test_totals, members, config, seed, names, dataset.class_names)
@@ -81,11 +88,15 @@ def partition(dataset: Dataset, config: config.Partition, seed: int) -> Partitio
         tested = _cut(owner, labels, sizes, seeds.numpy_generator(seed, "partition", "test"))
     elif test_counts is not None:
         tested = test
-        owner[test] = _deal(stratum[test], test_counts, seeds.numpy_generator(seed, "partition", "rows", "test"))
+        owner[test] = _deal(
+            stratum[test], test_counts, seeds.numpy_generator(seed, "partition", "rows", "test")
+        )
     rest = np.flatnonzero(~tested)
     sizes = np.maximum(1, np.rint(_bincount(owner[rest], clients) * config.validation).astype(np.int64))
     validated = np.zeros(len(labels), dtype=bool)
-    validated[rest] = _cut(owner[rest], labels[rest], sizes, seeds.numpy_generator(seed, "partition", "validation"))
+    validated[rest] = _cut(
+        owner[rest], labels[rest], sizes, seeds.numpy_generator(seed, "partition", "validation")
+    )
 
     splits = (_by_client(owner, mask, clients) for mask in (~tested & ~validated, validated, tested))
     return Partition(tuple(map(ClientSplit, names, *splits)))
@@ -94,15 +105,19 @@ def partition(dataset: Dataset, config: config.Partition, seed: int) -> Partitio
 # --- groups and names ----------------------------------------------------------------------------------------------------------------
 
 
-def _groups(dataset: Dataset, config: config.Partition) -> tuple[list[str], np.ndarray]:
+def _groups(dataset: Dataset, config: PartitionConfig) -> tuple[list[str], np.ndarray]:
     """The column's values (none for the other rules) and each row's index into them, int64 [n]."""
     if config.rule != "column":
         return [], np.zeros(len(dataset.labels), dtype=np.int64)
     column = dataset.columns.get(config.column or "")
     if column is None:
-        raise FedmsError(f"partition.column: no column {config.column!r} in the data; columns: {', '.join(dataset.columns) or 'none'}")
+        raise FedmsError(
+            f"partition.column: no column {config.column!r} in the data; columns: {', '.join(dataset.columns) or 'none'}"
+        )
     if (column == "").any():
-        raise FedmsError(f"partition.column: sample {int(np.argmax(column == '')) + 1} has no value in column {config.column!r}")
+        raise FedmsError(
+            f"partition.column: sample {int(np.argmax(column == '')) + 1} has no value in column {config.column!r}"
+        )
     values, group = np.unique(column, return_inverse=True)
     if config.clients % len(values):
         raise ConfigError(
@@ -130,7 +145,7 @@ def _draw(
     totals: np.ndarray,
     test_totals: np.ndarray | None,
     members: int,
-    config: config.Partition,
+    config: PartitionConfig,
     seed: int,
     names: list[str],
     class_names: tuple[str, ...],
@@ -156,29 +171,44 @@ def _draw(
             left = counts.sum(2) - tests
         else:
             # by what the clients did get, not by what was drawn: so no client is tested on a class that it never had
-            test_counts = _allocate(np.where(totals[:, None] > 0, counts, shares), test_totals, generator, even=True)
+            test_counts = _allocate(
+                np.where(totals[:, None] > 0, counts, shares), test_totals, generator, even=True
+            )
             left, tests = counts.sum(2), test_counts.sum(2)
         again = (left < config.min_samples) | (tests < 1)
         if not again.any():
             return counts, test_counts
     worst = int(np.argmax(again))
     raise _too_few(
-        names[worst], counts.sum(2).flat[worst], tests.flat[worst], test_totals, config, "a larger partition.alpha, " if skewed else ""
+        names[worst],
+        counts.sum(2).flat[worst],
+        tests.flat[worst],
+        test_totals,
+        config,
+        "a larger partition.alpha, " if skewed else "",
     )
 
 
 def _log_gamma(generator: np.random.Generator, alpha: float, shape: tuple[int, ...]) -> np.ndarray:
     """Logarithms of Gamma(alpha) draws; as Gamma(alpha + 1) U^(1/alpha), which does not underflow for a small alpha."""
-    return np.log(generator.standard_gamma(alpha + 1, shape)) + np.log1p(-generator.random(shape)) / max(alpha, 1e-9)
+    return np.log(generator.standard_gamma(alpha + 1, shape)) + np.log1p(-generator.random(shape)) / max(
+        alpha, 1e-9
+    )
 
 
-def _shards(totals: np.ndarray, clients: int, each: int, generator: np.random.Generator, class_names: tuple[str, ...]) -> np.ndarray:
+def _shards(
+    totals: np.ndarray, clients: int, each: int, generator: np.random.Generator, class_names: tuple[str, ...]
+) -> np.ndarray:
     """Which classes every client holds: [client, class] of 0 and 1, `each` ones in a row, columns as even as can be."""
     classes = len(totals)
     if each > classes:
-        raise ConfigError(f"partition.classes_per_client: {each} is more than the {classes} classes of the data")
+        raise ConfigError(
+            f"partition.classes_per_client: {each} is more than the {classes} classes of the data"
+        )
     if clients * each < classes:
-        raise ConfigError(f"partition.classes_per_client: {clients} clients of {each} cannot hold all {classes} classes")
+        raise ConfigError(
+            f"partition.classes_per_client: {clients} clients of {each} cannot hold all {classes} classes"
+        )
     dealt: list[int] = []
     while len(dealt) < clients * each:
         # A deck of all classes after the other. A client whose hand spans two decks must not get a class twice.
@@ -196,7 +226,9 @@ def _shards(totals: np.ndarray, clients: int, each: int, generator: np.random.Ge
     return holds
 
 
-def _allocate(shares: np.ndarray, totals: np.ndarray, generator: np.random.Generator, even: bool) -> np.ndarray:
+def _allocate(
+    shares: np.ndarray, totals: np.ndarray, generator: np.random.Generator, even: bool
+) -> np.ndarray:
     """Whole numbers by largest remainders: each group's total of each class, over its members by their shares.
 
     Args:
@@ -233,13 +265,17 @@ def _deal(stratum: np.ndarray, counts: np.ndarray, generator: np.random.Generato
     groups, members, classes = counts.shape
     order = generator.permutation(len(stratum))
     order = order[np.argsort(stratum[order], kind="stable")]
-    client = np.broadcast_to(np.arange(groups * members).reshape(groups, 1, members), (groups, classes, members))
+    client = np.broadcast_to(
+        np.arange(groups * members).reshape(groups, 1, members), (groups, classes, members)
+    )
     owner = np.empty(len(stratum), dtype=np.int64)
     owner[order] = np.repeat(client.ravel(), counts.transpose(0, 2, 1).ravel())
     return owner
 
 
-def _cut(owner: np.ndarray, labels: np.ndarray, sizes: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+def _cut(
+    owner: np.ndarray, labels: np.ndarray, sizes: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
     """Choose `sizes[client]` of every client's rows, stratified by class: bool [n].
 
     Systematic sampling: a client's rows sorted by class (shuffled inside one), every (n / size)-th taken from a random start.
@@ -270,7 +306,15 @@ def _bincount(values: np.ndarray, length: int) -> np.ndarray:
     return np.bincount(values, minlength=length).astype(np.int64)
 
 
-def _too_few(who: str, own: int, tests: int, split: object, config: config.Partition, alpha: str) -> FedmsError:
+def _too_few(
+    who: str, own: int, tests: int, split: object, config: PartitionConfig, alpha: str
+) -> FedmsError:
     remedy = f"use fewer partition.clients, {alpha}a smaller partition.min_samples, or more data"
-    what = f"{own} samples and {tests} test samples" if split is not None else f"{own} samples to train and test on"
-    return FedmsError(f"{who} would hold {what}, but each client needs partition.min_samples ({config.min_samples}) and a test: {remedy}")
+    what = (
+        f"{own} samples and {tests} test samples"
+        if split is not None
+        else f"{own} samples to train and test on"
+    )
+    return FedmsError(
+        f"{who} would hold {what}, but each client needs partition.min_samples ({config.min_samples}) and a test: {remedy}"
+    )

@@ -20,13 +20,21 @@ from typing import Any, Literal, cast
 import numpy as np
 from PIL import Image
 
-from fedms import config, seeds
+from fedms.config.sections import DataConfig
+from fedms.core import seeds
+from fedms.core.errors import FedmsError
 from fedms.data.images import SUFFIXES, Images, Reader, open_file
-from fedms.errors import FedmsError
 
 TEXT_NAMES = ("text", "sentence", "utterance", "content", "query")
 LABEL_NAMES = ("label", "category", "intent", "class", "target", "fine_label", "label_text")
-_SPLITS = {"train": "train", "validation": "train", "valid": "train", "val": "train", "dev": "train", "test": "test"}
+_SPLITS = {
+    "train": "train",
+    "validation": "train",
+    "valid": "train",
+    "val": "train",
+    "dev": "train",
+    "test": "test",
+}
 _HUB_FORMATS = ("arrow", "cache", "csv", "imagefolder", "json", "parquet", "text")
 
 
@@ -51,7 +59,7 @@ class Dataset:
             self.inputs.check()
 
 
-def load(config: config.Data, seed: int) -> Dataset:
+def load(config: DataConfig, seed: int) -> Dataset:
     """Read the source that the config names.
 
     A source is `assistant`, a file (CSV, TSV, JSONL, JSON, Parquet), a folder (files named `train` and `test`, one sub-folder of
@@ -64,7 +72,9 @@ def load(config: config.Data, seed: int) -> Dataset:
     splits = _read(config.source)
     for split, tables in splits.items():
         if not sum(table.rows for table in tables):
-            raise FedmsError(f"{config.source}: holds no samples" + (f" in the {split} split" if len(splits) > 1 else ""))
+            raise FedmsError(
+                f"{config.source}: holds no samples" + (f" in the {split} split" if len(splits) > 1 else "")
+            )
     tables = [table for name in splits for table in splits[name]]
     image, text, label = _roles(config, tables[0])
 
@@ -76,13 +86,22 @@ def load(config: config.Data, seed: int) -> Dataset:
 
     kept = {split: _limited(size, config.limit, seed, split) for split, size in sizes.items()}
     rows = np.concatenate([kept["train"], sizes["train"] + kept["test"]]) if "test" in kept else kept["train"]
-    others = [name for name in tables[0].scalars if name not in (text, label) and all(name in table.scalars for table in tables)]
+    others = [
+        name
+        for name in tables[0].scalars
+        if name not in (text, label) and all(name in table.scalars for table in tables)
+    ]
     return Dataset(
         kind="image" if image else "text",
-        inputs=Images(_pick(_places(tables, image), rows)) if image else _pick(_values(tables, text or "", "text"), rows),
+        inputs=Images(_pick(_places(tables, image), rows))
+        if image
+        else _pick(_values(tables, text or "", "text"), rows),
         labels=np.array([index[value] for value in _pick(labels, rows)], dtype=np.int64),
         class_names=class_names,
-        columns={name: np.array(_pick([v or "" for table in tables for v in table.scalars[name]], rows), dtype=str) for name in others},
+        columns={
+            name: np.array(_pick([v or "" for table in tables for v in table.scalars[name]], rows), dtype=str)
+            for name in others
+        },
         is_test=np.arange(len(rows)) >= len(kept["train"]) if test else None,
     )
 
@@ -105,21 +124,27 @@ class _Table:
         return ", ".join([*self.scalars, *self.images]) or "none"
 
 
-def _roles(config: config.Data, table: _Table) -> tuple[str | None, str | None, str]:
+def _roles(config: DataConfig, table: _Table) -> tuple[str | None, str | None, str]:
     """The columns of image, text (one of the two is None) and label."""
 
     def find(key: str, names: Sequence[str], there: Iterable[str]) -> str:
         lower = {name.lower(): name for name in reversed(list(there))}
         found = next((lower[name] for name in names if name in lower), None)
         if found is None:
-            raise FedmsError(f"{config.source}: no column found for data.{key}, name it there; columns: {table.names}")
+            raise FedmsError(
+                f"{config.source}: no column found for data.{key}, name it there; columns: {table.names}"
+            )
         return found
 
     if config.text and config.image:
-        raise FedmsError(f"{config.source}: data.text and data.image are both given, but a sample is one of the two")
+        raise FedmsError(
+            f"{config.source}: data.text and data.image are both given, but a sample is one of the two"
+        )
     image, text = config.image, config.text
     if not image and not text and len(table.images) > 1:
-        raise FedmsError(f"{config.source}: several columns hold images, name one in data.image; columns: {table.names}")
+        raise FedmsError(
+            f"{config.source}: several columns hold images, name one in data.image; columns: {table.names}"
+        )
     if not image and not text and table.images:
         image = next(iter(table.images))
     if not image and not text:
@@ -151,10 +176,14 @@ def _places(tables: Sequence[_Table], name: str) -> list[tuple[Reader, int, str]
 def _classes(source: str, train: set[str], test: set[str], declared: Sequence[str]) -> tuple[str, ...]:
     """The classes that training samples have: in their declared order, the rest sorted."""
     if test - train:
-        raise FedmsError(f"{source}: class {min(test - train)!r} stands in the test split, but no training sample has it")
+        raise FedmsError(
+            f"{source}: class {min(test - train)!r} stands in the test split, but no training sample has it"
+        )
     names = (*(name for name in declared if name in train), *sorted(train.difference(declared)))
     if len(names) < 2:
-        raise FedmsError(f"{source}: every sample is of the class {names[0]!r}; at least 2 classes are needed")
+        raise FedmsError(
+            f"{source}: every sample is of the class {names[0]!r}; at least 2 classes are needed"
+        )
     return names
 
 
@@ -173,8 +202,14 @@ def _read(source: str) -> dict[str, list[_Table]]:
     """The tables of each split (`train` always, `test` where there is one)."""
     if source == "assistant":
         folder = resources.files("fedms.data") / "corpus"
-        files = sorted((file for file in folder.iterdir() if file.name.endswith(".csv")), key=lambda file: file.name)
-        return {"train": [_corpus(file.name.removesuffix(".csv"), file.read_text(encoding="utf-8")) for file in files]}
+        files = sorted(
+            (file for file in folder.iterdir() if file.name.endswith(".csv")), key=lambda file: file.name
+        )
+        return {
+            "train": [
+                _corpus(file.name.removesuffix(".csv"), file.read_text(encoding="utf-8")) for file in files
+            ]
+        }
     path = Path(source).expanduser()
     try:
         if path.is_file():
@@ -182,8 +217,15 @@ def _read(source: str) -> dict[str, list[_Table]]:
         if path.is_dir():
             return _read_folder(path)
     except OSError as error:
-        raise FedmsError(f"{error.filename or source}: cannot be read: {error.strerror or _brief(error)}") from None
-    if source.startswith((".", "~")) or path.is_absolute() or path.suffix.lower() in _FORMATS or source.count("/") > 1:
+        raise FedmsError(
+            f"{error.filename or source}: cannot be read: {error.strerror or _brief(error)}"
+        ) from None
+    if (
+        source.startswith((".", "~"))
+        or path.is_absolute()
+        or path.suffix.lower() in _FORMATS
+        or source.count("/") > 1
+    ):
         raise FedmsError(f"{source}: no such file or folder")
     return _read_hub(source)
 
@@ -216,7 +258,9 @@ def _delimited(where: str, file: Iterable[str], delimiter: str) -> _Table:
         header = next(reader, [])
         for row in filter(None, reader):
             if len(row) != len(header):
-                raise FedmsError(f"{where}: line {reader.line_num} has {len(row)} values, the header names {len(header)} columns")
+                raise FedmsError(
+                    f"{where}: line {reader.line_num} has {len(row)} values, the header names {len(header)} columns"
+                )
             rows.append(row)
     except csv.Error as error:
         raise FedmsError(f"{where}: line {reader.line_num} cannot be read: {_brief(error)}") from None
@@ -228,7 +272,11 @@ def _delimited(where: str, file: Iterable[str], delimiter: str) -> _Table:
 def _read_json(path: Path) -> _Table:
     """One array of objects, or one object a line."""
     text = path.read_text(encoding="utf-8-sig")
-    lines = [(1, text)] if text.lstrip().startswith("[") else [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    lines = (
+        [(1, text)]
+        if text.lstrip().startswith("[")
+        else [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    )
     rows: list[Any] = []
     for number, line in lines:
         try:
@@ -237,7 +285,9 @@ def _read_json(path: Path) -> _Table:
                 json.dumps(value, ensure_ascii=False).encode()  # half a character is no text
         except (ValueError, RecursionError) as error:
             place = number + getattr(error, "lineno", 1) - 1
-            raise FedmsError(f"{path}: line {place} is not valid JSON: {_brief(getattr(error, 'msg', error))}") from None
+            raise FedmsError(
+                f"{path}: line {place} is not valid JSON: {_brief(getattr(error, 'msg', error))}"
+            ) from None
         rows += value if isinstance(value, list) else [value]
     if odd := next((i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None):
         raise FedmsError(f"{path}: row {odd} is not an object with a value for each column")
@@ -284,15 +334,24 @@ def _read_folder(folder: Path) -> dict[str, list[_Table]]:
             files.setdefault(split, []).append(path)
     for split, paths in files.items():
         if len({path.suffix.lower() for path in paths}) > 1:
-            raise FedmsError(f"{folder}: {split} is there twice: {', '.join(path.name for path in paths)}; keep one")
+            raise FedmsError(
+                f"{folder}: {split} is there twice: {', '.join(path.name for path in paths)}; keep one"
+            )
     if files:
-        return _joined(str(folder), {split: [_read_file(path) for path in paths] for split, paths in files.items()})
+        return _joined(
+            str(folder), {split: [_read_file(path) for path in paths] for split, paths in files.items()}
+        )
     folders = [path for path in entries if path.is_dir()]
     if any(path.name.lower() == "train" for path in folders):
         splits = {path.name.lower(): path for path in folders if path.name.lower() in _SPLITS}
-        return _joined(str(folder), {name: [_image_folder(path, complete=name == "train")] for name, path in splits.items()})
+        return _joined(
+            str(folder),
+            {name: [_image_folder(path, complete=name == "train")] for name, path in splits.items()},
+        )
     if not folders:
-        raise FedmsError(f"{folder}: holds neither train.* ({', '.join(_FORMATS)}) nor one sub-folder of images per class")
+        raise FedmsError(
+            f"{folder}: holds neither train.* ({', '.join(_FORMATS)}) nor one sub-folder of images per class"
+        )
     return {"train": [_image_folder(folder, complete=True)]}
 
 
@@ -302,11 +361,17 @@ def _image_folder(folder: Path, complete: bool) -> _Table:
     labels: list[str | None] = []
     for entry in sorted(folder.iterdir()):
         if entry.is_dir() and not entry.name.startswith("."):
-            found = sorted(path.absolute() for path in entry.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            found = sorted(
+                path.absolute()
+                for path in entry.rglob("*")
+                if path.suffix.lower() in SUFFIXES and path.is_file()
+            )
             if not _is_text(entry.name):
                 raise FedmsError(f"{entry}: its name, which is a class's, is not in UTF-8")
             if complete and not found:
-                raise FedmsError(f"{entry}: holds no images ({', '.join(SUFFIXES)}), so its class has no samples")
+                raise FedmsError(
+                    f"{entry}: holds no images ({', '.join(SUFFIXES)}), so its class has no samples"
+                )
             paths += found
             labels += [entry.name] * len(found)
     return _Table(str(folder), len(paths), {"label": labels}, {"image": partial(open_file, paths)})
@@ -316,7 +381,9 @@ def _read_hub(source: str) -> dict[str, list[_Table]]:
     import datasets
 
     name, _, subset = source.partition(":")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it would tell of each of its retries
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # without a network it would tell of each of its retries
 
     def read() -> Any:
         kind = type(datasets.load_dataset_builder(name, subset or None)).__module__.rpartition(".")[2]
@@ -333,10 +400,16 @@ def _from_hub(source: str, read: Callable[[], Any]) -> dict[str, list[_Table]]:
         splits = dict(found) if isinstance(found, dict) else {"train": found}
         if len(splits) == 1:
             splits = {"train": next(iter(splits.values()))}
-        tables = {name: [_from_datasets(f"{source} ({name})", split)] for name, split in splits.items() if name in _SPLITS}
+        tables = {
+            name: [_from_datasets(f"{source} ({name})", split)]
+            for name, split in splits.items()
+            if name in _SPLITS
+        }
     except FedmsError:
         raise
-    except Exception as error:  # many libraries speak here, with errors of their own: network, names, formats, disks
+    except (
+        Exception
+    ) as error:  # many libraries speak here, with errors of their own: network, names, formats, disks
         raise FedmsError(f"{source}: cannot be loaded: {_brief(error)}") from None
     return _joined(source, tables)
 
@@ -346,7 +419,10 @@ def _joined(source: str, splits: dict[str, list[_Table]]) -> dict[str, list[_Tab
     if "train" not in splits:
         raise FedmsError(f"{source}: has no split named train; splits: {', '.join(splits) or 'none'}")
     order = [name for name in _SPLITS if name in splits]
-    joined = {kind: [table for name in order if _SPLITS[name] == kind for table in splits[name]] for kind in ("train", "test")}
+    joined = {
+        kind: [table for name in order if _SPLITS[name] == kind for table in splits[name]]
+        for kind in ("train", "test")
+    }
     return {kind: tables for kind, tables in joined.items() if tables}
 
 
@@ -357,7 +433,9 @@ def _from_datasets(where: str, data: Any) -> _Table:
     data = data.with_format(None)
     table = _Table(where, len(data))
     for name, feature in data.features.items():
-        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and set(feature) == {"bytes", "path"}):
+        if isinstance(feature, datasets.Image) or (
+            isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        ):
             images = data.select_columns([name])
             missing = np.flatnonzero(np.asarray(images.with_format("arrow")[:][name].is_null()))
             if len(missing):
@@ -368,7 +446,10 @@ def _from_datasets(where: str, data: Any) -> _Table:
             if isinstance(feature, datasets.ClassLabel) and feature.names:
                 table.class_names[name] = tuple(feature.names)
                 # -1 is the hub's word for a label that is not published
-                values = [feature.names[v] if v is not None and 0 <= v < len(feature.names) else None for v in values]
+                values = [
+                    feature.names[v] if v is not None and 0 <= v < len(feature.names) else None
+                    for v in values
+                ]
             table.scalars[name] = [_scalar(value) for value in values]
     return table
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from fedms.core.errors import StorageError
 from fedms.engines.pipe import STACK, bundled, unbundled
-from fedms.errors import StorageError
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Update, decode_task, encode
 from fedms.federation.together import handle_together
@@ -17,7 +17,9 @@ DISK = "disk"
 
 def respond(host: ClientHost, message: bytes) -> bytes:
     """The answer to one task, or to several in a bundle."""
-    return bundled(handle_all(host, unbundled(message))) if message.startswith(STACK) else handle(host, message)
+    return (
+        bundled(handle_all(host, unbundled(message))) if message.startswith(STACK) else handle(host, message)
+    )
 
 
 def handle(host: ClientHost, message: bytes) -> bytes:
@@ -33,7 +35,9 @@ def handle_all(host: ClientHost, messages: Sequence[bytes]) -> list[bytes]:
     """As `handle`, for clients that train together."""
     tasks = [decode_task(message) for message in messages]
     outcomes = zip(tasks, handle_together(host, tasks), strict=True)
-    return [encode(each if isinstance(each, Update) else failed(task.client, each)) for task, each in outcomes]
+    return [
+        encode(each if isinstance(each, Update) else failed(task.client, each)) for task, each in outcomes
+    ]
 
 
 def failed(client: str, error: Exception) -> Update:

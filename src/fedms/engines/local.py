@@ -20,16 +20,16 @@ from pathlib import Path
 from types import TracebackType
 
 from fedms.config import Config
+from fedms.core.errors import StorageError
+from fedms.core.files import sweep
 from fedms.engines.answers import DISK, respond
-from fedms.engines.choice import Way, decide, measured
+from fedms.engines.autotune import Way, decide, measured
 from fedms.engines.memory import keep_freed_memory, peak_memory
 from fedms.engines.pipe import MEASURE, bundled, unbundled
 from fedms.engines.process import LostError, WorkerProcess
-from fedms.errors import StorageError
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Failure, Task, Update, decode_update, encode
 from fedms.federation.world import World
-from fedms.files import sweep
 
 Arrived = Callable[[Update], None]
 """Is told of each answer."""
@@ -77,7 +77,9 @@ class LocalEngine:
             self._host = ClientHost(self._world, self._folder, prefixes=self._prefixes)
         else:
             config, folder, prefixes = self._world.config, self._folder, self._prefixes
-            self._workers = [WorkerProcess(config, folder, number, workers, prefixes) for number in range(workers)]
+            self._workers = [
+                WorkerProcess(config, folder, number, workers, prefixes) for number in range(workers)
+            ]
 
     def _measure(self, way: Way) -> float:
         """Milliseconds a sample, all processes at work at the same time; infinite where one of them dies of it."""
@@ -86,7 +88,11 @@ class LocalEngine:
             return measured(self._world, way.stack, self._folder / "cache")
         with ThreadPoolExecutor(way.workers) as pool:
             try:
-                took = list(pool.map(lambda worker: float(worker.ask(MEASURE + str(way.stack).encode())), self._workers))
+                took = list(
+                    pool.map(
+                        lambda worker: float(worker.ask(MEASURE + str(way.stack).encode())), self._workers
+                    )
+                )
             except LostError:
                 return math.inf
         rate = sum(1 / each for each in took)
@@ -105,7 +111,9 @@ class LocalEngine:
             try:
                 for group in self._groups(tasks, mine):
                     clients = [tasks[index].client for index in group]
-                    messages = [encode(tasks[index]) for index in group]  # not all at once: there may be thousands
+                    messages = [
+                        encode(tasks[index]) for index in group
+                    ]  # not all at once: there may be thousands
                     with self._counting:
                         self.sent += sum(map(len, messages))
                     got = self._answers(ask, clients, messages, arrived)
@@ -118,8 +126,14 @@ class LocalEngine:
         else:
             threads = []
             for number, worker in enumerate(self._workers):
-                mine = [index for index, task in enumerate(tasks) if self._homes[task.client] % self.workers == number]
-                threads.append(threading.Thread(target=serve, args=(partial(self._wait, worker), mine), daemon=True))
+                mine = [
+                    index
+                    for index, task in enumerate(tasks)
+                    if self._homes[task.client] % self.workers == number
+                ]
+                threads.append(
+                    threading.Thread(target=serve, args=(partial(self._wait, worker), mine), daemon=True)
+                )
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -140,17 +154,27 @@ class LocalEngine:
         """A worker's answer; several clients together have as long as they have one after another."""
         return worker.ask(message, self._deadline and self._deadline * clients)
 
-    def _answers(self, ask: Ask, clients: Sequence[str], messages: Sequence[bytes], arrived: Arrived) -> list[Update | Failure]:
+    def _answers(
+        self, ask: Ask, clients: Sequence[str], messages: Sequence[bytes], arrived: Arrived
+    ) -> list[Update | Failure]:
         """The answers of some clients, or what stands in their places; where those of several are lost at once, each is asked alone."""
         try:
-            got = [ask(messages[0], 1)] if len(clients) == 1 else unbundled(ask(bundled(messages), len(clients)))
+            got = (
+                [ask(messages[0], 1)]
+                if len(clients) == 1
+                else unbundled(ask(bundled(messages), len(clients)))
+            )
         except LostError as lost:
             for client in clients:
                 sweep(self._folder / "clients" / client)  # of what it was writing
             if len(clients) == 1:
                 return [Failure(clients[0], lost.kind, str(lost))]
             alone = zip(clients, messages, strict=True)
-            return [answer for client, message in alone for answer in self._answers(ask, [client], [message], arrived)]
+            return [
+                answer
+                for client, message in alone
+                for answer in self._answers(ask, [client], [message], arrived)
+            ]
         return [self._taken(client, data, arrived) for client, data in zip(clients, got, strict=True)]
 
     def _taken(self, client: str, data: bytes, arrived: Arrived) -> Update | Failure:
@@ -159,7 +183,9 @@ class LocalEngine:
         with self._counting:
             self.received += len(data)
         arrived(update)
-        if update.metrics.get(DISK):  # it is this machine's, and a client without its state would change the result
+        if update.metrics.get(
+            DISK
+        ):  # it is this machine's, and a client without its state would change the result
             raise StorageError(update.failure)
         return update if update.failure is None else Failure(client, "error", update.failure)
 
@@ -180,7 +206,9 @@ class LocalEngine:
     def __enter__(self) -> LocalEngine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

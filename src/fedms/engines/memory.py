@@ -18,7 +18,11 @@ from pathlib import Path
 TRIM, MMAP = -1, -3
 """mallopt's names: what may lie free at the heap's end, and from what size on a block is a mapping of its own."""
 NEVER = 2**30
-TUNABLES = {"glibc.malloc.hugetlb": 1, "glibc.malloc.mmap_threshold": NEVER, "glibc.malloc.trim_threshold": 8 * NEVER}
+TUNABLES = {
+    "glibc.malloc.hugetlb": 1,
+    "glibc.malloc.mmap_threshold": NEVER,
+    "glibc.malloc.trim_threshold": 8 * NEVER,
+}
 """The same for a process to be started, which can also have large pages."""
 
 

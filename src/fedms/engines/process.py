@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 from fedms.config import Config
+from fedms.core.errors import FedmsError
 from fedms.engines.memory import keeping_freed_memory
 from fedms.engines.pipe import USAGE, read_message, write_message
-from fedms.errors import FedmsError
 from fedms.federation.messages import Loss
 
 
@@ -32,7 +32,9 @@ class WorkerProcess:
     It says that it is there with an empty message: what ends before that is no client's fault.
     """
 
-    def __init__(self, config: Config, folder: Path, number: int, workers: int, prefixes: Path | None) -> None:
+    def __init__(
+        self, config: Config, folder: Path, number: int, workers: int, prefixes: Path | None
+    ) -> None:
         self._config = config.to_yaml().encode()
         self._cache = folder / "cache" / str(number)
         places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
@@ -42,12 +44,18 @@ class WorkerProcess:
         self._start()
 
     def _start(self) -> None:
-        environment = {**keeping_freed_memory(os.environ), "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {
+            **keeping_freed_memory(os.environ),
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         with self._closing:
             if self._closed:
                 raise FedmsError("the workers have been closed")
             pipe = subprocess.PIPE
-            self._process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True)
+            self._process = subprocess.Popen(
+                self._command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True
+            )
             assert self._process.stdin and self._process.stdout
             self._in, self._out = self._process.stdin, self._process.stdout
         self._there = self._busy = False
@@ -135,4 +143,6 @@ class WorkerProcess:
     def _ending(self) -> str:
         """How the process ended."""
         code, names = self._process.returncode, {each.value: each.name for each in signal.Signals}
-        return f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with code {code}"
+        return (
+            f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with code {code}"
+        )

@@ -18,12 +18,12 @@ def main() -> None:
     import torch
     import yaml
 
-    from fedms.config import load
+    from fedms.config import load_config
+    from fedms.core.errors import FedmsError
     from fedms.engines.answers import respond
-    from fedms.engines.choice import measured
+    from fedms.engines.autotune import measured
     from fedms.engines.memory import peak_memory
     from fedms.engines.pipe import MEASURE, USAGE, read_message, write_message
-    from fedms.errors import FedmsError
     from fedms.federation.client import ClientHost
     from fedms.federation.world import open_world
 
@@ -37,7 +37,7 @@ def main() -> None:
     idle.set()
     threading.Thread(target=_listen, args=(stdin, messages, idle), daemon=True).start()
     try:
-        host = ClientHost(open_world(load(yaml.safe_load(first))), folder, number, workers, prefixes)
+        host = ClientHost(open_world(load_config(yaml.safe_load(first))), folder, number, workers, prefixes)
     except FedmsError as error:
         sys.exit(f"error: worker {number}: {error}")
     try:
@@ -46,7 +46,9 @@ def main() -> None:
             if message == USAGE:
                 answer = str(peak_memory()).encode()
             elif message.startswith(MEASURE):
-                answer = str(measured(host.world, int(message[len(MEASURE) :]), folder / "cache" / str(number))).encode()
+                answer = str(
+                    measured(host.world, int(message[len(MEASURE) :]), folder / "cache" / str(number))
+                ).encode()
             else:
                 answer = respond(host, message)
             idle.set()

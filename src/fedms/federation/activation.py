@@ -5,12 +5,10 @@ k blocks are active, taken in an order; top-down by default, since going back co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from fedms import config as cfg
-from fedms import seeds
-from fedms.errors import ConfigError
+from fedms.config.sections import ActivationConfig
+from fedms.core.errors import ConfigError
 
 
 class Activation:
@@ -20,7 +18,7 @@ class Activation:
         active: k.
     """
 
-    def __init__(self, config: cfg.Activation, depth: int) -> None:
+    def __init__(self, config: ActivationConfig, depth: int) -> None:
         self.config = config
         self.depth = depth
         self.limit = min(config.maximum or depth, depth)
@@ -75,39 +73,10 @@ class Activation:
         self.active, self.rounds, self.queue = state["active"], state["rounds"], list(state["queue"])
 
 
-def check_depth(config: cfg.Activation, depth: int, model: str) -> None:
+def check_depth(config: ActivationConfig, depth: int, model: str) -> None:
     """ConfigError where more blocks are named than the backbone has."""
     named = {f"activation.{key}": getattr(config, key) for key in ("blocks", "blocks_local", "maximum")}
     named |= {f"activation.capacity.{i}.blocks": tier.blocks for i, tier in enumerate(config.capacity)}
     for key, value in named.items():
         if isinstance(value, int) and value > depth:
             raise ConfigError(f"{key}: {value} is more than the {depth} blocks of model {model}")
-
-
-def deal(shares: Sequence[float], clients: Sequence[str], seed: int, purpose: str) -> dict[str, int]:
-    """Which tier each client is in: tiers dealt out by their shares, in an order drawn by the seed."""
-    order = seeds.numpy_generator(seed, purpose).permutation(len(clients))
-    edges = [round(sum(shares[: tier + 1]) * len(clients)) for tier in range(len(shares))]
-    last = len(shares) - 1
-    return {clients[index]: next((tier for tier in range(last) if place < edges[tier]), last) for place, index in enumerate(order)}
-
-
-def capacities(config: cfg.Activation, clients: list[str], depth: int, seed: int) -> dict[str, int]:
-    """How many blocks each client can train."""
-    if not config.capacity:
-        return dict.fromkeys(clients, depth)
-    tiers = deal([tier.share for tier in config.capacity], clients, seed, "capacity")
-    return {client: min(config.capacity[tier].blocks, depth) for client, tier in tiers.items()}
-
-
-def ranks(config: cfg.Lora, clients: list[str], seed: int) -> dict[str, int]:
-    """The rank of each client's pairs."""
-    if not config.tiers:
-        return dict.fromkeys(clients, config.rank)
-    tiers = deal([tier.share for tier in config.tiers], clients, seed, "rank")
-    return {client: config.tiers[tier].rank for client, tier in tiers.items()}
-
-
-def trainable(active: list[int], capacity: int, order: str) -> list[int]:
-    """The blocks that a client of this capacity trains: the first of the order that it can afford."""
-    return active[-capacity:] if order == "top-down" else active[:capacity]

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedms.errors import FedmsError
-from fedms.federation.activation import trainable
+from fedms.core.errors import FedmsError
 from fedms.federation.messages import Task, Update
-from fedms.federation.method import Stage
-from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES
+from fedms.federation.method import Stage, rates
+from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES
 from fedms.federation.server import Server
-from fedms.federation.training import GATE_BATCH, GATE_DECAY, rates, reach
-from fedms.model import expert as experts
+from fedms.federation.tiers import trainable
 from fedms.model import gate as gates
-from fedms.model.expert import Arrays
-from fedms.model.statistics import TEMPERATURES
+from fedms.model.arrays import Arrays, group
+from fedms.model.discriminant import TEMPERATURES
+from fedms.model.parts import fresh_lora, trained_names
+from fedms.training.expert_training import reach
+from fedms.training.gate_training import GATE_BATCH, GATE_DECAY
 
 ROUNDING = 1e-3
 """How far, in parts of a bound, float32 may carry an honest number beyond it."""
@@ -79,13 +80,22 @@ class Admission:
 
     def _check_statistics(self, task: Task, update: Update, declared: Mapping[str, int]) -> None:
         """Sums over so many features, each of length sqrt(d)."""
-        size, rank, samples = self.server.backbone.feature_size, self.config.statistics.rank, declared["train"]
-        shapes: dict[str, tuple[int, ...]] = {"statistics.counts": (self.classes,), "statistics.sums": (self.classes, size)}
+        size, rank, samples = (
+            self.server.backbone.feature_size,
+            self.config.statistics.rank,
+            declared["train"],
+        )
+        shapes: dict[str, tuple[int, ...]] = {
+            "statistics.counts": (self.classes,),
+            "statistics.sums": (self.classes, size),
+        }
         if rank is None or rank >= size:
             shapes["statistics.second"] = (size * (size + 1) // 2,)
         else:
             shapes |= {"statistics.factor": (size, rank), "statistics.rest": (1,)}
-        _check_shapes(update.arrays, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()})
+        _check_shapes(
+            update.arrays, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        )
         arrays = {name: array.double() for name, array in update.arrays.items()}
         counts = arrays["statistics.counts"]
         if (counts < 0).any() or not torch.equal(counts, counts.round()) or float(counts.sum()) != samples:
@@ -96,7 +106,10 @@ class Admission:
         if "statistics.second" in arrays:
             large = float(arrays["statistics.second"].abs().max()) > most
         else:
-            large = float(arrays["statistics.factor"].square().sum()) > most or not 0 <= float(arrays["statistics.rest"]) <= most
+            large = (
+                float(arrays["statistics.factor"].square().sum()) > most
+                or not 0 <= float(arrays["statistics.rest"]) <= most
+            )
         if large:
             raise RefusalError("the second moment is larger than its samples' features can make it")
 
@@ -118,12 +131,21 @@ class Admission:
         _check_shapes(update.arrays, {})
         metrics = update.metrics
         self._samples(task, "train", metrics.get("samples"))
-        _whole(metrics.get("base_correct"), "base_correct", most=_whole(metrics.get("base_total"), "base_total", least=1))
+        _whole(
+            metrics.get("base_correct"),
+            "base_correct",
+            most=_whole(metrics.get("base_total"), "base_total", least=1),
+        )
         if not isinstance(metrics.get("network_kept"), bool):
             raise RefusalError("network_kept is not true or false")
-        for whose in (f"{split}_{of}" for split in self.config.evaluation.splits for of in ("own", "everyone")):
+        for whose in (
+            f"{split}_{of}" for split in self.config.evaluation.splits for of in ("own", "everyone")
+        ):
             _check_share(metrics.get(whose), whose)
-            if (share := metrics.get(f"{whose}_global_share")) is not None or self.server.method.predicts in ("mixture", "blend"):
+            if (share := metrics.get(f"{whose}_global_share")) is not None or self.server.method.predicts in (
+                "mixture",
+                "blend",
+            ):
                 _check_share(share, f"{whose}_global_share")
             if self.server.method.has_frontier:
                 frontier = metrics.get(f"{whose}_frontier")
@@ -141,7 +163,9 @@ class Admission:
             moved = float((update.arrays[name].double() - start.double()).abs().max())
             furthest = self._reach(task, stage, name, start, declared["train"])
             if moved > furthest * (1 + ROUNDING) + ROUNDING * float(start.abs().max()):
-                raise RefusalError(f"{name} is {moved:.3g} away from its start, and training reaches {furthest:.3g}")
+                raise RefusalError(
+                    f"{name} is {moved:.3g} away from its start, and training reaches {furthest:.3g}"
+                )
         if not math.isfinite(_number(update.metrics.get("loss"), "loss")):
             raise RefusalError("loss is not finite")
         if stage.expert == "local":
@@ -159,11 +183,13 @@ class Admission:
         groups = [group for group in stage.trains if group in stage.shares]
         starts = dict(task.arrays)
         if stage.average == "beside":  # it goes on from its own, and that from what everybody begins with
-            starts |= experts.fresh_lora(backbone, blocks, self.server.ranks[task.client], config.seed)
-        names = experts.trained_names(backbone, groups, blocks, config.head.kind)
+            starts |= fresh_lora(backbone, blocks, self.server.ranks[task.client], config.seed)
+        names = trained_names(backbone, groups, blocks, config.head.kind)
         if "gate" in groups and config.gate.network:
             gate = config.gate
-            own = gates.fresh_gate(backbone.feature_size, gate.adapter_rank, gate.hidden, config.seed, task.client)
+            own = gates.fresh_gate(
+                backbone.feature_size, gate.adapter_rank, gate.hidden, config.seed, task.client
+            )
             starts = own | starts
             names += gates.shared_names(gate.share)
         return {name: starts[name].cpu() for name in names}
@@ -171,15 +197,19 @@ class Admission:
     def _reach(self, task: Task, stage: Stage, name: str, start: Tensor, samples: int) -> float:
         """How far training can have carried the numbers of this array."""
         training, gate = self.config.training, self.config.gate
-        steps, decay, largest = -(-samples // training.batch_size) * training.epochs, training.weight_decay, float(start.abs().max())
-        group = experts.group(name)
-        if group == "gate":
+        steps, decay, largest = (
+            -(-samples // training.batch_size) * training.epochs,
+            training.weight_decay,
+            float(start.abs().max()),
+        )
+        part = group(name)
+        if part == "gate":
             if gate.objective == "own-or-everyone":
                 steps, decay = -(-2 * samples // GATE_BATCH) * gate.epochs, GATE_DECAY
             return reach(steps, gate.learning_rate, decay, largest)
         if stage.average == "beside":
             steps *= self._rounds_so_far(task, stage)
-        return reach(steps, rates(stage, training)[group != "head"], decay, largest)
+        return reach(steps, rates(stage, training)[part != "head"], decay, largest)
 
     def _rounds_so_far(self, task: Task, stage: Stage) -> int:
         stages = self.server.method.stages

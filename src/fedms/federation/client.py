@@ -14,25 +14,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedms import seeds
-from fedms.data.features import PrefixCache, Samples
-from fedms.data.prefix_store import PrefixStore
-from fedms.federation.compute import Compute
+from fedms.core import seeds
+from fedms.core.files import write_arrays
+from fedms.data.federated import Samples
+from fedms.federation.client_folder import ClientFolder, Recent
+from fedms.federation.initialization import Start
 from fedms.federation.messages import Task, Update
-from fedms.federation.method import Stage
+from fedms.federation.method import Stage, rates
 from fedms.federation.methods import of
-from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES, Judged, Personal, gate_reads_statistics, prefixed, strip
-from fedms.federation.start import Start
-from fedms.federation.training import Loss, Plan, network_helps, rates, train_expert, train_gate
+from fedms.federation.personal_model import Personal
+from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES, Judged, gate_reads_statistics
 from fedms.federation.world import World
-from fedms.files import write_arrays
-from fedms.model import expert as experts
 from fedms.model import gate as gates
-from fedms.model.device import moved
-from fedms.model.expert import Arrays, Expert, group
-from fedms.model.mixture import mix
-from fedms.model.statistics import Discriminant, Statistics
-from fedms.store import ClientFolder, Recent
+from fedms.model.arrays import PARTS, Arrays, group, prefixed, split_name, strip
+from fedms.model.discriminant import Discriminant
+from fedms.model.expert import Expert
+from fedms.model.gate import mix
+from fedms.model.parts import fresh_lora
+from fedms.model.statistics import Statistics
+from fedms.training.device import moved
+from fedms.training.expert_training import Loss, Plan, train_expert
+from fedms.training.gate_training import network_helps, train_gate
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.prefix_store import PrefixStore
+from fedms.training.runner import Compute
 
 RECEIVED, STATE = "received", "state"
 """Kinds of files a client keeps: what it was sent once, and what it trained and never sends."""
@@ -60,7 +65,9 @@ class Ready:
 class ClientHost:
     """Handles tasks for any client of the world. `prefixes` is a folder that it shares with other runs, where there is one."""
 
-    def __init__(self, world: World, folder: Path, number: int = 0, workers: int = 1, prefixes: Path | None = None) -> None:
+    def __init__(
+        self, world: World, folder: Path, number: int = 0, workers: int = 1, prefixes: Path | None = None
+    ) -> None:
         self.world = world
         self.config = world.config
         self.folder = folder
@@ -70,9 +77,13 @@ class ClientHost:
         room = memory // HELD
         place = folder / "cache" / str(number)
         dtype = getattr(torch, cache.dtype)
-        content = self.config.model_dump_json(include={"seed", "data", "model", "device", "precision", "deterministic"})
+        content = self.config.model_dump_json(
+            include={"seed", "data", "model", "device", "precision", "deterministic"}
+        )
         store = PrefixStore(prefixes, cache.disk_mb * 2**20, content) if prefixes else None
-        kept = PrefixCache(world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store)
+        kept = PrefixCache(
+            world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store
+        )
         self.compute = Compute(world.backbone, kept, room)
         self._recent = Recent(RECENT)
         self._folders: dict[str, ClientFolder] = {}
@@ -88,7 +99,11 @@ class ClientHost:
     def receive(self, task: Task) -> None:
         """Begin, and keep what the task brings to be kept."""
         self.compute.begin()
-        if sent := {name: array for name, array in task.arrays.items() if name.startswith(("global/", "discriminant.", "everyone."))}:
+        if sent := {
+            name: array
+            for name, array in task.arrays.items()
+            if name.startswith(("global/", "discriminant.", "everyone."))
+        }:
             sent = self._load(task, RECEIVED) | self._drawn(task, sent) | sent
             self._folder(task).save(RECEIVED, (self._number(task), task.round), sent, {})
 
@@ -104,8 +119,8 @@ class ClientHost:
 
     def _drawn(self, task: Task, sent: Arrays) -> Arrays:
         """The A that belong to what was sent: one that nobody trained is not sent, but drawn again by the seed."""
-        blocks = {experts.split_name(name)[0] for name in strip(sent, "global/") if name.endswith(".lora_B")}
-        fresh = experts.fresh_lora(self.world.backbone, blocks, self.world.ranks[task.client], self.config.seed)
+        blocks = {split_name(name)[0] for name in strip(sent, "global/") if name.endswith(".lora_B")}
+        fresh = fresh_lora(self.world.backbone, blocks, self.world.ranks[task.client], self.config.seed)
         return prefixed({name: array for name, array in fresh.items() if group(name) == "A"}, "global/")
 
     def _number(self, task: Task) -> int:
@@ -144,26 +159,42 @@ class ClientHost:
         begun = start.local(stage) if {*steps} != {1.0} else {}
 
         def between(step: float) -> Expert:
-            return Expert({name: torch.lerp(begun[name].to(array), array, step) for name, array in expert.arrays.items()}, expert.scale)
+            return Expert(
+                {
+                    name: torch.lerp(begun[name].to(array), array, step)
+                    for name, array in expert.arrays.items()
+                },
+                expert.scale,
+            )
 
         return [expert if step == 1 else between(step) for step in steps]
 
     def _fresh_gate(self, task: Task) -> Arrays:
         gate = self.config.gate
-        return gates.fresh_gate(self.world.backbone.feature_size, gate.adapter_rank, gate.hidden, self.config.seed, task.client)
+        return gates.fresh_gate(
+            self.world.backbone.feature_size, gate.adapter_rank, gate.hidden, self.config.seed, task.client
+        )
 
     def _kept(self, task: Task) -> Arrays:
         """What the client was sent, with the temperature that the server chose since."""
         kept = self._load(task, RECEIVED)
         if "temperature" in task.settings:
-            kept["discriminant.temperature"] = torch.tensor([task.settings["temperature"]], dtype=torch.float64)
+            kept["discriminant.temperature"] = torch.tensor(
+                [task.settings["temperature"]], dtype=torch.float64
+            )
         return kept
 
     def _features(self, task: Task, split: str) -> Tensor:
         """Features that the federation's statistics are about, [n, d]."""
         role = task.settings["features"]
-        expert = Personal(self._load(task, RECEIVED), self.method, self.config).global_expert if role == "global" else None
-        return self.compute.frozen_outputs(role, expert, self.world.samples(task.client, split), self.boundary(task)).features
+        expert = (
+            Personal(self._load(task, RECEIVED), self.method, self.config).global_expert
+            if role == "global"
+            else None
+        )
+        return self.compute.frozen_outputs(
+            role, expert, self.world.samples(task.client, split), self.boundary(task)
+        ).features
 
     # kinds of tasks
 
@@ -186,12 +217,18 @@ class ClientHost:
         expert = self._start(task).expert(self.method.stage(task.stage))
         logits = self.compute.outputs(expert, samples, self.boundary(task)).logits
         assert logits is not None
-        return Update(task.client, weight=len(samples), metrics={"correct": int((logits.argmax(1) == samples.labels).sum())})
+        return Update(
+            task.client,
+            weight=len(samples),
+            metrics={"correct": int((logits.argmax(1) == samples.labels).sum())},
+        )
 
     def _train(self, task: Task) -> Update:
         """A round of local training."""
         ready, config = self.ready(task), self.config.training
-        loss = train_expert(self.compute, ready.expert, ready.plan, ready.samples, self.boundary(task), config, ready.order)
+        loss = train_expert(
+            self.compute, ready.expert, ready.plan, ready.samples, self.boundary(task), config, ready.order
+        )
         return self.trained(task, ready, loss)
 
     def ready(self, task: Task) -> Ready:
@@ -201,7 +238,11 @@ class ClientHost:
         start = self._start(task)
         expert, names = start.expert(stage), start.names(stage)
         gate, also, loss = self._start_gate(task, stage, samples)
-        anchor = {"sent": lambda: dict(expert.arrays), "start": lambda: start.local(stage)}[stage.pull]() if stage.pull else {}
+        anchor = (
+            {"sent": lambda: dict(expert.arrays), "start": lambda: start.local(stage)}[stage.pull]()
+            if stage.pull
+            else {}
+        )
         plan = Plan(
             names,
             rates(stage, self.config.training),
@@ -222,15 +263,30 @@ class ClientHost:
         elif gate:
             gate = self._train_gate(task, stage, samples, gate)
         shared = {name: expert.arrays[name] for name in ready.plan.names if group(name) in stage.shares}
-        gate_shared = gates.shared_names(self.config.gate.share) if "gate" in stage.shares and self.config.gate.network else ()
+        gate_shared = (
+            gates.shared_names(self.config.gate.share)
+            if "gate" in stage.shares and self.config.gate.network
+            else ()
+        )
         metrics: dict[str, Any] = {"loss": loss, "flops": self.compute.flops, "once": self.compute.once}
         if stage.expert == "local":
-            private = {name: array for name, array in expert.arrays.items() if stage.average == "beside" or group(name) not in stage.shares}
+            private = {
+                name: array
+                for name, array in expert.arrays.items()
+                if stage.average == "beside" or group(name) not in stage.shares
+            }
             own = {name: array for name, array in gate.items() if name not in gate_shared}
-            own |= prefixed({name: array for name, array in private.items() if name.startswith(experts.PARTS)}, "local/")
-            self._folder(task).save(STATE, (self._number(task), task.round), own, {"stage": stage.name, "round": task.round})
+            own |= prefixed(
+                {name: array for name, array in private.items() if name.startswith(PARTS)}, "local/"
+            )
+            self._folder(task).save(
+                STATE, (self._number(task), task.round), own, {"stage": stage.name, "round": task.round}
+            )
             metrics |= self._validate(task, gate | prefixed(expert.arrays, "local/"))
-            metrics["evaluation"] = {"flops": self.compute.flops - metrics["flops"], "once": self.compute.once}
+            metrics["evaluation"] = {
+                "flops": self.compute.flops - metrics["flops"],
+                "once": self.compute.once,
+            }
         return Update(task.client, shared | {name: gate[name] for name in gate_shared}, len(samples), metrics)
 
     def _interpolate(self, task: Task) -> Update:
@@ -252,22 +308,37 @@ class ClientHost:
         else:
             scaled = [replace(judged, scales=[scale] * len(EVEN)) for scale in SCALES]
             candidates = [each.log_probabilities(prior) for prior in PRIORS[1:-1] for each in scaled]
-        likelihood = [-float(F.nll_loss(candidate, samples.labels, reduction="sum")) for candidate in candidates]
+        likelihood = [
+            -float(F.nll_loss(candidate, samples.labels, reduction="sum")) for candidate in candidates
+        ]
         return Update(task.client, {"weigh.log_likelihood": torch.tensor(likelihood)}, len(samples))
 
     def _test(self, task: Task) -> Update:
         """The finished personal model on own and everyone's data; the client keeps it."""
         personal = self._finished(task)
-        facts = {**personal.facts(), "client": task.client, "prior": task.settings["prior"], "boundary": self.boundary(task)}
+        facts = {
+            **personal.facts(),
+            "client": task.client,
+            "prior": task.settings["prior"],
+            "boundary": self.boundary(task),
+        }
         write_arrays(self._folder(task).path / "model.safetensors", personal.arrays, facts)
         boundary, prior = self.boundary(task), task.settings["prior"]
-        metrics: dict[str, Any] = {"samples": len(self.world.samples(task.client, "train")), **personal.facts()}
+        metrics: dict[str, Any] = {
+            "samples": len(self.world.samples(task.client, "train")),
+            **personal.facts(),
+        }
         for split in self.config.evaluation.splits:
-            for whose, samples in (("own", self.world.samples(task.client, split)), ("everyone", self.world.everyone[split])):
+            for whose, samples in (
+                ("own", self.world.samples(task.client, split)),
+                ("everyone", self.world.everyone[split]),
+            ):
                 judged = personal.judge(self.compute, samples, boundary)
                 metrics[f"{split}_{whose}"] = judged.accuracy(samples.labels, prior)
                 if self.method.has_frontier:
-                    metrics[f"{split}_{whose}_frontier"] = [judged.accuracy(samples.labels, at) for at in PRIORS]
+                    metrics[f"{split}_{whose}_frontier"] = [
+                        judged.accuracy(samples.labels, at) for at in PRIORS
+                    ]
                 metrics[f"{split}_{whose}_global_share"] = _global_share(judged, prior)
         metrics |= self._base(task)
         return Update(task.client, weight=metrics["samples"], metrics=metrics)
@@ -279,7 +350,9 @@ class ClientHost:
         prior = self.config.gate.prior
         return prior if 0 < prior < 1 else 0.5
 
-    def _start_gate(self, task: Task, stage: Stage, samples: Samples) -> tuple[Arrays, list[tuple[Tensor, float]], Loss | None]:
+    def _start_gate(
+        self, task: Task, stage: Stage, samples: Samples
+    ) -> tuple[Arrays, list[tuple[Tensor, float]], Loss | None]:
         """The gate's arrays; for the objective `likelihood` also what to train jointly, and the mixture's loss."""
         if "gate" not in stage.trains:
             return {}, [], None
@@ -291,7 +364,10 @@ class ClientHost:
         gate = {name: array.to(device, copy=True).requires_grad_(True) for name, array in gate.items()}
         outputs = self.compute.frozen_outputs("global", personal.global_expert, samples, self.boundary(task))
         assert outputs.logits is not None
-        x, world = personal.gate_features(self.compute, samples, self.boundary(task)).to(device), outputs.logits.to(device)
+        x, world = (
+            personal.gate_features(self.compute, samples, self.boundary(task)).to(device),
+            outputs.logits.to(device),
+        )
         labels, prior = samples.labels.to(device), self._inner_prior()
 
         def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
@@ -306,14 +382,20 @@ class ClientHost:
             return gate
         personal, x, known = self._own_evidence(task, samples)
         generator = seeds.torch_generator(self.config.seed, "gate", stage.name, task.round, task.client)
-        return train_gate(gate, x, known, personal.discriminant, personal.evidence, self.config.gate, generator)
+        return train_gate(
+            gate, x, known, personal.discriminant, personal.evidence, self.config.gate, generator
+        )
 
     def _own_evidence(self, task: Task, samples: Samples) -> tuple[Personal, Tensor, Tensor]:
         """The client's model with its own sums, its gate features, and their evidence with each sample left out of the sums."""
         personal = self._with_own(task, self._personal(task))
         x = personal.gate_features(self.compute, samples, self.boundary(task))
         evidence = personal.evidence
-        return personal, x, evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x))
+        return (
+            personal,
+            x,
+            evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x)),
+        )
 
     def _with_own(self, task: Task, personal: Personal) -> Personal:
         """With what the model knows of the client's own training data: label counts, class sums, some features."""
@@ -329,16 +411,23 @@ class ClientHost:
             own = {"own.counts": torch.bincount(samples.labels, minlength=self.world.classes)}
         elif method.predicts == "blend":
             x = self.compute.frozen_outputs("backbone", None, samples, self.boundary(task)).features
-            some = torch.randperm(len(x), generator=seeds.torch_generator(self.config.seed, "references", task.client))[:REFERENCES]
+            some = torch.randperm(
+                len(x), generator=seeds.torch_generator(self.config.seed, "references", task.client)
+            )[:REFERENCES]
             own = {"own.references": x[some]}
-        return Personal(personal.arrays | own, method, self.config, personal.network_kept, personal.evidence_scales)
+        return Personal(
+            personal.arrays | own, method, self.config, personal.network_kept, personal.evidence_scales
+        )
 
     def _validate(self, task: Task, trained: Arrays) -> dict[str, Any]:
         """The personal model as it now stands on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
         personal = self._with_own(task, Personal(self._kept(task) | trained, self.method, self.config))
         judged = personal.judge(self.compute, samples, self.boundary(task))
-        return {"validated": len(samples), "correct": round(judged.accuracy(samples.labels, self.config.gate.prior) * len(samples))}
+        return {
+            "validated": len(samples),
+            "correct": round(judged.accuracy(samples.labels, self.config.gate.prior) * len(samples)),
+        }
 
     # the end
 
@@ -359,13 +448,17 @@ class ClientHost:
         samples = self.world.samples(task.client, "validation")
         x = personal.gate_features(self.compute, samples, self.boundary(task))
         generator = seeds.torch_generator(self.config.seed, "gate-validation", task.client)
-        return network_helps(personal.arrays, x, evidence.log_ratio(x), personal.discriminant, evidence, generator)
+        return network_helps(
+            personal.arrays, x, evidence.log_ratio(x), personal.discriminant, evidence, generator
+        )
 
     def _base(self, task: Task) -> dict[str, int]:
         """How many of the client's test samples the frozen model gets right: nearest class name, or nearest class mean."""
         samples = self.world.samples(task.client, "test")
         x = self.compute.frozen_outputs("backbone", None, samples, self.boundary(task)).features
-        references = self.world.class_embeddings if self.world.backbone.kind == "text" else task.arrays["base.means"]
+        references = (
+            self.world.class_embeddings if self.world.backbone.kind == "text" else task.arrays["base.means"]
+        )
         nearest = (F.normalize(x, dim=1) @ F.normalize(references, dim=1).T).argmax(1)
         return {"base_correct": int((nearest == samples.labels).sum()), "base_total": len(samples)}
 

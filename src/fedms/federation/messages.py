@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedms.errors import FedmsError
-from fedms.files import decode_arrays, encode_arrays, plain
+from fedms.core.errors import FedmsError
+from fedms.core.files import decode_arrays, encode_arrays, plain
 
 Kind = Literal["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
 Loss = Literal["error", "died", "deadline", "refused"]
@@ -60,7 +60,9 @@ Message = TypeVar("Message", Task, Update)
 
 def encode(message: Task | Update) -> bytes:
     """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
-    return encode_arrays(plain(message.arrays), {key: value for key, value in vars(message).items() if key != "arrays"})
+    return encode_arrays(
+        plain(message.arrays), {key: value for key, value in vars(message).items() if key != "arrays"}
+    )
 
 
 def decode_task(data: bytes) -> Task:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from fedms import config as cfg
-from fedms.errors import ConfigError
+from fedms.config import Config, load_config
+from fedms.config.sections import TrainingConfig
+from fedms.core.errors import ConfigError
 
 Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
 """Parameter groups: the LoRA pairs' two matrices, the task head, an attention over the pooled feature, soft prompts, what weighs
@@ -45,7 +46,9 @@ class Stage:
 
     def without(self, group: Group) -> Stage:
         """The same without this group."""
-        trains, shares = (tuple(each for each in groups if each != group) for groups in (self.trains, self.shares))
+        trains, shares = (
+            tuple(each for each in groups if each != group) for groups in (self.trains, self.shares)
+        )
         return replace(self, trains=trains, shares=shares)
 
 
@@ -74,30 +77,46 @@ class Method:
     @property
     def has_global(self) -> bool:
         """Whether there is a global expert."""
-        return self.predicts != "statistics" and (not self.stages or any(stage.expert == "global" for stage in self.stages))
+        return self.predicts != "statistics" and (
+            not self.stages or any(stage.expert == "global" for stage in self.stages)
+        )
 
     @property
     def has_frontier(self) -> bool:
         """Whether predictions move with the prior."""
         return self.predicts == "mixture" or self.label_prior
 
-    def configure(self, config: cfg.Config) -> cfg.Config:
+    def configure(self, config: Config) -> Config:
         """The experiment with the keys that this method fixes.
 
         Raises:
             ConfigError: they do not go with the others, or the method averages what would differ in shape.
         """
-        config = cfg.load(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
-        if config.lora.tiers and any({*LORA} & {*stage.shares} and not stage.averages_products for stage in self.stages):
-            raise ConfigError(f"lora.tiers: method {self.name} averages A and B apart, which must be of one rank")
+        config = load_config(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
+        if config.lora.tiers and any(
+            {*LORA} & {*stage.shares} and not stage.averages_products for stage in self.stages
+        ):
+            raise ConfigError(
+                f"lora.tiers: method {self.name} averages A and B apart, which must be of one rank"
+            )
         if config.federation.robust != "none":
             if config.federation.aggregation in ("exact", "svd"):
-                raise ConfigError(f"federation.robust: must be `none` with federation.aggregation: {config.federation.aggregation}")
+                raise ConfigError(
+                    f"federation.robust: must be `none` with federation.aggregation: {config.federation.aggregation}"
+                )
             if any(stage.average == "beside" for stage in self.stages):
-                raise ConfigError(f"federation.robust: must be `none`, since in method {self.name} clients take themselves out of the mean")
-        if self.predicts == "blend" and config.federation.aggregation == "exact" and config.mixture.local_start == "scratch":
+                raise ConfigError(
+                    f"federation.robust: must be `none`, since in method {self.name} clients take themselves out of the mean"
+                )
+        if (
+            self.predicts == "blend"
+            and config.federation.aggregation == "exact"
+            and config.mixture.local_start == "scratch"
+        ):
             kept = "since the residual that exact averaging keeps is blended with none"
-            raise ConfigError(f"mixture.local_start: must be `global` with federation.aggregation: exact in method {self.name}, {kept}")
+            raise ConfigError(
+                f"mixture.local_start: must be `global` with federation.aggregation: exact in method {self.name}, {kept}"
+            )
         return config
 
 
@@ -112,3 +131,10 @@ LOCAL = Stage("local", "local", "local", (*LORA, "head"), (), "all")
 def throughout(stage: Stage) -> tuple[Stage, Stage]:
     """A personal method that shares all the time spends both budgets on the same: first its cohorts, then everybody."""
     return replace(stage, name="cohorts", budget="global"), replace(stage, name="everybody", budget="local")
+
+
+def rates(stage: Stage, config: TrainingConfig) -> tuple[float, float]:
+    """Learning rates of the head and of all else."""
+    if stage.expert == "local":
+        return config.local_learning_rate, config.local_learning_rate
+    return config.head_learning_rate, config.learning_rate

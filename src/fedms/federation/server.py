@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedms import seeds
 from fedms.config import Config
-from fedms.federation import aggregation, robust
+from fedms.core import seeds
 from fedms.federation.activation import Activation
+from fedms.federation.aggregation import mean as aggregation
+from fedms.federation.aggregation import robust
 from fedms.federation.messages import Kind, Task, Update
 from fedms.federation.method import Method, Stage
-from fedms.federation.personal import EVEN, INTERPOLATIONS, PRIORS, SCALES, gate_reads_statistics, prefixed, strip
-from fedms.model import expert as experts
+from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES, gate_reads_statistics
 from fedms.model import gate as gates
+from fedms.model.arrays import Arrays, block_of, group, prefixed, strip
 from fedms.model.backbone import Backbone
-from fedms.model.expert import Arrays
-from fedms.model.statistics import Discriminant, Statistics
+from fedms.model.discriminant import Discriminant
+from fedms.model.heads import nearest_head, statistics_head, zero_head
+from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.statistics import Statistics
 
 
 class Server:
@@ -41,7 +44,14 @@ class Server:
         evidence_scales: how far the gate's evidence is trusted at each prior between 0 and 1, chosen on all clients' validation data.
     """
 
-    def __init__(self, config: Config, method: Method, backbone: Backbone, clients: Sequence[str], ranks: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        method: Method,
+        backbone: Backbone,
+        clients: Sequence[str],
+        ranks: Mapping[str, int],
+    ) -> None:
         self.config = config
         self.method = method
         self.ranks = ranks
@@ -76,14 +86,18 @@ class Server:
         """Everybody else, in the order in which they are asked beside the cohort or in place of those of it that fail."""
         cohort = {*self.cohort(stage, round_number)}
         rest = [client for client in self.clients if client not in cohort]
-        drawn = seeds.numpy_generator(self.config.seed, "others", stage.budget, round_number).permutation(len(rest))
+        drawn = seeds.numpy_generator(self.config.seed, "others", stage.budget, round_number).permutation(
+            len(rest)
+        )
         return [rest[index] for index in drawn]
 
     def some(self, purpose: str, most: int | None) -> list[str]:
         """At most so many clients, always the same for the purpose; None: all."""
         if most is None or most >= len(self.clients):
             return self.clients
-        chosen = seeds.numpy_generator(self.config.seed, "some", purpose).choice(len(self.clients), most, replace=False)
+        chosen = seeds.numpy_generator(self.config.seed, "some", purpose).choice(
+            len(self.clients), most, replace=False
+        )
         return [self.clients[index] for index in sorted(chosen)]
 
     def rounds(self, stage: Stage) -> int:
@@ -105,7 +119,13 @@ class Server:
         return min(self.active(stage), default=self.backbone.depth)
 
     def tasks(
-        self, kind: Kind, clients: Sequence[str], stage: Stage | None, number: int, arrays: Arrays | None = None, **settings: Any
+        self,
+        kind: Kind,
+        clients: Sequence[str],
+        stage: Stage | None,
+        number: int,
+        arrays: Arrays | None = None,
+        **settings: Any,
     ) -> list[Task]:
         """One task a client: the active blocks, these arrays, and what is frozen for whom it has not reached."""
         name = stage.name if stage else "end"
@@ -129,8 +149,12 @@ class Server:
 
     def _stands_on_sums(self, kind: Kind, stage: Stage | None) -> bool:
         """Whether a client needs the discriminant for this, though it had no part in making it, or failed then."""
-        personal = kind in ("weigh", "test") or (kind == "train" and stage is not None and stage.expert == "local")
-        return personal and (gate_reads_statistics(self.method, self.config) or self.method.predicts == "statistics")
+        personal = kind in ("weigh", "test") or (
+            kind == "train" and stage is not None and stage.expert == "local"
+        )
+        return personal and (
+            gate_reads_statistics(self.method, self.config) or self.method.predicts == "statistics"
+        )
 
     def _cut(self, arrays: Arrays, client: str) -> Arrays:
         """Pairs at the rank that the client can take."""
@@ -138,14 +162,19 @@ class Server:
         if rank == self.config.lora.rank:
             return dict(arrays)
         cut = {"A": lambda array: array[:rank], "B": lambda array: array[:, :rank].contiguous()}
-        return {name: cut[group](array) if (group := experts.group(name)) in cut else array for name, array in arrays.items()}
+        return {
+            name: cut[matrix](array) if (matrix := group(name)) in cut else array
+            for name, array in arrays.items()
+        }
 
     def heard_of(self, tasks: Sequence[Task], updates: Sequence[Update]) -> None:
         """Who has answered a task has what came with it: what is frozen, once there is something, and the discriminant."""
         answered = {update.client for update in updates}
         if self.frozen:
             self.delivered |= answered
-        self.informed |= {task.client for task in tasks if task.client in answered and "discriminant.means" in task.arrays}
+        self.informed |= {
+            task.client for task in tasks if task.client in answered and "discriminant.means" in task.arrays
+        }
 
     def book(self, costs: Iterable[tuple[str, Mapping[str, Any]]], evaluation: bool = False) -> int:
         """Operations to count for these answers: each a client and what it says of costs. Those of evaluation have a ledger of their own,
@@ -184,20 +213,22 @@ class Server:
             self._lay_out(stage)
         if "gate" in stage.shares and self.config.gate.share == "adapter":
             gate = self.config.gate
-            fresh = gates.fresh_gate(self.backbone.feature_size, gate.adapter_rank, gate.hidden, self.config.seed, "")
+            fresh = gates.fresh_gate(
+                self.backbone.feature_size, gate.adapter_rank, gate.hidden, self.config.seed, ""
+            )
             self.shared = {name: fresh[name] for name in gates.ADAPTER}
 
     def _lay_out(self, stage: Stage) -> None:
         """Fresh arrays for what is shared and not there yet. A start that is not shared reaches each client once."""
-        names = experts.trained_names(self.backbone, stage.shares, self.active(stage), self.config.head.kind)
+        names = trained_names(self.backbone, stage.shares, self.active(stage), self.config.head.kind)
         fresh = self._fresh(stage)
         self.frozen |= {name: array for name, array in self.shared.items() if name not in names}
         self.shared = {name: (fresh | self.shared)[name] for name in names}
 
     def _fresh(self, stage: Stage) -> Arrays:
         config = self.config
-        pairs = experts.fresh_lora(self.backbone, self.active(stage), config.lora.rank, config.seed)
-        return pairs | experts.fresh_parts(self.backbone, stage.shares, (), config.model.prompt_tokens, config.seed)
+        pairs = fresh_lora(self.backbone, self.active(stage), config.lora.rank, config.seed)
+        return pairs | fresh_parts(self.backbone, stage.shares, (), config.model.prompt_tokens, config.seed)
 
     def settle(self) -> None:
         """The shared expert becomes the frozen global one that later stages stand on."""
@@ -212,23 +243,30 @@ class Server:
         if kind in ("statistics", "means"):
             assert self.discriminant is not None
             means = self.discriminant.means
-            self.shared |= experts.statistics_head(self.discriminant) if kind == "statistics" else experts.nearest_head(means)
+            self.shared |= statistics_head(self.discriminant) if kind == "statistics" else nearest_head(means)
         elif kind == "linear":
-            self.shared |= experts.zero_head(classes, self.backbone.feature_size)
+            self.shared |= zero_head(classes, self.backbone.feature_size)
         else:
             assert class_embeddings is not None
-            self.shared |= experts.nearest_head(class_embeddings, frozen=kind == "text")
+            self.shared |= nearest_head(class_embeddings, frozen=kind == "text")
 
     def aggregate(self, stage: Stage, number: int, updates: Sequence[Update]) -> None:
         """The shared state from what clients sent."""
         kind, lora = self.config.federation.aggregation, self.config.lora
         if stage.average == "beside":
-            weights: dict[str, float] = defaultdict(float)  # by block, since not everybody need train every one
+            weights: dict[str, float] = defaultdict(
+                float
+            )  # by block, since not everybody need train every one
             for update in updates:
-                for block in {experts.block_of(name) for name in update.arrays}:
+                for block in {block_of(name) for name in update.arrays}:
                     weights[str(block)] += update.weight
             clients = sorted(update.client for update in updates)
-            self.averaged = {"stage": stage.name, "round": number, "weights": dict(weights), "clients": clients}
+            self.averaged = {
+                "stage": stage.name,
+                "round": number,
+                "weights": dict(weights),
+                "clients": clients,
+            }
         if stage.averages_products and kind == "exact":
             self.shared = aggregation.exact(self.shared, updates, lora.alpha / lora.rank)
         elif stage.averages_products and kind == "svd":
@@ -251,7 +289,11 @@ class Server:
 
     def observe(self, stage: Stage, number: int, score: float | None) -> bool:
         """Tell the activation how this round of the stage went; True where more blocks are active now."""
-        if stage.activation != "sal" or stage.expert != "global" or not self.activation.observe(score, self.rounds(stage) - number):
+        if (
+            stage.activation != "sal"
+            or stage.expert != "global"
+            or not self.activation.observe(score, self.rounds(stage) - number)
+        ):
             return False
         self.shared |= {name: array for name, array in self._fresh(stage).items() if name not in self.shared}
         return True
@@ -260,7 +302,10 @@ class Server:
 
     def learn_statistics(self, updates: Sequence[Update]) -> Discriminant:
         self.informed.clear()  # of another one
-        parts = [Statistics.from_arrays(update.arrays) for update in sorted(updates, key=lambda update: update.client)]
+        parts = [
+            Statistics.from_arrays(update.arrays)
+            for update in sorted(updates, key=lambda update: update.client)
+        ]
         return Statistics.total(parts).discriminant(self.config.statistics.shrinkage)
 
     def calibrate(self, discriminant: Discriminant, updates: Sequence[Update]) -> None:
@@ -276,7 +321,9 @@ class Server:
         if self.method.gate == "constant":
             self.prior = PRIORS[int(likelihood.argmax())]
         else:
-            self.evidence_scales = [SCALES[best] for best in likelihood.view(len(EVEN), len(SCALES)).argmax(1).tolist()]
+            self.evidence_scales = [
+                SCALES[best] for best in likelihood.view(len(EVEN), len(SCALES)).argmax(1).tolist()
+            ]
 
     def checkpoint(self) -> tuple[Arrays, dict[str, Any]]:
         """All that is needed to go on."""
@@ -300,8 +347,16 @@ class Server:
         self.shared, self.frozen = strip(arrays, "shared/"), strip(arrays, "frozen/")
         self.discriminant = Discriminant.from_arrays(arrays) if "discriminant.means" in arrays else None
         self.activation.restore(meta["activation"])
-        self.delivered, self.settled, self.averaged = set(meta["delivered"]), meta["settled"], meta["averaged"]
-        self.prior, self.evidence_scales, self.booked = meta["prior"], meta.get("evidence_scales", EVEN), meta.get("booked", {})
+        self.delivered, self.settled, self.averaged = (
+            set(meta["delivered"]),
+            meta["settled"],
+            meta["averaged"],
+        )
+        self.prior, self.evidence_scales, self.booked = (
+            meta["prior"],
+            meta.get("evidence_scales", EVEN),
+            meta.get("booked", {}),
+        )
         self.declared, self.informed = meta.get("declared", {}), set(meta.get("informed", ()))
 
 

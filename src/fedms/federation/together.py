@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from fedms.federation.client import ClientHost, Ready
 from fedms.federation.messages import Task, Update
-from fedms.federation.stacking import Kind, Member, train_stack
-from fedms.federation.training import checked
+from fedms.training.batched import Kind, Member, train_stack
+from fedms.training.expert_training import checked
 
 Given = TypeVar("Given")
 Done = TypeVar("Done")
@@ -21,7 +21,9 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     Those that cannot be stacked are done one at a time. So are those of a stack that fails as a whole: then each fails for itself.
     """
     samples = [host.world.samples(task.client, "train") for task in tasks]
-    _attempt(lambda boundary: host.compute.cache.fill(samples, boundary), host.boundary(tasks[0]))  # who fails, fails for itself below
+    _attempt(
+        lambda boundary: host.compute.cache.fill(samples, boundary), host.boundary(tasks[0])
+    )  # who fails, fails for itself below
     outcomes: dict[str, Update | Exception] = {}
     stacks = defaultdict[Kind | None, list[_Part]](list)
     for task in tasks:
@@ -33,7 +35,9 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     for kind, parts in stacks.items():
         trained = kind is not None and len(parts) > 1 and _attempt(_train, parts) is None
         for part in parts:
-            outcomes[part.task.client] = _attempt(_Part.conclude, part) if trained else _attempt(host.handle, part.task)
+            outcomes[part.task.client] = (
+                _attempt(_Part.conclude, part) if trained else _attempt(host.handle, part.task)
+            )
     return [outcomes[task.client] for task in tasks]
 
 
@@ -45,7 +49,9 @@ class _Part:
         self.host = host
         self.task = task
         self.ready: Ready = host.ready(task)
-        self.member = Member(self.ready.expert, self.ready.plan, self.ready.samples, self.ready.order, host.compute.pause())
+        self.member = Member(
+            self.ready.expert, self.ready.plan, self.ready.samples, self.ready.order, host.compute.pause()
+        )
 
     def conclude(self) -> Update:
         """When the stack has trained: its client's answer."""

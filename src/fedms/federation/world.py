@@ -9,18 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedms import seeds
 from fedms.config import Config
+from fedms.core import seeds
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.data import sources
-from fedms.data.features import Samples
-from fedms.data.inputs import Inputs, class_name_embeddings, inputs_for
+from fedms.data.federated import Samples
 from fedms.data.partition import ClientSplit, Partition, partition
 from fedms.data.sources import Dataset
-from fedms.errors import ConfigError, FedmsError
-from fedms.federation.activation import capacities, check_depth, ranks
-from fedms.model import backbone as backbones
+from fedms.federation.activation import check_depth
+from fedms.federation.tiers import capacities, ranks
 from fedms.model.backbone import Backbone
-from fedms.model.device import prepare
+from fedms.model.checkpoints import load_backbone
+from fedms.training.device import prepare
+from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ class World:
         for split in self.config.evaluation.splits:
             rows = np.sort(np.concatenate([getattr(client, split) for client in self.partition.clients]))
             if limit is not None and limit < len(rows):
-                rows = np.sort(seeds.numpy_generator(self.config.seed, "everyone", split).choice(rows, limit, replace=False))
+                rows = np.sort(
+                    seeds.numpy_generator(self.config.seed, "everyone", split).choice(
+                        rows, limit, replace=False
+                    )
+                )
             found[split] = self._samples(f"everyone/{split}", rows)
         return found
 
@@ -81,10 +86,12 @@ def open_world(config: Config) -> World:
     dataset = sources.load(config.data, config.seed)
     parts = partition(dataset, config.partition, config.seed)
     prepare(config.device, config.deterministic)
-    backbone = backbones.load(config.model, config.lora)
+    backbone = load_backbone(config.model, config.lora)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
         allowed = "statistics, means, linear"
-        raise ConfigError(f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: {allowed}")
+        raise ConfigError(
+            f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: {allowed}"
+        )
     check_depth(config.activation, backbone.depth, config.model.name)
     backbone.to_device(config.device, getattr(torch, config.precision))
     return World(config, dataset, parts, backbone, inputs_for(dataset, backbone, config.model))

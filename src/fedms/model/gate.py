@@ -15,12 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fedms import seeds
+from fedms.core import seeds
 
 COUNT_STRENGTH = 2.0
 """Own samples of a class at which the count gate trusts both experts alike."""
 ADAPTER = ("gate.adapter.down", "gate.adapter.up")
-NETWORK = ("gate.network.hidden.weight", "gate.network.hidden.bias", "gate.network.out.weight", "gate.network.out.bias")
+NETWORK = (
+    "gate.network.hidden.weight",
+    "gate.network.hidden.bias",
+    "gate.network.out.weight",
+    "gate.network.out.bias",
+)
 
 
 def shared_names(share: str) -> tuple[str, ...]:
@@ -33,7 +38,9 @@ def fresh_gate(size: int, adapter_rank: int, hidden: int, seed: int, client: str
 
     def uniform(rows: int, columns: int, *purpose: str) -> Tensor:
         bound = 1 / math.sqrt(columns)
-        return torch.empty(rows, columns).uniform_(-bound, bound, generator=seeds.torch_generator(seed, "gate", *purpose))
+        return torch.empty(rows, columns).uniform_(
+            -bound, bound, generator=seeds.torch_generator(seed, "gate", *purpose)
+        )
 
     return {
         "gate.adapter.down": uniform(adapter_rank, size, "adapter"),
@@ -52,7 +59,9 @@ def adapt(arrays: Mapping[str, Tensor], x: Tensor) -> Tensor:
 
 def delta(arrays: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """What the learned gate adds to the evidence, [n, d] -> [n]; zero at the start."""
-    hidden = F.gelu(F.linear(adapt(arrays, x), arrays["gate.network.hidden.weight"], arrays["gate.network.hidden.bias"]))
+    hidden = F.gelu(
+        F.linear(adapt(arrays, x), arrays["gate.network.hidden.weight"], arrays["gate.network.hidden.bias"])
+    )
     return F.linear(hidden, arrays["gate.network.out.weight"], arrays["gate.network.out.bias"])[:, 0]
 
 
@@ -67,3 +76,17 @@ def local_weight(evidence: Tensor, prior: float) -> Tensor:
     if prior in (0.0, 1.0):
         return torch.full_like(evidence, prior)
     return torch.sigmoid(evidence + math.log(prior / (1 - prior)))
+
+
+def mix(
+    global_logits: Tensor, local_logits: Tensor, local_weight: Tensor, on: str = "probabilities"
+) -> Tensor:
+    """Log-probabilities of the mixture, [n, C], from logits [n, C] twice and g_L [n]."""
+    weight = local_weight[:, None]
+    if on == "logits":
+        return F.log_softmax((1 - weight) * global_logits + weight * local_logits, dim=1)
+    # log space, so that a weight of exactly 0 or 1 leaves one expert alone and gradients stay finite
+    tiny = torch.finfo(weight.dtype).tiny
+    own = F.log_softmax(local_logits, dim=1) + weight.clamp_min(tiny).log()
+    everyone = F.log_softmax(global_logits, dim=1) + (1 - weight).clamp_min(tiny).log()
+    return torch.logaddexp(own, everyone)

@@ -43,7 +43,15 @@ class Pair:
 
         residual = None if self.residual is None else self.residual.to(dtype)
         weight = None if self.weight is None else self.weight.to(dtype)
-        return Pair(self.A.to(dtype), self.B.to(dtype), self.scale, residual, two(self.beside), weight, two(self.mixer))
+        return Pair(
+            self.A.to(dtype),
+            self.B.to(dtype),
+            self.scale,
+            residual,
+            two(self.beside),
+            weight,
+            two(self.mixer),
+        )
 
     def delta(self) -> Tensor:
         """The update of the weight, [out, in]: scale B A, and the residual. A pair beside it has no such update."""

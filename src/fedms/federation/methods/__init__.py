@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fedms.config import Config
-from fedms.errors import ConfigError
+from fedms.core.errors import ConfigError
 from fedms.federation.method import LORA, Method
 from fedms.federation.methods import fedavg, fedms, frozen, mixtures, partly_shared, personal
 
@@ -34,4 +34,7 @@ def of(config: Config) -> Method:
     method = find(config.method)
     if config.federation.aggregation != "freeze-a":
         return method
-    return replace(method, stages=tuple(stage.without("A") if {*LORA} <= {*stage.shares} else stage for stage in method.stages))
+    return replace(
+        method,
+        stages=tuple(stage.without("A") if {*LORA} <= {*stage.shares} else stage for stage in method.stages),
+    )

@@ -15,8 +15,16 @@ from dataclasses import replace
 from fedms.federation.method import GLOBAL, GLOBAL_SAL, Method
 
 METHODS = (
-    Method("fedavg", "federated LoRA in all blocks, one model for all", "arXiv 1602.05629", (GLOBAL,), "global"),
-    Method("fedavg-sal", "federated LoRA, sparsely activated: FedMS's first stage alone", "arXiv 2312.15926", (GLOBAL_SAL,), "global"),
+    Method(
+        "fedavg", "federated LoRA in all blocks, one model for all", "arXiv 1602.05629", (GLOBAL,), "global"
+    ),
+    Method(
+        "fedavg-sal",
+        "federated LoRA, sparsely activated: FedMS's first stage alone",
+        "arXiv 2312.15926",
+        (GLOBAL_SAL,),
+        "global",
+    ),
     Method(
         "sal-fixed",
         "fedavg-sal that never activates more blocks than at the start",

@@ -29,7 +29,13 @@ METHODS = (
         "mixture",
         gate="counts",
     ),
-    Method("feddpa", "global and local LoRA, weighed by likeness to own samples", "arXiv 2403.19211", (GLOBAL, LOCAL), "blend"),
+    Method(
+        "feddpa",
+        "global and local LoRA, weighed by likeness to own samples",
+        "arXiv 2403.19211",
+        (GLOBAL, LOCAL),
+        "blend",
+    ),
     Method(
         "pfl-moe",
         "global and local expert, a private gate over their outputs trained by the likelihood",
@@ -37,6 +43,11 @@ METHODS = (
         (GLOBAL, replace(LOCAL, trains=(*LOCAL.trains, "gate"))),
         "mixture",
         gate="learned",
-        settings={"gate.objective": "likelihood", "gate.network": True, "gate.share": "none", "mixture.interpolation": 1.0},
+        settings={
+            "gate.objective": "likelihood",
+            "gate.network": True,
+            "gate.share": "none",
+            "mixture.interpolation": 1.0,
+        },
     ),
 )

@@ -10,7 +10,13 @@ from dataclasses import replace
 from fedms.federation.method import GLOBAL, LOCAL, Method
 
 METHODS = (
-    Method("fedavg-finetune", "fedavg, then fine-tuned on each client", "arXiv 1910.10252", (GLOBAL, LOCAL), "local"),
+    Method(
+        "fedavg-finetune",
+        "fedavg, then fine-tuned on each client",
+        "arXiv 1910.10252",
+        (GLOBAL, LOCAL),
+        "local",
+    ),
     Method(
         "ditto",
         "fedavg, then on each client a model that a proximal term pulls to the global one",
@@ -19,5 +25,11 @@ METHODS = (
         "local",
     ),
     # it trains in the rounds in which the others would be asked, for the same steps
-    Method("local", "LoRA on each client alone, nothing shared", None, (replace(LOCAL, name="alone", budget="global"), LOCAL), "local"),
+    Method(
+        "local",
+        "LoRA on each client alone, nothing shared",
+        None,
+        (replace(LOCAL, name="alone", budget="global"), LOCAL),
+        "local",
+    ),
 )

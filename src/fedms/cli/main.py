@@ -1,0 +1,377 @@
+"""The commands. Whatever is heavy is imported inside the command that needs it, so that `fedms --help` is quick."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedms.cli.failures import Command, Commands, one_line
+
+app = typer.Typer(
+    name="fedms",
+    cls=Commands,
+    help="Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="Whose model.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable."),
+]
+
+
+def show_version(asked: bool) -> None:
+    """Print the installed version and exit."""
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"fedms {version('fedms')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version),
+    ] = False,
+) -> None:
+    """Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate."""
+    if debug:
+        os.environ["FEDMS_DEBUG"] = "1"  # a client's failure, too, is then a traceback
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows `?` and goes on
+
+
+@app.command(cls=Command)
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Run folder; default: runs/CONFIG-METHOD-SEED."),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run that is in the folder; begin where there is none."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+) -> None:
+    """Run one experiment: both stages, a run folder, a report."""
+    from fedms.config import load_config
+
+    # the config is checked before anything heavy is imported, so that a typo is told at once
+    checked = load_config(config, overrides or [])
+    folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
+
+    sets = [part for override in overrides or [] for part in ("--set", override)]
+    with _resumable("run", str(config), *sets, "--out", str(folder), "--resume"):
+        from fedms.cli.interrupt import Interruptible
+        from fedms.experiments.api import run
+        from fedms.experiments.console import observer
+
+        with Interruptible(observer(quiet)) as watcher:
+            result = run(checked, folder, observer=watcher, resume=resume)
+
+    from fedms.runs.report.tables import result_table
+
+    _print(result_table([result]))
+    typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")
+
+
+@app.command(cls=Command)
+def compare(
+    config: ConfigFile,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            "--methods",
+            metavar="A,B,...",
+            help="Methods, or variants of the config; default: what it names, or all.",
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option("--seeds", metavar="0,1,...", help="Default: what the config names, or 0,1,2."),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Default: runs/CONFIG-compare. What is there is kept."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
+) -> None:
+    """Compare methods on the same partitions and the same budget, over seeds; go on with a comparison that was interrupted."""
+    from fedms.config import load_config
+    from fedms.experiments.comparison.rows import narrowed, rows
+
+    checked = narrowed(
+        load_config(config, overrides or []),
+        None if methods is None else methods.split(","),
+        _whole_numbers(seeds, "--seeds"),
+    )
+    rows(checked)  # before anything heavy is imported, so that a typo is told at once
+    folder = out or Path("runs") / f"{config.stem}-compare"
+
+    chosen = [
+        part
+        for name, value in (("--methods", methods), ("--seeds", seeds))
+        if value is not None
+        for part in (name, value)
+    ]
+    sets = [part for override in overrides or [] for part in ("--set", override)]
+    with _resumable("compare", str(config), *chosen, *sets, "--out", str(folder)):
+        from fedms.cli.interrupt import Interruptible
+        from fedms.experiments.api import compare
+        from fedms.experiments.console import observer
+
+        with Interruptible(observer(quiet)) as watcher:
+            compare(checked, out=folder, observer=watcher)
+
+    _show_comparison(folder)
+    typer.echo(f"comparison  {folder / 'comparison.md'}")
+    typer.echo(f"report  {folder / 'report.html'}")
+
+
+@app.command(cls=Command)
+def partition(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the report's picture of it: .png, .svg or .csv."),
+    ] = None,
+) -> None:
+    """Show who holds what, before any training."""
+    from fedms.config import load_config
+
+    checked = load_config(config, overrides or [])
+
+    from fedms.runs.report.drawing import SUFFIXES, save_picture
+
+    if out is not None and out.suffix not in SUFFIXES:
+        from fedms.core.errors import ConfigError
+
+        raise ConfigError(f"--out {out}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
+
+    from fedms.experiments import experiment
+    from fedms.runs.report.tables import partition_summary, partition_table
+
+    described = experiment.describe_partition(checked)
+    _print(partition_table(described, _width()))
+    typer.echo(partition_summary(described))
+    if out is not None:
+        from fedms.core.files import make_folder, unmake
+        from fedms.runs.report.run.figures import partition_picture
+
+        picture = partition_picture(described)
+        assert picture is not None, "a partition that was just made has counts"
+        made = make_folder(out.parent)
+        try:
+            save_picture(picture, out)
+        except BaseException:
+            unmake(made)
+            raise
+        typer.echo(f"picture  {out}")
+
+
+@app.command(cls=Command)
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")],
+) -> None:
+    """Write the report of finished runs or comparisons again, and show their results side by side."""
+    from fedms.runs.reading.comparison import is_comparison, read_comparison
+    from fedms.runs.reading.run import read_run
+    from fedms.runs.report.comparison.page import write_comparison_report
+    from fedms.runs.report.run.page import write_report
+    from fedms.runs.report.tables import result_table
+
+    comparisons = [folder for folder in folders if is_comparison(folder)]
+    runs = [folder for folder in folders if folder not in comparisons]
+    for folder in comparisons:
+        read_comparison(folder)  # everything is read before anything is written
+    results = [read_run(folder).result for folder in runs]
+    written = [
+        write_comparison_report(folder) if folder in comparisons else write_report(folder)
+        for folder in folders
+    ]
+    if results:
+        _print(result_table(results))
+    for folder in comparisons:
+        _show_comparison(folder)
+    for path in written:
+        typer.echo(f"report  {path}")
+
+
+@app.command(cls=Command)
+def predict(
+    folder: RunFolder,
+    client: ClientName,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT|FILE", help="Texts, .txt files of one text a line, or image files."),
+    ] = None,
+    prior: Annotated[
+        float | None,
+        typer.Option(
+            "--prior",
+            metavar="P",
+            help="How often the client meets its own kind of data, 0 to 1; default: the run's.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, with every class.")
+    ] = False,
+) -> None:
+    """Predict with one client's model; without TEXT or FILE, each line of standard input is one."""
+    from fedms.runs.predict import load
+
+    model = load(folder, client)
+    samples = _samples(inputs, model.kind)
+    predictions = model.predict(samples, prior)
+    width = max((len(each.label) for each in predictions), default=0)
+    for sample, each in zip(samples, predictions, strict=True):
+        if as_json:
+            import json
+            from dataclasses import asdict
+
+            typer.echo(json.dumps({"input": str(sample), **asdict(each)}, ensure_ascii=False))
+            continue
+        weights = (
+            ""
+            if each.local_weight is None
+            else f"  local {each.local_weight:.3f}  global {each.global_weight:.3f}"
+        )
+        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {one_line(sample)}")
+
+
+@app.command(cls=Command)
+def export(
+    folder: RunFolder,
+    client: ClientName,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
+) -> None:
+    """Write one client's experts as PEFT adapters, with their heads and the gate."""
+    from fedms.runs.export.export import export_client
+    from fedms.runs.predict import load
+
+    for path in export_client(load(folder, client), to):
+        typer.echo(path)
+
+
+@app.command(cls=Command)
+def methods() -> None:
+    """List the methods that can be named in a config: a table, or in a pipe a line each, with tabs between name, summary and paper."""
+    from fedms.federation.methods import METHODS
+
+    listed = [(method.name, method.summary, method.paper or "") for method in METHODS.values()]
+    if sys.stdout.isatty():
+        from fedms.runs.report.tables import methods_table
+
+        _print(methods_table(listed))
+        return
+    for cells in listed:
+        typer.echo("\t".join(cells).rstrip())
+
+
+@contextlib.contextmanager
+def _resumable(*command: str) -> Iterator[None]:
+    """What is interrupted in here says with which command it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"go on with: {shlex.join(('fedms', *command))}") from None
+
+
+def _show_comparison(folder: Path) -> None:
+    """A comparison as a table, and what its marks mean."""
+    from fedms.runs.reading.comparison import read_comparison
+    from fedms.runs.report.comparison.tables import MARKS, comparison_table
+
+    _print(comparison_table(read_comparison(folder)))
+    typer.echo(MARKS)
+
+
+def _whole_numbers(text: str | None, option: str) -> list[int] | None:
+    """Numbers between commas."""
+    from fedms.core.errors import ConfigError
+
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"{option}: must be whole numbers between commas, as in 0,1,2, not {one_line(text)!r}"
+        ) from None
+
+
+def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
+    """What to predict for: the arguments, or the lines of standard input."""
+    if not arguments:
+        given = _lines(sys.stdin.buffer.read(), "standard input")
+        return list(map(Path, given)) if kind == "image" else list(given)
+    if kind == "image":
+        return [Path(each) for each in arguments]
+    return [text for each in arguments for text in _texts(each)]
+
+
+def _texts(argument: str) -> list[str]:
+    """The lines of a .txt file, or the argument itself."""
+    from fedms.core.errors import FedmsError
+
+    path = Path(argument)
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # too long for a file's name: certainly a text
+        is_file = False
+    named = path.suffix.lower() == ".txt" and not argument.split()[1:]
+    if is_file != named:
+        raise FedmsError(
+            f"{path}: is a file, but texts are read from .txt files alone"
+            if is_file
+            else f"{path}: no such file"
+        )
+    return _lines(path.read_bytes(), argument) if is_file else [argument]
+
+
+def _lines(data: bytes, where: str) -> list[str]:
+    """The lines that are not blank."""
+    from fedms.core.errors import FedmsError
+
+    try:
+        return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise FedmsError(f"{where}: not a text in UTF-8 (byte {error.start})") from None
+
+
+def _width() -> int:
+    """Characters a line: the terminal's, and enough for any table where the output is a file or a pipe."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=_width(), highlight=False).print(table)
+
+
+def main() -> None:
+    """The entry point."""
+    app(prog_name="fedms")

@@ -1,1 +1,0 @@
-"""Methods on the same partitions and the same budget: which runs that takes, and what they come to."""

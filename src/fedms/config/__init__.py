@@ -1,0 +1,5 @@
+"""One experiment, typed: what a config may say, and how it is read and checked."""
+
+from fedms.config.schema import Config, changed, load_config
+
+__all__ = ["Config", "changed", "load_config"]

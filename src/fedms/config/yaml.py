@@ -1,0 +1,100 @@
+"""YAML as people write it, read with one line for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.formatting import plain
+
+LARGEST = 2**20
+"""Bytes of a config at most, and of values once every alias is written out: ten lines of aliases can say a billion values."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which `1e-3` is a number, as everybody expects, no key comes twice, and nothing holds itself."""
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.deep_construct = True  # refuses what holds itself, which would be built otherwise
+        if _size(node, {}) > LARGEST:
+            raise yaml.constructor.ConstructorError(
+                None, None, "its aliases stand for too many values", node.start_mark
+            )
+        return super().construct_document(node)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"key {plain(key.value)} comes twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values in a node, with whatever its aliases stand for; one that holds itself counts once, since it is refused later."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        parts = (
+            [each for pair in node.value for each in pair]
+            if isinstance(node, yaml.MappingNode)
+            else node.value
+        )
+        known[id(node)] += (
+            0 if isinstance(node, yaml.ScalarNode) else sum(_size(each, known) for each in parts)
+        )
+    return known[id(node)]
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
+    if len(data) > LARGEST:
+        raise ConfigError(f"{path}: too large for a config, which has {LARGEST >> 20} MB at most")
+    try:
+        values = parse(data.decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"{path}: a config is a mapping of keys to values")
+    return values
+
+
+def load_yaml(text: str) -> Any:
+    """The value that a YAML text says; PyYAML's errors, ValueError or RecursionError where it says none."""
+    return yaml.load(text, _Loader)
+
+
+def parse(text: str, whose: str) -> Any:
+    """The value that a YAML text says; `whose` it is, for the message."""
+    try:
+        return load_yaml(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{whose}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}"
+        ) from None
+    except RecursionError:
+        raise ConfigError(f"{whose}: not valid YAML: nested too deeply") from None
+    except ValueError as error:  # what is written like a date or a number, but is none
+        raise ConfigError(f"{whose}: not valid YAML: {error}") from None

@@ -1,0 +1,82 @@
+"""The commands' Python face: run an experiment, compare methods, each with its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedms.config import Config, load_config
+from fedms.experiments import experiment
+from fedms.experiments.comparison import compare as comparing
+from fedms.experiments.comparison.rows import narrowed
+from fedms.experiments.observers import Observer
+from fedms.runs.report.comparison.page import write_comparison_report
+from fedms.runs.report.run.page import write_report
+
+
+def run(
+    config: Config | str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    observer: Observer | None = None,
+    reuse: str | Path | None = None,
+    resume: bool = False,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Run one experiment into a folder; return the content of its result.json.
+
+    Args:
+        config: the experiment: a `Config`, a YAML file, or a mapping of its keys.
+        out: the run folder. It must be empty or new, unless `resume` is true.
+        observer: is told of the progress; default: nobody.
+        reuse: a finished run of this experiment's first stage alone. That stage is then not trained again.
+        resume: continue the run in the folder, to the result it would have reached. Without a run there, begin.
+        report: also write report.html and its figures.
+
+    Raises:
+        ConfigError: a wrong key, type, range or combination. Nothing has been written then.
+        FedmsError: data, model or folder are not as needed.
+    """
+    checked = config if isinstance(config, Config) else load_config(config)
+    result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse), resume)
+    if report:
+        write_report(Path(out))
+    return result
+
+
+def compare(
+    config: Config | str | Path | Mapping[str, Any],
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    out: str | Path | None = None,
+    *,
+    observer: Observer | None = None,
+    report: bool = True,
+) -> dict[str, Any]:
+    """Compare methods on the same partitions and the same budget; return the content of comparison.json.
+
+    Args:
+        config: the experiment. Its section `compare` names rows, seeds and what is tuned; as for `run`.
+        methods: these methods, or variants that the config names; default: those of the config.
+        seeds: default: those of the config.
+        out: the comparison's folder. Finished runs in it are kept. Default: runs/NAME-compare, after the file.
+        observer: is told of the progress; default: nobody.
+        report: also write report.html and its figures.
+
+    Raises:
+        ConfigError: a wrong key, type, range or combination, also in a variant. Nothing has been written then.
+        FedmsError: data, model or folder are not as needed, or a run failed. Finished runs stay.
+    """
+    checked = narrowed(config if isinstance(config, Config) else load_config(config), methods, seeds)
+    folder = Path(out) if out is not None else default_folder(config)
+    said = comparing.compare(checked, folder, observer)
+    if report:
+        write_comparison_report(folder)
+    return said
+
+
+def default_folder(config: Config | str | Path | Mapping[str, Any]) -> Path:
+    """Where a comparison goes if nobody says: runs/NAME-compare for the file NAME.yaml, else runs/compare."""
+    name = f"{Path(config).stem}-compare" if isinstance(config, str | Path) else "compare"
+    return Path("runs") / name

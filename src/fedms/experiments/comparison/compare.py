@@ -1,0 +1,203 @@
+"""A comparison from its config to comparison.json: tune, run what is missing, sum up."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fedms.config import Config
+from fedms.core.errors import FedmsError
+from fedms.core.files import read_json, write_bytes, write_json
+from fedms.engines.local import worker_count
+from fedms.engines.memory import forget_peak
+from fedms.experiments import experiment
+from fedms.experiments.comparison.differences import summarise
+from fedms.experiments.comparison.folder import PREFIXES, claimed, is_finished
+from fedms.experiments.comparison.plan import Run, plan
+from fedms.experiments.comparison.rows import Row, baseline, rows
+from fedms.experiments.observers import Observer, Silent
+from fedms.experiments.tensorboard import require_tensorboard
+from fedms.runs.environment import describe_environment
+from fedms.runs.reading.comparison import read_comparison
+from fedms.runs.report.comparison.tables import comparison_markdown
+
+Keys = dict[str, Any]
+
+
+def compare(config: Config, out: Path, observer: Observer | None = None) -> dict[str, Any]:
+    """Run what `config.compare` names into the folder `out`, less what is there already; return what its comparison.json says.
+
+    Raises:
+        ConfigError: a row, a variant or a candidate is not a whole experiment. Nothing has been written then.
+        FedmsError: the folder holds something else, or a run failed. What has finished stays, and is not run again.
+    """
+    require_tensorboard(config)
+    watcher = observer or Silent()
+    compared = rows(config)
+    trials = {row.name: trials_of(row, config) for row in compared}
+    with claimed(out, config):
+        perform(out, plan([run for tried in trials.values() for run, _ in tried]), watcher, "tuning run")
+        tuning = {row: choose(out, tried, config.compare.criterion) for row, tried in trials.items() if tried}
+        wanted = [
+            (row, seed, run_of(row, seed, config, trials, tuning))
+            for seed in config.compare.seeds
+            for row in compared
+        ]
+        perform(out, plan([run for _, _, run in wanted]), watcher, "run")
+        write_json(out / "comparison.json", summed_up(out, config, compared, wanted, tuning))
+        write_bytes(out / "comparison.md", comparison_markdown(read_comparison(out)).encode())
+        return dict(read_json(out / "comparison.json"))
+
+
+def perform(out: Path, runs: Sequence[Run], observer: Observer, what: str) -> None:
+    """Run those that are not there yet, in this order."""
+    there = {run.folder for run in runs if is_finished(out / run.folder, run.config)}
+    awaited = {run.first for run in runs if run.folder not in there}
+    runs = [run for run in runs if not run.hidden or run.folder in there | awaited]
+    if there:
+        observer.note(f"{len(there)} of {len(runs)} {what}s are there")
+    for number, run in enumerate(runs, start=1):
+        if run.folder in there:
+            continue
+        observer.note(f"{what} {number} of {len(runs)}: {run.label}")
+        gc.collect()  # the last run's world, which would count as this one's memory
+        forget_peak()
+        try:
+            first = out / run.first if run.first else None
+            experiment.run(
+                run.config, out / run.folder, observer, first, resume=True, prefixes=out / PREFIXES
+            )
+        except FedmsError as error:
+            raise type(error)(f"{run.label}: {error}") from None
+
+
+# tuning: every combination of the grid once, on the first seed, judged on validation data alone
+
+
+def trials_of(row: Row, config: Config) -> list[tuple[Run, Keys]]:
+    """A run for each combination of the grid; none where there is nothing to choose between."""
+    seed, grid = config.compare.seeds[0], row.grid(config)
+    if len(grid) < 2:
+        return []
+    return [
+        (
+            Run(
+                f"tuning/{row.name}/{_name(keys)}",
+                f"{row.name}, {_words(keys)}, seed {seed}",
+                row.experiment(config, seed, keys),
+            ),
+            keys,
+        )
+        for keys in grid
+    ]
+
+
+def choose(out: Path, tried: Sequence[tuple[Run, Keys]], criterion: str) -> dict[str, Any]:
+    """Every combination with its score, and the best: of equals, the first."""
+    candidates = [
+        {
+            "keys": keys,
+            "folder": run.folder,
+            "score": read_json(out / run.folder / "result.json")["validation"][criterion],
+        }
+        for run, keys in tried
+    ]
+    return {
+        "candidates": candidates,
+        "chosen": max(candidates, key=lambda candidate: candidate["score"])["keys"],
+    }
+
+
+def run_of(
+    row: Row,
+    seed: int,
+    config: Config,
+    trials: Mapping[str, Sequence[tuple[Run, Keys]]],
+    tuning: Mapping[str, Mapping[str, Any]],
+) -> Run:
+    """This row's run of that seed; the first seed's of a tuned row is the trial that was chosen."""
+    label = f"{row.name}, seed {seed}"
+    chosen = chosen_for(row, config, tuning)
+    if row.name in tuning and seed == config.compare.seeds[0]:
+        return replace(next(run for run, keys in trials[row.name] if keys == chosen), label=label)
+    return Run(f"runs/{row.name}-{seed}", label, row.experiment(config, seed, chosen))
+
+
+def chosen_for(row: Row, config: Config, tuning: Mapping[str, Mapping[str, Any]]) -> Keys:
+    """The keys that the grid sets for this row."""
+    return dict(tuning[row.name]["chosen"]) if row.name in tuning else row.grid(config)[0]
+
+
+def _words(keys: Keys) -> str:
+    return " ".join(f"{key}={value}" for key, value in keys.items())
+
+
+def _name(keys: Keys) -> str:
+    """A folder's name: the keys as they are, if that is one."""
+    words = _words(keys)
+    return (
+        words
+        if re.fullmatch(r"[\w.=+ -]{1,120}", words, re.ASCII)
+        else hashlib.sha256(json.dumps(keys).encode()).hexdigest()[:12]
+    )
+
+
+# the end
+
+
+def summed_up(
+    out: Path,
+    config: Config,
+    compared: Sequence[Row],
+    wanted: Sequence[tuple[Row, int, Run]],
+    tuning: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What comparison.json says."""
+    runs = [
+        {
+            "row": row.name,
+            "seed": seed,
+            "folder": run.folder,
+            "result": read_json(out / run.folder / "result.json"),
+        }
+        for row, seed, run in wanted
+    ]
+    against = baseline(config, compared)
+    summaries = summarise(
+        {row.name: [run["result"] for run in runs if run["row"] == row.name] for row in compared}, against
+    )
+    return {
+        "config": config.model_dump(mode="json"),
+        "environment": describe_environment(
+            config, worker_count(config) if config.deterministic else None
+        ),  # else each run chooses
+        "seeds": list(config.compare.seeds),
+        "baseline": against,
+        "methods": [
+            {
+                "name": row.name,
+                "method": row.method.name,
+                "summary": row.method.summary,
+                "paper": row.method.paper,
+                "overrides": row.overrides,
+                "tuned": chosen_for(row, config, tuning),
+                **summaries[row.name],
+            }
+            for row in compared
+        ],
+        "runs": runs,
+        "tuning": {
+            "criterion": config.compare.criterion,
+            "seed": config.compare.seeds[0],
+            "grid": config.compare.model_dump(mode="json")["tune"],
+            "rows": dict(tuning),
+        }
+        if tuning
+        else {},
+    }

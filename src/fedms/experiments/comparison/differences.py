@@ -1,0 +1,156 @@
+"""What the runs of a comparison come to: means over seeds, and differences with their uncertainty.
+
+**Pairs.** Two rows are compared on the same clients of the same seeds: a pair is one client of one seed, its difference the one row's
+accuracy less the other's. Differences are averaged over all pairs.
+
+**Confidence.** 95 % intervals by a percentile bootstrap in two levels (9999 resamples, seeded). The clients of a seed share its partition,
+cohorts, global model and the test data of everyone, so they are no independent samples: seeds are drawn with replacement, then clients
+within each seed drawn, never across. Clients alone would not do: where one model serves all, every client of a seed has the same
+accuracy_global, and an interval over clients would have no width at all. With one seed the interval is over its clients, and speaks of that
+partition only; with a few, it knows as much of the variation between seeds as a few draws show. Below six pairs no sign test could
+reach 5 %, and where nothing varies there is nothing to infer from: then there is no interval and no claim.
+
+**p** is that of Wilcoxon's signed-rank test over all pairs, which takes pairs for independent: it is shown beside the interval, and nothing
+is decided by it. It is left out where the pairs of every seed are all equal.
+
+**Distinguishable** is a difference whose interval excludes 0. Many rows are compared without a correction for it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedms.runs.reading.comparison import ACCURACIES, FEWEST_PAIRS, RESAMPLES
+from fedms.runs.reading.run import number
+
+METRICS = (
+    "accuracy_local",
+    "accuracy_local_worst",
+    "accuracy_global",
+    "accuracy_base",
+    "gate_global_share",
+    "gate_global_share_everyone",
+    "uplink_bytes",
+    "downlink_bytes",
+    "train_flops",
+    "seconds",
+    "trainable_parameters",
+    "trainable_fraction",
+    "peak_memory_bytes",
+)
+MOST_AT_ONCE = 4_000_000
+"""Draws held in memory at a time."""
+DIGITS = 9
+"""Decimals of a difference: accuracies are fractions of single precision, and equal ones must not differ."""
+Result = Mapping[str, Any]
+Differences = list[NDArray[np.float64]]
+
+
+def summarise(results: Mapping[str, Sequence[Result]], baseline: str) -> dict[str, dict[str, Any]]:
+    """For each row, from its results over seeds: `mean`, `std`, `versus_baseline`, `best` and `frontier`.
+
+    `std` is the sample's, null below two seeds. `best` marks for each accuracy the row with the highest mean (`best`) and those that
+    cannot be told from it (`equal`).
+    """
+    best = {
+        key: max(results, key=lambda row: statistics.fmean(result[key] for result in results[row]))
+        for key in ACCURACIES
+    }
+    out = {}
+    for row, own in results.items():
+        known = {
+            key: [value for result in own if (value := number(result, key)) is not None] for key in METRICS
+        }
+        against = {key: compare(own, results[baseline], key) for key in ACCURACIES}
+        out[row] = {
+            "mean": {key: statistics.fmean(values) if values else None for key, values in known.items()},
+            "std": {
+                key: statistics.stdev(values) if len(values) > 1 else None for key, values in known.items()
+            },
+            "versus_baseline": None if row == baseline else against,
+            "best": {key: _mark(row, best[key], results, key) for key in ACCURACIES},
+            "frontier": frontier(own),
+        }
+    return out
+
+
+def compare(results: Sequence[Result], others: Sequence[Result], key: str) -> dict[str, Any]:
+    """One row less another, as pairs of clients: `difference`, its interval `low` to `high`, `p`, `pairs`, `distinguishable`.
+
+    `low` and `high` are null where there is no interval, and `p` where it would say nothing.
+    """
+    found = differences(results, others, key)
+    pooled = np.concatenate(found) if found else np.empty(0)
+    interval = _interval(found) if len(pooled) >= FEWEST_PAIRS else None
+    return {
+        "difference": float(pooled.mean()) if len(pooled) else None,
+        "low": interval[0] if interval else None,
+        "high": interval[1] if interval else None,
+        "p": _signed_rank(pooled) if interval and any(np.ptp(seed) for seed in found) else None,
+        "pairs": len(pooled),
+        "distinguishable": interval is not None and not interval[0] <= 0 <= interval[1],
+    }
+
+
+def differences(results: Sequence[Result], others: Sequence[Result], key: str) -> Differences:
+    """For each seed that both have, [client]: the one's value less the other's, over the clients that both know it of."""
+    theirs = {other["seed"]: _per_client(other, key) for other in others}
+    out = []
+    for result in sorted(results, key=lambda result: int(result["seed"])):
+        there = theirs.get(result["seed"], {})
+        pairs = [
+            round(value - there[name], DIGITS)
+            for name, value in _per_client(result, key).items()
+            if name in there
+        ]
+        if pairs:
+            out.append(np.array(pairs))
+    return out
+
+
+def frontier(results: Sequence[Result]) -> list[dict[str, float]]:
+    """Both accuracies along the prior, means over seeds; empty for a method without one."""
+    curves = [result.get("frontier") or [] for result in results]
+    return [
+        {"prior": points[0]["prior"]}
+        | {key: statistics.fmean(point[key] for point in points) for key in ACCURACIES}
+        for points in zip(*curves, strict=False)
+    ]
+
+
+def _per_client(result: Result, key: str) -> dict[str, float]:
+    return {
+        client["name"]: value for client in result["per_client"] if (value := number(client, key)) is not None
+    }
+
+
+def _mark(row: str, best: str, results: Mapping[str, Sequence[Result]], key: str) -> str:
+    if row == best:
+        return "best"
+    return "" if compare(results[row], results[best], key)["distinguishable"] else "equal"
+
+
+def _interval(found: Differences) -> tuple[float, float] | None:
+    """95 % of the means over seeds drawn with replacement, and clients drawn with replacement within each; None if all are equal."""
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(found), size=(RESAMPLES, len(found)))
+    total = np.zeros(RESAMPLES)
+    for place in range(len(found)):
+        for seed, pairs in enumerate(found):
+            mine = np.flatnonzero(drawn[:, place] == seed)
+            for part in np.array_split(mine, 1 + len(mine) * len(pairs) // MOST_AT_ONCE):
+                total[part] += pairs[rng.integers(len(pairs), size=(len(part), len(pairs)))].mean(1)
+    low, high = (round(float(each), DIGITS) for each in np.quantile(total / len(found), (0.025, 0.975)))
+    return None if low == high else (low, high)
+
+
+def _signed_rank(pooled: NDArray[np.float64]) -> float:
+    """Wilcoxon's two-sided p; pairs without a difference are left out, and 1 where there is none at all."""
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(pooled).pvalue) if pooled.any() else 1.0

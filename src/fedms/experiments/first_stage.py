@@ -1,0 +1,61 @@
+"""Whether the first stage of one run can stand in for another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fedms.config import Config
+from fedms.core.errors import FedmsError
+from fedms.core.paths import refuse_ways_out
+from fedms.federation.method import Stage
+from fedms.federation.methods import of
+from fedms.runs.folder import RunFolder
+
+
+def reusable(config: Config, path: Path) -> RunFolder:
+    """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
+    refuse_ways_out(path)
+    folder = RunFolder(path)
+    other = folder.config()
+    stage = shared_first_stage(config)
+    same = (
+        stage is not None
+        and of(other).stages == (stage,)
+        and first_stage_settings(other) == first_stage_settings(config)
+    )
+    if not same or not (path / "result.json").exists():
+        raise FedmsError(
+            f"{path}: not a finished run of this experiment's first stage alone, so it cannot be reused"
+        )
+    return folder
+
+
+def shared_first_stage(config: Config) -> Stage | None:
+    """The method's first stage, if another run of it can stand in for it: the server must hold all that it trains."""
+    stages = of(config).stages
+    if not stages or config.gate.features != "global" or not set(stages[0].trains) <= set(stages[0].shares):
+        return None
+    return stages[0]
+
+
+LATER: dict[str, set[str] | bool] = {
+    "method": True,
+    "federation": {"rounds_local", "cohort_local"},
+    "training": {"local_learning_rate"},
+    "activation": {"blocks_local"},
+    "head": {"label_prior"},
+    "gate": True,
+    "mixture": True,
+    "evaluation": {"everyone", "validation"},
+    "cache": {"enabled", "memory_mb", "disk_mb"},
+    "engine": True,
+    "log": True,
+    "compare": True,
+}
+"""Keys that say nothing of a first, global stage: what comes after it, and how it is computed."""
+
+
+def first_stage_settings(config: Config) -> dict[str, Any]:
+    """All that decides what a first, global stage comes to, its method apart."""
+    return config.model_dump(exclude=LATER)

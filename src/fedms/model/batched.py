@@ -1,0 +1,62 @@
+"""Several clients' experts as one, so that they run and train as one batch.
+
+Every array has one dimension more, the experts in their order. Samples come in the same order, as many of each: the first n of
+K n are the first expert's. No number of one expert meets another's, so each has its own gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedms.model.arrays import Arrays
+from fedms.model.expert import Expert
+
+
+class Stack(Expert):
+    """Experts of equal names, shapes and scale, of pairs and head alone."""
+
+    def __init__(self, experts: Sequence[Expert]) -> None:
+        names = experts[0].arrays
+        super().__init__(
+            {name: torch.stack([each.arrays[name] for each in experts]) for name in names}, experts[0].scale
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrays["head.weight"])
+
+    def member(self, number: int) -> Arrays:
+        """One expert's arrays, as they are now."""
+        return {name: array[number].detach().clone() for name, array in self.arrays.items()}
+
+    def keep(self, count: int, optimizer: torch.optim.Optimizer) -> None:
+        """Let all but the first experts go, and with them what the optimizer of the others' arrays has gathered about them."""
+        leaves = {id(array): name for name, array in self.arrays.items() if array.requires_grad}
+        self.arrays = {
+            name: array.detach()[:count].clone().requires_grad_(array.requires_grad)
+            for name, array in self.arrays.items()
+        }
+        for group in optimizer.param_groups:
+            old, group["params"] = (
+                group["params"],
+                [self.arrays[leaves[id(leaf)]] for leaf in group["params"]],
+            )
+            for before, leaf in zip(old, group["params"], strict=True):
+                gathered = optimizer.state.pop(before)
+                optimizer.state[leaf] = {
+                    what: value[:count].clone() if value.dim() else value for what, value in gathered.items()
+                }
+
+    def _head(self, name: str, x: Tensor) -> Tensor:
+        weight, bias, log_scale = (self.arrays[f"{name}.{part}"] for part in ("weight", "bias", "log_scale"))
+        raw = torch.baddbmm(bias[:, None], x.view(len(weight), -1, x.shape[1]), weight.mT)
+        return (raw * log_scale.exp()[:, :, None]).flatten(0, 1)
+
+
+def can_stack(expert: Expert) -> bool:
+    """Whether it is of pairs and head alone."""
+    return expert.weight is None and all(
+        name.startswith(("block.", "head.")) and not name.endswith(".residual") for name in expert.arrays
+    )

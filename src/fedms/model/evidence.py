@@ -1,0 +1,56 @@
+"""The evidence for `own` against `everyone`, from feature statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fedms.model.discriminant import Discriminant
+from fedms.model.statistics import Statistics
+
+MEAN_STRENGTH = 5.0
+"""How many samples' worth the federation's class mean counts in a client's own."""
+
+
+class Evidence:
+    """log r(x): how much likelier x is under this client's mixture of classes than under everybody's.
+
+        m_kc = (s_kc + a mu_c) / (n_kc + a),   p_k(c) = (n_kc + q_c) / (N_k + 1),   a = MEAN_STRENGTH
+        log r = log sum_c p_k(c) e(x; m_kc) - log sum_c q_c e(x; mu_c),   e(x; m) = exp(-(x-m)ᵀ P (x-m) / 2T)
+
+    The term xᵀ P x cancels. With `means=False` both mixtures use mu_c, so only the label counts speak.
+    """
+
+    def __init__(self, everyone: Discriminant, own: Statistics, means: bool = True) -> None:
+        self.everyone = everyone
+        self.counts = own.counts.float()
+        self.sums = own.sums.float()
+        self.means = (
+            (self.sums + MEAN_STRENGTH * everyone.means) / (self.counts[:, None] + MEAN_STRENGTH)
+            if means
+            else everyone.means
+        )
+        self.own_means = means
+        self.prior = (self.counts + everyone.prior) / (self.counts.sum() + 1)
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """[n, d] -> [n], for samples that are not in the client's sums."""
+        return torch.logsumexp(self.everyone.scores(x, self.means) + self.prior.log(), 1) - self._everyone(x)
+
+    def log_ratio_left_out(self, x: Tensor, labels: Tensor) -> Tensor:
+        """[n, d], [n] -> [n], for samples that are in the client's sums: each is judged by the sums without it."""
+        rows = torch.arange(len(x))
+        others = self.counts.repeat(len(x), 1)
+        others[rows, labels] -= 1
+        prior = (others + self.everyone.prior) / (self.counts.sum().clamp_min(1))
+        scores = self.everyone.scores(x, self.means)
+        if self.own_means:
+            left = (self.sums[labels] - x + MEAN_STRENGTH * self.everyone.means[labels]) / (
+                others[rows, labels] + MEAN_STRENGTH
+            )[:, None]
+            projected = left @ self.everyone.precision
+            scores[rows, labels] = (projected * (x - 0.5 * left)).sum(1) / self.everyone.temperature
+        return torch.logsumexp(scores + prior.clamp_min(1e-12).log(), 1) - self._everyone(x)
+
+    def _everyone(self, x: Tensor) -> Tensor:
+        return torch.logsumexp(self.everyone.scores(x) + self.everyone.prior.log(), 1)

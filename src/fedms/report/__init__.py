@@ -1,1 +1,0 @@
-"""Reads finished runs and comparisons, and nothing else: numbers, tables, pictures, one HTML file."""

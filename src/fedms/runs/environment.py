@@ -1,0 +1,57 @@
+"""What a result was made with, so that a result file explains itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from fedms.config import Config
+from fedms.core.reproducibility import describe_reproducibility
+
+PACKAGES = ("fedms", "torch", "transformers", "datasets", "safetensors", "numpy")
+
+
+def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
+    """Versions, seed, workers (None where each run has its own), threads, device, git commit and whether the work tree differs from it."""
+    import torch
+
+    return {
+        "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        "seed": config.seed,
+        "workers": workers,
+        "threads_per_worker": 1,
+        "cores": os.cpu_count(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        **describe_reproducibility(),
+        "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
+        **_sources(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _sources() -> dict[str, Any]:
+    """The commit that the package's sources are of, and whether their work tree differs from it; null outside of one."""
+    if (
+        _git("ls-files", "--error-unmatch", Path(__file__).name) is None
+    ):  # an installed copy, perhaps inside another's work tree
+        return {"git_commit": None, "git_dirty": None}
+    status = _git("status", "--porcelain")
+    return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if status is None else status != ""}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,182 @@
+"""One client's model for use without fedms: PEFT adapters with their heads, the gate, and a page that says how."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedms.core.errors import FedmsError
+from fedms.core.files import make_folder, unmake
+from fedms.federation.personal_model import Personal
+from fedms.federation.prediction import scale_at
+from fedms.model.arrays import Arrays
+from fedms.model.checkpoints import locate
+from fedms.model.discriminant import Discriminant, label_shift
+from fedms.model.expert import Expert
+from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
+from fedms.runs.export.peft import save_plain, write_peft
+from fedms.runs.export.readme import readme
+from fedms.runs.predict import Client
+
+GATE_WEIGHTS, GATE_CONFIG, LABELS, README = "gate.safetensors", "gate.json", "labels.json", "README.md"
+MIXTURE_FORMULAS = {
+    "probabilities": "probabilities = global_weight softmax(global logits) + local_weight softmax(local logits)",
+    "logits": "probabilities = softmax(global_weight global logits + local_weight local logits)",
+}
+U_FORMULAS = {
+    "global": "u = the pooled feature of the model with the global adapter, scaled to length sqrt(d)",
+    "backbone": "u = the pooled feature of the model without any adapter, scaled to length sqrt(d)",
+}
+WEIGHT_FORMULA = "local_weight = sigmoid(log(prior / (1 - prior)) + evidence_scale (log_r(u) + delta(u))), global_weight = 1 - local_weight"
+LOG_R_FORMULA = "log_r(u) = logsumexp(evidence.own.weight u + evidence.own.bias) - logsumexp(evidence.everyone.weight u + evidence.everyone.bias)"
+COUNT_FORMULA = (
+    f"local_weight = sigmoid(log(prior / (1 - prior)) + logit(sum_c softmax(global logits)_c n_c / (n_c + {COUNT_STRENGTH:g}))), "
+    "n = counts, global_weight = 1 - local_weight"
+)
+DELTA_FORMULA = (
+    "delta(u) = gate.network.out.weight gelu(gate.network.hidden.weight a + gate.network.hidden.bias) + gate.network.out.bias, "
+    "a = u + gate.adapter.up gelu(gate.adapter.down u)"
+)
+
+
+def export_client(client: Client, to: Path) -> list[Path]:
+    """Write the client's model into a new folder, whole or not at all; return its files.
+
+    Raises:
+        FedmsError: something is there already, it cannot be written, or the method trains no expert or one that is no adapter.
+    """
+    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+        raise FedmsError(f"{to}: already there and not empty; name another folder with --to")
+    if why := _unwritable(client.personal):
+        raise FedmsError(
+            f"method {client.personal.method.name} {why}, so there is nothing that PEFT could load"
+        )
+    made = make_folder(to)
+    try:
+        with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export.") as draft:
+            inside = (
+                Path(draft) / "export"
+            )  # with the permissions of an ordinary folder, which the draft has not
+            inside.mkdir()
+            _write(client, inside)
+            inside.replace(to)  # which is empty
+    except BaseException:
+        unmake(made)
+        raise
+    return sorted(path for path in to.rglob("*") if path.is_file())
+
+
+def _unwritable(personal: Personal) -> str | None:
+    """Why the experts cannot be PEFT adapters with a head each; None where they can."""
+    if personal.method.predicts == "blend":
+        return "weighs two experts' pairs against each other within every layer"
+    found = _experts(personal)
+    if not found:
+        return "trains no expert"
+    names = {name.partition(".")[0] for expert in found.values() for name in expert.arrays}
+    told = {
+        "beside": "weighs other clients' pairs against its own within every layer",
+        "attention": "puts an attention before the head",
+        "prompt": "puts soft prompts before every input",
+    }
+    if more := names & told.keys():
+        return told[more.pop()]
+    return None if "block" in names else "trains no LoRA pair"
+
+
+def _experts(personal: Personal) -> dict[str, Expert]:
+    """The experts that predict."""
+    wanted = {"mixture": ("global", "local"), "global": ("global",), "local": ("local",)}.get(
+        personal.method.predicts, ()
+    )
+    found = {"global": personal.global_expert, "local": personal.local_expert}
+    return {name: expert for name in wanted if (expert := found[name]) is not None}
+
+
+def _head_with_prior(client: Client, arrays: Arrays) -> Arrays:
+    """The expert's arrays with the client's label prior in the bias, where the method puts it on the logits."""
+    personal = client.personal
+    if not personal.method.label_prior:
+        return arrays
+    shift = label_shift(personal.arrays["own.counts"].float(), personal.everyone_prior(), client.prior)
+    return arrays | {"head.bias": arrays["head.bias"] + shift / arrays["head.log_scale"].exp()}
+
+
+def _write(client: Client, folder: Path) -> None:
+    personal, labels = client.personal, list(client.classes)
+    experts = _experts(personal)
+    source = locate(personal.config.model.name)
+    base_model = str(Path(source).resolve()) if Path(source).is_dir() else source
+    for name, expert in experts.items():
+        write_peft(
+            folder / name,
+            _head_with_prior(client, expert.arrays),
+            client.backbone,
+            personal.config.lora,
+            base_model,
+            labels,
+        )
+    gate = _gate(client) if personal.method.predicts == "mixture" else None
+    if gate:
+        described, tensors = gate
+        if tensors:
+            save_plain(tensors, folder / GATE_WEIGHTS)
+        _write_json(folder / GATE_CONFIG, described)
+    _write_json(folder / LABELS, labels)
+    page = readme(
+        client.name, personal.config, client.backbone, base_model, list(experts), gate[0] if gate else None
+    )
+    (folder / README).write_text(page, encoding="utf-8")
+
+
+def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What gate.json says, and the gate's tensors: the evidence as two linear layers, and the network where it is kept."""
+    personal, config = client.personal, client.personal.config
+    described = {
+        "client": client.name,
+        "kind": personal.method.gate,
+        "prior": client.prior,
+        "mixture_on": config.mixture.on,
+    }
+    formulas = {"mixture": MIXTURE_FORMULAS[config.mixture.on]}
+    if personal.method.gate == "constant":
+        return described | {"formulas": formulas | {"local_weight": "local_weight = prior"}}, {}
+    if personal.method.gate == "counts":
+        counts = personal.arrays["own.counts"].tolist()
+        return described | {"counts": counts, "formulas": formulas | {"local_weight": COUNT_FORMULA}}, {}
+    evidence, kept = personal.evidence, personal.network_kept
+    tensors: dict[str, Tensor] = {}
+    if evidence:
+        tensors |= _linear("evidence.own", evidence.everyone, evidence.means, evidence.prior)
+        tensors |= _linear(
+            "evidence.everyone", evidence.everyone, evidence.everyone.means, evidence.everyone.prior
+        )
+    if kept:
+        tensors |= {name: personal.arrays[name] for name in (*ADAPTER, *NETWORK)}
+    formulas |= {
+        "local_weight": WEIGHT_FORMULA,
+        "u": U_FORMULAS[config.gate.features],
+        "log_r": LOG_R_FORMULA if evidence else "log_r(u) = 0",
+        "delta": DELTA_FORMULA if kept else "delta(u) = 0",
+    }
+    return described | {
+        "features": config.gate.features,
+        "evidence": config.gate.evidence if evidence else "none",
+        "evidence_scale": scale_at(personal.evidence_scales, client.prior),
+        "network_kept": kept,
+        "formulas": formulas,
+    }, tensors
+
+
+def _linear(name: str, everyone: Discriminant, means: Tensor, prior: Tensor) -> dict[str, Tensor]:
+    """The discriminant's scores with these means, and the log of a label prior, as one linear layer."""
+    projected = means @ everyone.precision / everyone.temperature
+    return {f"{name}.weight": projected, f"{name}.bias": prior.log() - 0.5 * (projected * means).sum(1)}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

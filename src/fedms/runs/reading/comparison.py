@@ -1,0 +1,226 @@
+"""A finished comparison, read from its folder."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedms.core.errors import FedmsError
+from fedms.core.paths import is_name, refuse_ways_out
+from fedms.runs.reading.run import damaged_in, number, read_mapping, read_rounds
+
+FILE = "comparison.json"
+ACCURACIES = ("accuracy_local", "accuracy_global")
+"""What differences are told of: these are known for every client."""
+FEWEST_PAIRS = 6
+RESAMPLES = 9999
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One run of a row."""
+
+    seed: Any
+    folder: str
+    rounds: list[dict[str, Any]]
+    """The lines of its `metrics.jsonl`; none where it is gone."""
+    result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, or a variant of one, over all seeds."""
+
+    name: str
+    record: dict[str, Any]
+    """Its entry of `comparison.json`."""
+    runs: list[SeedRun]
+
+    def mean(self, metric: str) -> float | None:
+        """The mean over seeds."""
+        return number(mapping(self.record, "mean"), metric)
+
+    def spread(self, metric: str) -> float | None:
+        """The standard deviation over seeds."""
+        return number(mapping(self.record, "std"), metric)
+
+    def standing(self, metric: str) -> str:
+        """`best`, `equal` (not distinguishable from the best) or nothing."""
+        return str(mapping(self.record, "best").get(metric) or "")
+
+    def versus_baseline(self, metric: str) -> dict[str, Any]:
+        """The difference to the baseline with its interval."""
+        return mapping(mapping(self.record, "versus_baseline"), metric)
+
+    def frontier(self) -> list[tuple[float, float, float]]:
+        """(prior, accuracy_global, accuracy_local), by prior."""
+        points = [
+            (prior, everyone, own)
+            for point in records(self.record.get("frontier"))
+            if (prior := number(point, "prior")) is not None
+            and (everyone := number(point, "accuracy_global")) is not None
+            and (own := number(point, "accuracy_local")) is not None
+        ]
+        return sorted(points)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison's folder says about itself (the schema of `comparison.json`: docs/architecture.md)."""
+
+    folder: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    rows: list[Row]
+    baseline: Row
+    """What the others are measured against."""
+    seeds: list[int]
+    tuning: dict[str, Any]
+    """Empty where nothing was tuned."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a row stands after a round: means over its seeds."""
+
+    stage: str
+    round: int
+    """Counted from 1 over the whole run; an exchange of statistics is none."""
+    score: float | None
+    spread: float | None
+    uplink_bytes: float
+    train_flops: float
+    active_blocks: float | None
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether the folder is a comparison's, finished or not, and no run's."""
+    return (folder / FILE).exists() or (folder / "comparison.yaml").exists()
+
+
+def read_comparison(folder: Path) -> Comparison:
+    """Read a comparison's folder.
+
+    Raises:
+        FedmsError: the folder is not there, the comparison did not finish, or a file of it is damaged.
+    """
+    if not folder.is_dir():
+        raise FedmsError(f"{folder}: no such folder")
+    refuse_ways_out(folder)
+    said = read_mapping(folder, FILE, json.loads, what="comparison")
+    damaged = [key for key, kind in WHOLE.items() if not isinstance(said.get(key), kind)]
+    if not damaged:
+        damaged += ["methods"] * (not said["methods"] or not all(_holds(row, ROW) for row in said["methods"]))
+        damaged += ["runs"] * (not all(_is_run(run) for run in said["runs"]))
+    if damaged:
+        raise FedmsError(f"{folder / FILE}: damaged: {damaged[0]} is not as it should be")
+    rows = [
+        Row(row["name"], row, [_seed_run(folder, run) for run in said["runs"] if run["row"] == row["name"]])
+        for row in said["methods"]
+    ]
+    baseline = next((row for row in rows if row.name == said["baseline"]), rows[0])
+    return Comparison(
+        folder, said["config"], said["environment"], rows, baseline, said["seeds"], said["tuning"]
+    )
+
+
+WHOLE = {
+    "config": dict,
+    "environment": dict,
+    "seeds": list,
+    "baseline": str,
+    "methods": list,
+    "runs": list,
+    "tuning": dict,
+}
+ROW = {
+    "name": str,
+    "method": str,
+    "overrides": dict,
+    "tuned": dict,
+    "mean": dict,
+    "std": dict,
+    "best": dict,
+    "frontier": list,
+}
+RUN = {"row": str, "seed": int, "folder": str, "result": dict}
+"""What a comparison, a row and a run of it have, at least."""
+
+
+def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
+
+
+def _is_run(value: Any) -> bool:
+    """Whether it is a run of a comparison, in a folder below that of the comparison."""
+    return (
+        _holds(value, RUN)
+        and not damaged_in(value["result"])
+        and all(map(is_name, value["folder"].split("/")))
+    )
+
+
+def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The mapping under `key`; an empty one where it is missing or no mapping."""
+    value = record.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def records(value: Any) -> list[dict[str, Any]]:
+    """The mappings of a list; none where it is no list."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+def moments(row: Row) -> list[Moment]:
+    """A row's rounds in order, each averaged over the seeds that have it."""
+    seen: dict[int, list[tuple[dict[str, Any], float, float]]] = {}
+    for run in row.runs:
+        rounds, uplink, flops = 0, 0.0, 0.0
+        for line in run.rounds:
+            uplink += number(line, "uplink_bytes") or 0.0
+            flops += number(line, "train_flops") or 0.0
+            if number(line, "round"):
+                rounds += 1
+                seen.setdefault(rounds, []).append((line, uplink, flops))
+    return [_moment(at, seen[at]) for at in sorted(seen)]
+
+
+def unlikeness(counts: Sequence[Sequence[float]]) -> list[float]:
+    """How unlike each client's classes are to everybody's: total variation, 0 (the same) to 1 (nothing in common)."""
+    everyone = _shares([sum(column) for column in zip(*counts, strict=True)])
+    return [
+        sum(abs(own - other) for own, other in zip(_shares(row), everyone, strict=True)) / 2 for row in counts
+    ]
+
+
+def _shares(counts: Sequence[float]) -> list[float]:
+    total = sum(counts)
+    return [count / total if total else 0.0 for count in counts]
+
+
+def _moment(at: int, lines: Sequence[tuple[dict[str, Any], float, float]]) -> Moment:
+    scores = [score for line, *_ in lines if (score := number(line, "validation_score")) is not None]
+    blocks = [active for line, *_ in lines if (active := number(line, "active_blocks")) is not None]
+    return Moment(
+        stage=str(lines[0][0].get("stage", "")),
+        round=at,
+        score=statistics.fmean(scores) if scores else None,
+        spread=statistics.stdev(scores) if len(scores) > 1 else None,
+        uplink_bytes=statistics.fmean(uplink for _, uplink, _ in lines),
+        train_flops=statistics.fmean(flops for *_, flops in lines),
+        active_blocks=statistics.fmean(blocks) if blocks else None,
+    )
+
+
+def _seed_run(folder: Path, record: Mapping[str, Any]) -> SeedRun:
+    at = folder / record["folder"]
+    return SeedRun(
+        record["seed"],
+        record["folder"],
+        read_rounds(at) if (at / "metrics.jsonl").exists() else [],
+        record["result"],
+    )

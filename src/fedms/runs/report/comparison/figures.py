@@ -1,0 +1,407 @@
+"""The other pictures of a comparison: what it costs to get there, single clients, the gate, active blocks, the partition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from fedms.core.formatting import clip, decimal, scale
+from fedms.runs.reading.comparison import Comparison, Moment, Row, moments, records, unlikeness
+from fedms.runs.reading.run import number
+from fedms.runs.report.comparison.frontier import MARKERS, close_up, frontier
+from fedms.runs.report.drawing import (
+    GLOBAL,
+    INK,
+    LOCAL,
+    MUTED,
+    SURFACE,
+    WIDTH,
+    Numbers,
+    Picture,
+    heat_map,
+    plain,
+    style,
+)
+from fedms.runs.report.run.figures import MOST_DOTS, clients_height, dumbbells, partition_picture
+
+PANELS = 4
+"""Small pictures side by side."""
+MOST_CELLS = 26
+"""Most rounds whose active blocks are written as numbers."""
+
+
+def pictures(comparison: Comparison) -> list[Picture]:
+    """All pictures this comparison has the data for."""
+    drawers: list[Callable[[Comparison], Picture | None]] = [
+        frontier,
+        close_up,
+        gate,
+        over_rounds,
+        over_bytes,
+        over_flops,
+        clients,
+        blocks,
+        partition,
+    ]
+    return [picture for drawer in drawers if (picture := drawer(comparison)) is not None]
+
+
+def over_rounds(comparison: Comparison) -> Picture | None:
+    """Validation accuracy over rounds."""
+    return _progress(comparison, "rounds", "Accuracy over rounds", "rounds", "", lambda moment: moment.round)
+
+
+def over_bytes(comparison: Comparison) -> Picture | None:
+    """Validation accuracy over bytes sent."""
+    return _progress(
+        comparison,
+        "bytes",
+        "Accuracy over traffic",
+        "sent by clients so far",
+        "B",
+        lambda moment: moment.uplink_bytes,
+    )
+
+
+def over_flops(comparison: Comparison) -> Picture | None:
+    """Validation accuracy over operations spent."""
+    return _progress(
+        comparison,
+        "flops",
+        "Accuracy over compute",
+        "spent on training so far",
+        "FLOP",
+        lambda moment: moment.train_flops,
+    )
+
+
+def _progress(
+    comparison: Comparison, name: str, title: str, xlabel: str, unit: str, reach: Callable[[Moment], float]
+) -> Picture | None:
+    """Validation accuracy over what `reach` says, a small picture a row, each against all others."""
+    curves = {
+        row.name: [moment for moment in moments(row) if moment.score is not None] for row in comparison.rows
+    }
+    shown = [row for row in comparison.rows if curves[row.name]]
+    if not shown:
+        return None
+    reached = [reach(moment) for row in shown for moment in curves[row.name]]
+    power, prefix = scale(max(reached, default=0.0)) if unit else (0, "")
+
+    def lines(row: Row) -> list[list[tuple[float, float, float]]]:
+        """A line a stage, since stages score different models."""
+        return [
+            [(reach(m) / 10**power, m.score or 0.0, m.spread or 0.0) for m in stage]
+            for _, stage in groupby(curves[row.name], key=lambda moment: moment.stage)
+        ]
+
+    with style(name):
+        columns = min(PANELS, len(shown))
+        height = -(-len(shown) // columns)
+        figure = Figure(figsize=(8, 1.1 + 1.5 * height))
+        panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
+        for axes, row in zip(panels, shown, strict=False):
+            is_baseline = row is comparison.baseline
+            _progress_panel(
+                axes,
+                LOCAL if is_baseline else GLOBAL,
+                lines(row),
+                [line for other in shown if other is not row for line in lines(other)],
+            )
+            if not is_baseline and comparison.baseline in shown:
+                for line in lines(comparison.baseline):
+                    axes.plot(
+                        [p[0] for p in line],
+                        [p[1] for p in line],
+                        color=LOCAL,
+                        linestyle=(0, (4, 2)),
+                        linewidth=1.3,
+                        zorder=3,
+                    )
+            axes.set_title(
+                plain(row.name, 26),
+                fontsize=8.5,
+                loc="left",
+                weight="bold" if is_baseline else "normal",
+                pad=3,
+            )
+        for at, axes in enumerate(panels):
+            axes.set_visible(at < len(shown))
+            axes.tick_params(labelsize=7.5, labelbottom=at + columns >= len(shown))
+        panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=not unit))
+        panels[0].yaxis.set_major_locator(MaxNLocator(4))
+        figure.supxlabel(f"{xlabel} ({prefix}{unit or 'count'})", fontsize=9, color=INK)
+        figure.supylabel("validation accuracy (share)", fontsize=9, color=INK)
+        figure.legend(
+            handles=_progress_key(comparison, shown),
+            loc="outside upper left",
+            ncols=4,
+            frameon=False,
+            fontsize=8,
+        )
+    silent = [clip(row.name) for row in comparison.rows if row not in shown]
+    return Picture(
+        name,
+        title,
+        "Mean accuracy on the clients' validation data, over seeds. A line breaks between stages: a global stage scores the shared model, "
+        "a local one the clients' own."
+        + (f" Nothing to train, so no line: {', '.join(silent)}." if silent else ""),
+        figure,
+        Numbers(
+            (
+                "row",
+                "stage",
+                "round",
+                "uplink_bytes",
+                "train_flops",
+                "validation_score",
+                "validation_score_sd",
+            ),
+            [
+                [r.name, m.stage, m.round, m.uplink_bytes, m.train_flops, m.score, m.spread]
+                for r in shown
+                for m in curves[r.name]
+            ],
+        ),
+        wide=True,
+        spoken="At the end: "
+        + "; ".join(f"{row.name} {decimal(curves[row.name][-1].score)}" for row in shown)
+        + ".",
+    )
+
+
+def _progress_panel(
+    axes: Axes,
+    colour: str,
+    own: Sequence[Sequence[tuple[float, ...]]],
+    others: Sequence[Sequence[tuple[float, ...]]],
+) -> None:
+    gap = [(float("nan"), float("nan"), 0.0)]
+    joined = [point for line in others for point in (*line, *gap)]  # one path, which keeps the file small
+    if joined:
+        axes.plot(
+            [p[0] for p in joined], [p[1] for p in joined], color=MUTED, alpha=0.35, linewidth=1, zorder=1
+        )
+    for line in own:
+        x, low, high = [p[0] for p in line], [p[1] - p[2] for p in line], [p[1] + p[2] for p in line]
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
+        axes.plot(x, [p[1] for p in line], color=colour, marker="o", markersize=2.6, linewidth=1.6, zorder=4)
+
+
+def _progress_key(comparison: Comparison, shown: Sequence[Row]) -> list[Any]:
+    own = Line2D([], [], color=GLOBAL, marker="o", markersize=3, label="the row named")
+    band = Patch(color=GLOBAL, alpha=0.2, linewidth=0, label="± 1 sd over seeds")
+    baseline = Line2D(
+        [], [], color=LOCAL, linestyle=(0, (4, 2)), linewidth=1.3, label=plain(comparison.baseline.name)
+    )
+    others = Line2D([], [], color=MUTED, alpha=0.35, label="all others")
+    return [
+        own,
+        band,
+        *([baseline] if comparison.baseline in shown else []),
+        *([others] if len(shown) > 2 else []),
+    ]
+
+
+def clients(comparison: Comparison) -> Picture | None:
+    """Each client's accuracy with the baseline and with the row that comes next."""
+    pairs = _client_pairs(comparison)
+    if not pairs:
+        return None
+    baseline, rival = comparison.baseline, _rival(comparison)
+    other = rival.name if rival else ""
+    first = pairs[0][0]
+    ordered = sorted(
+        (pair[1:] for pair in pairs if pair[0] == first), key=lambda pair: (pair[1] or 0.0, pair[2] or 0.0)
+    )
+    step = -(-len(ordered) // MOST_DOTS)
+    with style("clients"):
+        figure = Figure(figsize=(WIDTH, clients_height(len(ordered[::step]))))
+        axes = figure.subplots()
+        dumbbells(axes, ordered[::step], (plain(baseline.name, 24), plain(other, 24)))
+        axes.set_xlabel("accuracy on own test data (share)")
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc="outside upper left",
+            ncols=2,
+            frameon=False,
+            handletextpad=0.2,
+        )
+    both = [(one, two) for *_, one, two in pairs if one is not None and two is not None]
+    ahead, level = sum(one > two for one, two in both), sum(one == two for one, two in both)
+    tally = (
+        f" Over all seeds {baseline.name} is ahead {ahead} times of {len(both)}, level {level} times."
+        if both
+        else ""
+    )
+    against = (
+        f" with {baseline.name} and with {other}, the best of the others on own data"
+        if rival
+        else f" with {baseline.name}"
+    )
+    return Picture(
+        "clients",
+        "Clients",
+        f"Each client's accuracy on its own test data{against}, seed {first}.{tally}",
+        figure,
+        Numbers(
+            ("seed", "client", baseline.name, *([other] if rival else [])),
+            [pair[: 4 if rival else 3] for pair in pairs],
+        ),
+    )
+
+
+def _rival(comparison: Comparison) -> Row | None:
+    """The best of the other rows on own data."""
+    known = [
+        row
+        for row in comparison.rows
+        if row is not comparison.baseline and row.mean("accuracy_local") is not None
+    ]
+    return max(known, key=lambda row: row.mean("accuracy_local") or 0.0, default=None)
+
+
+def _client_pairs(comparison: Comparison) -> list[tuple[Any, str, float | None, float | None]]:
+    """(seed, client, the baseline's accuracy, the rival's)."""
+    rival = _rival(comparison)
+    others = {
+        (run.seed, str(client.get("name"))): number(client, "accuracy_local")
+        for run in (rival.runs if rival else [])
+        for client in records(run.result.get("per_client"))
+    }
+    return [
+        (run.seed, name, number(client, "accuracy_local"), others.get((run.seed, name)))
+        for run in comparison.baseline.runs
+        for client in records(run.result.get("per_client"))
+        for name in [str(client.get("name"))]
+    ]
+
+
+def gate(comparison: Comparison) -> Picture | None:
+    """The gate's share for the global expert against how unlike a client is to the rest."""
+    row, points = next(
+        (
+            (row, points)
+            for row in sorted(comparison.rows, key=lambda row: row is not comparison.baseline)
+            if (points := _gate_points(row))
+        ),
+        (None, []),
+    )
+    if row is None:
+        return None
+    seeds = list(dict.fromkeys(seed for seed, *_ in points))
+    with style("gate"):
+        figure = Figure(figsize=(WIDTH, 3.4))
+        axes = figure.subplots()
+        for at, seed in enumerate(seeds):
+            x, y = zip(*((x, y) for of, _, x, y in points if of == seed), strict=True)
+            look: dict[str, Any] = {
+                "color": (LOCAL, GLOBAL, MUTED)[at % 3],
+                "marker": MARKERS[at % len(MARKERS)],
+                "edgecolors": SURFACE,
+            }
+            axes.scatter(
+                x, y, s=34, linewidths=0.6, alpha=0.85, label=f"seed {seed}", clip_on=False, zorder=3, **look
+            )
+        axes.margins(0.12)
+        axes.set(
+            xlabel="unlikeness of the client's classes to everybody's (0 to 1)",
+            ylabel="gate's share for the global expert",
+        )
+        if 1 < len(seeds) <= len(MARKERS):
+            figure.legend(loc="outside upper left", ncols=5, frameon=False, handletextpad=0.2)
+    return Picture(
+        "gate",
+        "Gate",
+        f"How much weight the gate of {row.name} gives the global expert on a client's own test data, against how unlike that client's mix "
+        "of classes is to everybody's (total variation).",
+        figure,
+        Numbers(
+            ("row", "seed", "client", "total_variation", "gate_global_share"),
+            [[row.name, *point] for point in points],
+        ),
+    )
+
+
+def _gate_points(row: Row) -> list[tuple[Any, str, float, float]]:
+    """(seed, client, unlikeness, share)."""
+    points = []
+    for run in row.runs:
+        held = run.result.get("partition")
+        if not isinstance(held, dict) or not held.get("counts"):
+            continue
+        distances = dict(zip(map(str, held["clients"]), unlikeness(held["counts"]), strict=True))
+        for client in records(run.result.get("per_client")):
+            name, share = str(client.get("name")), number(client, "gate_global_share")
+            if share is not None and name in distances:
+                points.append((run.seed, name, distances[name], share))
+    return points
+
+
+def blocks(comparison: Comparison) -> Picture | None:
+    """Active blocks over rounds, a line of cells a row."""
+    rounds = [(row, moments(row)) for row in comparison.rows]
+    known = [(row, each) for row, each in rounds if any(moment.active_blocks for moment in each)]
+    if not known:
+        return None
+    last = max(each[-1].round for _, each in known)
+    values = [[float("nan")] * last for _ in known]
+    for line, (_, each) in zip(values, known, strict=True):
+        for moment in each:
+            line[moment.round - 1] = float("nan") if moment.active_blocks is None else moment.active_blocks
+    with style("blocks"):
+        figure = Figure(figsize=(WIDTH, 1.2 + 0.22 * len(known)))
+        axes = figure.subplots()
+        image = heat_map(
+            axes,
+            values,
+            fullest=0.7,
+            vmin=0,
+            interpolation="none",
+            extent=(0.5, last + 0.5, len(known) - 0.5, -0.5),
+        )
+        for at, (_, each) in enumerate(known):
+            for before, moment in zip([None, *each], each, strict=False):
+                if before and before.stage != moment.stage:
+                    axes.plot([moment.round - 0.5] * 2, [at - 0.5, at + 0.5], color=INK, linewidth=1.2)
+                if last <= MOST_CELLS and moment.active_blocks is not None:
+                    text = f"{moment.active_blocks:.1f}".removesuffix(".0")
+                    axes.text(
+                        moment.round, at, text, ha="center", va="center", fontsize=7 if last <= 16 else 5.5
+                    )
+        axes.set_yticks(range(len(known)), [plain(row.name, 22) for row, _ in known], fontsize=7.5)
+        axes.tick_params(length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.set_xlabel("round")
+        if last > MOST_CELLS:
+            figure.colorbar(image, ax=axes, pad=0.01, aspect=30, label="active blocks (count)")
+    return Picture(
+        "blocks",
+        "Active blocks",
+        "How many transformer blocks had live LoRA matrices in each round, mean over seeds. An upright line is where a next stage begins.",
+        figure,
+        Numbers(
+            ("row", "stage", "round", "active_blocks"),
+            [
+                [row.name, moment.stage, moment.round, moment.active_blocks]
+                for row, each in known
+                for moment in each
+            ],
+        ),
+    )
+
+
+def partition(comparison: Comparison) -> Picture | None:
+    """Who holds what, in the baseline's first run."""
+    return (
+        partition_picture(comparison.baseline.runs[0].result.get("partition"))
+        if comparison.baseline.runs
+        else None
+    )

@@ -1,0 +1,241 @@
+"""A comparison as one HTML file: no network, no script, light and dark, readable on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedms.core.formatting import MISSING, clip, decimal, duration, percent, plural, scaled, three_figures
+from fedms.runs.reading.comparison import Comparison, Row, read_comparison
+from fedms.runs.reading.run import number
+from fedms.runs.report.comparison.figures import pictures
+from fedms.runs.report.drawing import Picture, save_pictures
+from fedms.runs.report.html import (
+    Strong,
+    as_yaml,
+    card,
+    cards,
+    fact,
+    folded,
+    frame,
+    gallery,
+    note,
+    section,
+    subject,
+    table,
+    write_page,
+)
+
+HEADLINE = ("accuracy_local", "accuracy_global")
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+
+def write_comparison_report(folder: Path) -> Path:
+    """Write `report.html`, and each picture as PNG, SVG and CSV under `figures/`, into a finished comparison's folder.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        FedmsError: the folder is not a finished comparison, or a file of it is damaged.
+    """
+    comparison = read_comparison(folder)
+    drawn = pictures(comparison)
+    save_pictures(drawn, folder / "figures")
+    return write_page(folder / "report.html", page(comparison, drawn))
+
+
+def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
+    """The HTML of a comparison with these pictures."""
+    baseline, others = comparison.baseline, len(comparison.rows) - 1
+    name = clip(baseline.name)
+    seeds = ", ".join(map(str, comparison.seeds)) or MISSING
+    spent = sum(number(run.result, "seconds") or 0.0 for row in comparison.rows for run in row.runs)
+    size = f"{plural(others + 1, 'method')}, {'seed' if len(comparison.seeds) == 1 else 'seeds'} {seeds}, {duration(spent)} in all"
+    return frame(
+        f"{name} compared – fedms",
+        f"{name} against {plural(others, 'other')}" if others else name,
+        f"{subject(comparison.config)}: {size}.",
+        [
+            cards(_cards(comparison)),
+            section("Results", _results(comparison)),
+            section("Against " + name, _differences(comparison)) if others else "",
+            section("Pictures", gallery(drawn) if drawn else note("This comparison has nothing to draw.")),
+            section("What was run", *_what_was_run(comparison)),
+        ],
+    )
+
+
+def _cards(comparison: Comparison) -> Iterable[str]:
+    baseline = comparison.baseline
+    name = clip(baseline.name)
+    yield card(
+        f"{name} at home",
+        _share(baseline, "accuracy_local"),
+        f"Accuracy of a client's model on its own test data, mean over clients and seeds. {_best(comparison, 'accuracy_local')}",
+        "local",
+    )
+    yield card(
+        f"{name} everywhere",
+        _share(baseline, "accuracy_global"),
+        f"Accuracy of a client's model on everybody's test data. {_best(comparison, 'accuracy_global')}",
+        "global",
+    )
+    worst = (
+        f"The same for the tenth of the clients that fare worst. {_best(comparison, 'accuracy_local_worst')}"
+    )
+    yield card(f"{name}, worst tenth", _share(baseline, "accuracy_local_worst"), worst, "local")
+    down, flops = scaled(baseline.mean("downlink_bytes"), "B"), scaled(baseline.mean("train_flops"), "FLOP")
+    meaning = f"All clients and rounds of a run; {down} come down, {flops} are spent."
+    yield card(f"{name} sends", scaled(baseline.mean("uplink_bytes"), "B"), meaning)
+
+
+def _best(comparison: Comparison, metric: str) -> str:
+    others = [
+        row for row in comparison.rows if row is not comparison.baseline and row.mean(metric) is not None
+    ]
+    if not others:
+        return ""
+    best = max(others, key=lambda row: row.mean(metric) or 0.0)
+    return f"The best of the others: {clip(best.name)}, {_share(best, metric).replace(' ', NO_BREAK)}."
+
+
+def _results(comparison: Comparison) -> str:
+    head = [
+        "method",
+        "own data",
+        "worst tenth",
+        "everybody's",
+        "gate's global share",
+        "up",
+        "down",
+        "compute",
+        "time",
+        "trained",
+    ]
+    rows = [
+        [
+            clip(row.name, 60),
+            _standing(row, "accuracy_local"),
+            _share(row, "accuracy_local_worst"),
+            _standing(row, "accuracy_global"),
+            percent(row.mean("gate_global_share")),
+            scaled(row.mean("uplink_bytes"), "B"),
+            scaled(row.mean("downlink_bytes"), "B"),
+            _teraflop(row.mean("train_flops")),
+            duration(row.mean("seconds")),
+            percent(row.mean("trainable_fraction"), 2),
+        ]
+        for row in comparison.rows
+    ]
+    meaning = (
+        "Mean ± standard deviation over seeds. Own data: a client's model on its own test data, mean over clients; everybody's: the same "
+        "model on everybody's. Bold is best, ≈ cannot be told from the best. Up, down and compute: all clients and rounds of one run, "
+        "added up; trained: the share of the model's parameters that a client trains."
+    )
+    return table(head, rows, kind="rows") + note(meaning)
+
+
+def _differences(comparison: Comparison) -> str:
+    rows = [
+        [
+            clip(row.name, 60),
+            *(cell for metric in HEADLINE for cell in _difference(row.versus_baseline(metric))),
+        ]
+        for row in comparison.rows
+        if row is not comparison.baseline
+    ]
+    head = ["method", "own data", "95 % interval", "p", "everybody's", "95 % interval", "p"]
+    meaning = (
+        f"A method's accuracy less that of {clip(comparison.baseline.name)}, in points, over the same clients and seeds. "
+        "Bold: the two can be told apart."
+    )
+    return table(head, rows, kind="rows") + note(meaning)
+
+
+def _difference(versus: Mapping[str, Any]) -> list[str]:
+    difference, low, high, p = (number(versus, key) for key in ("difference", "low", "high", "p"))
+    shown = _points(difference)
+    between = MISSING if low is None or high is None else f"{_points(low)} to {_points(high)}"
+    chance = MISSING if p is None else "< 0.001" if p < 0.001 else decimal(p)
+    return [Strong(shown) if versus.get("distinguishable") is True else shown, between, chance]
+
+
+def _points(share: float | None) -> str:
+    """-0.0123 is `−1.2`."""
+    return MISSING if share is None else f"{round(100 * share, 1) or 0.0:+.1f}".replace("-", "−")
+
+
+def _standing(row: Row, metric: str) -> str:
+    shown = _share(row, metric)
+    return {"best": Strong(shown), "equal": f"≈ {shown}"}.get(row.standing(metric), shown)
+
+
+def _share(row: Row, metric: str) -> str:
+    """`81.2 ± 0.4 %`."""
+    mean, spread = row.mean(metric), row.spread(metric)
+    return percent(mean) if mean is None or spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f} %"
+
+
+def _teraflop(value: float | None) -> str:
+    return (
+        MISSING if value is None else f"{three_figures(value / 1e12)} TFLOP"
+    )  # one unit, so that rows compare at a glance
+
+
+def _what_was_run(comparison: Comparison) -> Iterable[str]:
+    rows = [
+        [
+            clip(row.name, 60),
+            _text(row, "summary"),
+            _text(row, "paper"),
+            fact(row.record.get("overrides")) or MISSING,
+            fact(row.record.get("tuned")) or MISSING,
+        ]
+        for row in comparison.rows
+    ]
+    yield table(["method", "what it does", "paper", "set", "tuned"], rows, kind="facts")
+    environment = comparison.environment
+    yield (
+        table([], [[key.replace("_", " "), fact(value)] for key, value in environment.items()], kind="facts")
+        if environment
+        else ""
+    )
+    runs = [
+        [
+            clip(row.name, 60),
+            str(run.seed),
+            decimal(number(run.result, "accuracy_local"), 4),
+            decimal(number(run.result, "accuracy_local_worst"), 4),
+            decimal(number(run.result, "accuracy_global"), 4),
+            scaled(number(run.result, "uplink_bytes"), "B"),
+            _teraflop(number(run.result, "train_flops")),
+            duration(number(run.result, "seconds")),
+            scaled(number(run.result, "peak_memory_bytes"), "B"),
+            clip(run.folder, 80) or MISSING,
+        ]
+        for row in comparison.rows
+        for run in row.runs
+    ]
+    head = [
+        "method",
+        "seed",
+        "own data",
+        "worst tenth",
+        "everybody's",
+        "up",
+        "compute",
+        "time",
+        "peak memory",
+        "folder",
+    ]
+    yield folded(f"Every run ({len(runs):,})", table(head, runs, kind="rows"))
+    if tuning := comparison.tuning:
+        yield folded("Tuning: what was tried and chosen, on validation data", as_yaml(tuning))
+    yield folded("Configuration, every default filled in", as_yaml(comparison.config))
+
+
+def _text(row: Row, key: str) -> str:
+    value = row.record.get(key)
+    return str(value) if value else MISSING

@@ -1,0 +1,203 @@
+"""A comparison as tables: for the terminal and as a page of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedms.core.formatting import MISSING, clip, decimal, three_figures
+from fedms.runs.reading.comparison import ACCURACIES, FEWEST_PAIRS, RESAMPLES, Comparison
+from fedms.runs.reading.run import number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric under a heading. Where `scale` is set the mean alone is shown, divided by it."""
+
+    title: str
+    metric: str
+    scale: float | None = None
+    terminal: bool = True
+
+
+COLUMNS = (
+    Column("accuracy local", "accuracy_local"),
+    Column("worst tenth", "accuracy_local_worst"),
+    Column("accuracy global", "accuracy_global"),
+    Column("gate global", "gate_global_share"),
+    Column("gate global, everyone's", "gate_global_share_everyone", terminal=False),
+    Column("uplink MB", "uplink_bytes", 1e6),
+    Column("downlink MB", "downlink_bytes", 1e6),
+    Column("TFLOP", "train_flops", 1e12),
+    Column("seconds", "seconds", 1),
+    Column("trainable %", "trainable_fraction", 1e-2),
+)
+"""Accuracy on own test data, the same for the worst tenth of the clients, on everybody's test data; the gate's mean share for the
+global expert on own and on everybody's test data; what it cost."""
+
+MARKS = "Mean ± standard deviation over seeds. Bold: the highest. ≈: not distinguishable from it (95 %, clients paired)."
+
+PAGE = """# Comparison
+
+{table}
+
+{marks}
+
+*Accuracy local*: mean over clients of the accuracy on the client's own test data; *worst tenth*: of the worst tenth of the clients;
+*accuracy global*: mean over clients of the same personal model's accuracy on everybody's test data. *Gate global*: mean weight of the
+global expert on own and on everyone's test data. Costs are means over seeds; a first stage that several rows share is trained once and
+counted in each.
+
+## Against {baseline}
+
+{differences}
+
+Differences are a row's accuracy less that of {baseline}, in points (hundredths), over pairs: the same client, the same seed. Intervals hold
+95 %, by a percentile bootstrap in two levels ({resamples:,} resamples): seeds are drawn with replacement, then clients within each, since
+the clients of a seed share its partition, global model and test data. With few seeds it knows as much of the variation between seeds as
+they show. **Bold**: the interval excludes 0. Below {fewest} pairs, or where nothing varies, there is no interval. p is Wilcoxon's
+signed-rank test, which takes pairs for independent; nothing is decided by it. Nothing is corrected for the number of rows.
+
+## Tuning
+
+{tuning}
+
+## Again
+
+    fedms compare {folder}/comparison.yaml --out {folder}
+
+The file holds the whole configuration. Seeds: {seeds}. fedms {version}, commit {commit}.
+"""
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The rows for the terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = [column for column in COLUMNS if column.terminal]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", overflow="fold")
+    for column in columns:
+        table.add_column(column.title.replace(" ", "\n"), justify="right", overflow="fold")
+    for row in (each.record for each in comparison.rows):
+        # the spread of the headline alone, so that a line fits
+        cells = [
+            (_cell(row, column, spread=column.metric in ACCURACIES), _best(row, column)) for column in columns
+        ]
+        table.add_row(
+            Text(clip(row["name"])), *(Text(text, style="bold" if best else "") for text, best in cells)
+        )
+    return table
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """The page: headline, differences, tuning, and how to do it again."""
+    environment = comparison.environment
+    return PAGE.format(
+        table=headline_markdown(comparison),
+        marks=MARKS.replace("Bold", "**Bold**"),
+        baseline=comparison.baseline.name,
+        differences=differences_markdown(comparison),
+        resamples=RESAMPLES,
+        fewest=FEWEST_PAIRS,
+        tuning=tuning_markdown(comparison),
+        folder=comparison.folder,
+        seeds=", ".join(map(str, comparison.seeds)),
+        version=(environment.get("versions") or {}).get("fedms") or MISSING,
+        commit=environment.get("git_commit") or MISSING,
+    )
+
+
+def headline_markdown(comparison: Comparison) -> str:
+    """The rows as a Markdown table."""
+    lines = []
+    for row in (each.record for each in comparison.rows):
+        cells = [(_cell(row, column), _best(row, column)) for column in COLUMNS]
+        lines.append([_name(row), *(f"**{text}**" if best else text for text, best in cells)])
+    return _table(["method", *(column.title for column in COLUMNS)], lines)
+
+
+def _cell(row: Mapping[str, Any], column: Column, spread: bool = True) -> str:
+    mean, std = number(row["mean"], column.metric), number(row["std"], column.metric)
+    if mean is None:
+        return MISSING
+    if column.scale:
+        return three_figures(mean / column.scale)
+    equal = " ≈" if row["best"].get(column.metric) == "equal" else ""
+    return decimal(mean) + (f" ± {decimal(std)}" if spread and std is not None else "") + equal
+
+
+def _best(row: Mapping[str, Any], column: Column) -> bool:
+    return bool(row["best"].get(column.metric) == "best")
+
+
+def differences_markdown(comparison: Comparison) -> str:
+    """Each row less the baseline, in points, as a Markdown table."""
+    lines = []
+    for row in (each.record for each in comparison.rows):
+        if against := row.get("versus_baseline"):
+            lines.append([_name(row), *(cell for key in ACCURACIES for cell in _difference(against[key]))])
+    return (
+        _table(["method", "accuracy local", "p", "accuracy global", "p"], lines)
+        if lines
+        else "There is no other row."
+    )
+
+
+def _difference(found: Mapping[str, Any]) -> list[str]:
+    if found["difference"] is None:
+        return [MISSING, MISSING]
+    points = f"{100 * found['difference']:+.1f}"
+    if found["low"] is None:
+        return [points, MISSING]
+    points += f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+    return [
+        f"**{points}**" if found["distinguishable"] else points,
+        MISSING if found["p"] is None else f"{found['p']:.2g}",
+    ]
+
+
+def tuning_markdown(comparison: Comparison) -> str:
+    """The grid, and each row's scores on validation data with the chosen settings in bold."""
+    tuning = comparison.tuning
+    if not tuning:
+        return "Nothing was tuned: every row has the config's settings."
+    grid = "; ".join(f"`{key}` of {', '.join(map(str, values))}" for key, values in tuning["grid"].items())
+    text = f"Each row's best by `{tuning['criterion']}` on validation data (seed {tuning['seed']}; test data plays no part): {grid}.\n\n"
+    return text + _table(
+        ["method", "validation, chosen in bold"],
+        [[_cut(name), _tried(row)] for name, row in tuning["rows"].items()],
+    )
+
+
+def _tried(row: Mapping[str, Any]) -> str:
+    cells = [
+        (f"{_keys(each['keys'])}: {decimal(each['score'], 4)}", each["keys"] == row["chosen"])
+        for each in row["candidates"]
+    ]
+    return "; ".join(f"**{text}**" if chosen else text for text, chosen in cells)
+
+
+def _cut(name: str) -> str:
+    return clip(name, 64).replace("|", "\\|")
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """A row's name, and of a variant what it is."""
+    keys = {"method": row["method"]} | row["overrides"] if row["name"] != row["method"] else {}
+    return _cut(row["name"]) + (f" ({_keys(keys)})" if keys else "")
+
+
+def _keys(keys: Mapping[str, Any]) -> str:
+    return clip(", ".join(f"{key} {value}" for key, value in keys.items()), 120).replace("|", "\\|")
+
+
+def _table(titles: list[str], lines: list[list[str]]) -> str:
+    rows = ["| " + " | ".join(titles) + " |", "|---|" + "---:|" * (len(titles) - 1)]
+    return "\n".join([*rows, *("| " + " | ".join(line) + " |" for line in lines)])

@@ -1,0 +1,194 @@
+"""A run as one HTML file: no network, no script, light and dark, readable on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedms.core.formatting import MISSING, clip, decimal, duration, percent, plural, scaled, tally, whole
+from fedms.runs.reading.run import Run, number, read_run
+from fedms.runs.report.drawing import Picture, save_pictures
+from fedms.runs.report.html import (
+    as_yaml,
+    card,
+    cards,
+    fact,
+    folded,
+    frame,
+    gallery,
+    note,
+    section,
+    subject,
+    table,
+    write_page,
+)
+from fedms.runs.report.run.figures import pictures
+
+MOST_ROWS = 1000
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html`, and each picture as PNG, SVG and CSV under `figures/`, into a finished run's folder.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        FedmsError: the folder is not a finished run.
+    """
+    run = read_run(folder)
+    drawn = pictures(run)
+    save_pictures(drawn, folder / "figures")
+    return write_page(folder / "report.html", page(run, drawn))
+
+
+def page(run: Run, drawn: Sequence[Picture]) -> str:
+    """The HTML of a run with these pictures."""
+    result = run.result
+    method, seed = clip(str(result.get("method", MISSING))), result.get("seed", MISSING)
+    size = f"{plural(int(number(result, 'clients') or 0), 'client')}, {plural(int(number(result, 'rounds') or 0), 'round')}"
+    return frame(
+        f"{method}, seed {seed} – fedms",
+        f"{method}: {percent(number(result, 'accuracy_local'))} at home, {percent(number(result, 'accuracy_global'))} everywhere",
+        f"{subject(run.config)}: {size}, seed {seed}, {duration(number(result, 'seconds'))}.",
+        [
+            cards(_cards(run)),
+            section("Pictures", gallery(drawn) if drawn else note("This run has nothing to draw.")),
+            section("Clients", _clients(run)),
+            section("What was run", _facts(run), _rounds(run), _failures(run)),
+            folded("Configuration, every default filled in", as_yaml(run.config)),
+        ],
+    )
+
+
+def _cards(run: Run) -> Iterable[str]:
+    r = run.result
+    share = number(r, "gate_global_share")
+    prior = number(r, "prior")
+    yield card(
+        "At home",
+        percent(number(r, "accuracy_local")),
+        "Accuracy of a client's model on its own test data, mean over clients.",
+        "local",
+    )
+    yield card(
+        "Worst tenth",
+        percent(number(r, "accuracy_local_worst")),
+        "The same for the tenth of the clients that fare worst.",
+        "local",
+    )
+    yield card(
+        "Everywhere",
+        percent(number(r, "accuracy_global")),
+        "Accuracy of a client's model on everybody's test data, mean over clients.",
+        "global",
+    )
+    yield card(
+        "Before training",
+        percent(number(r, "accuracy_base")),
+        "Accuracy of the frozen model before any training.",
+    )
+    if share is not None:
+        at = "" if prior is None else f" with the prior at {prior:g}"
+        yield card(
+            "Gate",
+            percent(share),
+            f"Mean weight that the gate gives the global expert{at}; the rest is the local expert's.",
+            "third",
+        )
+    trained = number(r, "trainable_parameters")
+    part = number(r, "trainable_fraction")
+    yield card(
+        "Trained",
+        scaled(trained, "").strip(),
+        f"Parameters that a client trains: {percent(part, 2)} of the model's.",
+    )
+    down, evaluation = scaled(number(r, "downlink_bytes"), "B"), scaled(number(r, "evaluation_bytes"), "B")
+    meaning = (
+        f"Uplink of all clients and rounds; {down} came down, and {evaluation} more went for evaluation."
+    )
+    yield card("Sent by clients", scaled(number(r, "uplink_bytes"), "B"), meaning)
+    spent = "Floating-point operations spent on training, all clients together"
+    if (judging := number(r, "evaluation_flops")) is not None:
+        spent += f"; validation and test would take them {scaled(judging, 'FLOP')} more"
+    yield card("Compute", scaled(number(r, "train_flops"), "FLOP"), f"{spent}.")
+    judging = number(r, "evaluation_seconds")
+    part_of_it = "" if judging is None else f", {duration(judging)} of it for validation and test"
+    meaning = (
+        f"Wall time of the whole run{part_of_it}; peak memory {scaled(number(r, 'peak_memory_bytes'), 'B')}."
+    )
+    yield card("Time", duration(number(r, "seconds")), meaning)
+
+
+def _clients(run: Run) -> str:
+    records = run.result.get("per_client") or []
+    if not records:
+        return note("This run has no numbers of single clients.")
+    # the worst first: those are the clients that one looks for
+    ordered = sorted(records, key=lambda record: number(record, "accuracy_local") or 0.0)
+    rows = [
+        [
+            clip(str(record.get("name", MISSING)), 80),
+            whole(number(record, "samples")),
+            decimal(number(record, "accuracy_local"), 4),
+            decimal(number(record, "accuracy_global"), 4),
+            decimal(number(record, "gate_global_share")),
+        ]
+        for record in ordered[:MOST_ROWS]
+    ]
+    listed = table(["client", "samples", "own test data", "everybody's", "gate's global share"], rows)
+    more = len(ordered) - MOST_ROWS
+    return listed + (
+        note(f"{more:,} clients with higher accuracy are left out; result.json has all.") if more > 0 else ""
+    )
+
+
+def _facts(run: Run) -> str:
+    failures = [failure for record in run.rounds for failure in record.get("failures") or []]
+    rows = [[key.replace("_", " "), fact(value)] for key, value in run.environment.items()]
+    rows.insert(0, ["failed client updates", tally(failures) or "none"])
+    return table([], rows, kind="facts")
+
+
+def _rounds(run: Run) -> str:
+    rows = [
+        [
+            _place(record),
+            whole(number(record, "active_blocks")),
+            str(len(record.get("cohort") or [])),
+            str(len(record.get("failures") or [])),
+            decimal(number(record, "train_loss")),
+            decimal(number(record, "validation_score"), 4),
+            scaled(number(record, "uplink_bytes"), "B"),
+            scaled(number(record, "downlink_bytes"), "B"),
+            duration(number(record, "seconds")),
+        ]
+        for record in run.rounds
+    ]
+    head = ["round", "blocks", "clients", "failed", "train loss", "validation", "up", "down", "time"]
+    return folded("Round by round", table(head, rows))
+
+
+def _failures(run: Run) -> str:
+    rows = [
+        [_place(record), *_failure(failure)]
+        for record in run.rounds
+        for failure in record.get("failures") or []
+    ]
+    return (
+        folded(f"Failures ({len(rows):,})", table(["round", "client", "kind", "reason"], rows, "facts"))
+        if rows
+        else ""
+    )
+
+
+def _failure(failure: Any) -> list[str]:
+    if not isinstance(failure, dict):
+        return [str(failure), MISSING, MISSING]
+    return [str(failure.get(key, MISSING)) for key in ("client", "kind", "reason")]
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    """`global 3`; of what is no round, such as the exchange of statistics, the name alone."""
+    return f"{record.get('stage', MISSING)} {record.get('round') or ''}".strip()

@@ -1,0 +1,160 @@
+"""Results as tables: for the terminal and for Markdown; and a partition as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedms.core.formatting import MISSING, clip, decimal, percent, plural, three_figures, whole
+from fedms.runs.reading.run import number
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COLUMNS = (
+    "method",
+    "accuracy local",
+    "worst tenth",
+    "accuracy global",
+    "gate global",
+    "uplink MB",
+    "TFLOP",
+    "seconds",
+)
+"""accuracy on own test data, the same for the worst tenth of the clients, on everybody's test data, the gate's mean share for the
+global expert, bytes sent by the clients, training operations, wall time."""
+
+SHADES = " ░▒▓█"
+ROWS = 50
+"""Most clients that a partition's table lists."""
+
+
+def result_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells under `COLUMNS`; a method that occurs more than once is told apart by its seed."""
+    times = Counter(str(result.get("method")) for result in results)
+    return [_row(result, with_seed=times[str(result.get("method"))] > 1) for result in results]
+
+
+def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
+    """Results for the terminal, one a line."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in COLUMNS:
+        heading = column.replace(" ", "\n")  # two lines, so that the table fits into 80 characters
+        table.add_column(heading, justify="left" if column == "method" else "right", overflow="fold")
+    for row in result_rows(results):
+        table.add_row(*(Text(cell) for cell in row))  # Text, since a name may look like rich's markup
+    return table
+
+
+def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Results as a Markdown table, one a line."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
+    lines += [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in result_rows(results)
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def methods_table(methods: Sequence[tuple[str, str, str]]) -> Table:
+    """Name, summary and paper of each method for the terminal; only the summary gives way where it is narrow."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", no_wrap=True, style="bold")
+    table.add_column("what it does")
+    table.add_column("paper", no_wrap=True)
+    for cells in methods:
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def partition_table(partition: Mapping[str, Any], width: int = 100) -> Table:
+    """Who holds what: a line a client, with a strip of its classes as shades, no wider than `width` characters."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    classes, clients, counts = partition["classes"], partition["clients"][:ROWS], partition["counts"][:ROWS]
+    columns = {
+        "client": [clip(str(client), 16) for client in clients],
+        "samples": [whole(sum(row)) for row in counts],
+        "train/val/test": [
+            "/".join(str(part) for part in split) for split in (partition.get("splits") or [])[:ROWS]
+        ],
+        "held": [str(sum(1 for count in row if count)) for row in counts],
+        "most of": [_most(classes, row) for row in counts],
+    }
+    columns = {title: cells for title, cells in columns.items() if cells}
+    more = f"… {len(partition['clients']) - ROWS:,} more" if len(partition["clients"]) > ROWS else ""
+    room = width - len(more) - sum(3 + max(map(len, (title, *cells))) for title, cells in columns.items())
+    if room < min(len(classes), 24) and "most of" in columns:  # the strip says it too
+        room += 3 + max(map(len, ("most of", *columns.pop("most of"))))
+    per_mark = -(-len(classes) // max(16, room))
+    columns["classes" if per_mark == 1 else f"{per_mark} classes a mark"] = [
+        strip(row, per_mark) for row in counts
+    ]
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for title in columns:
+        table.add_column(
+            title, justify="right" if title in ("samples", "train/val/test", "held") else "left", no_wrap=True
+        )
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*(Text(cell) for cell in cells))
+    if more:
+        table.add_row(Text(more))
+    return table
+
+
+def strip(row: Sequence[int], per_mark: int = 1) -> str:
+    """A client's counts as shades, the fullest mark being solid; any sample at all is visible."""
+    marks = [sum(row[start : start + per_mark]) for start in range(0, len(row), per_mark)]
+    top = max(marks, default=0)
+    # the square root, so that a class held by a few samples still differs from one not held
+    return "".join(
+        SHADES[0 if not mark else max(1, round((mark / top) ** 0.5 * (len(SHADES) - 1)))] for mark in marks
+    )
+
+
+def partition_summary(partition: Mapping[str, Any]) -> str:
+    """The partition in one line."""
+    counts = partition["counts"]
+    sizes = sorted(sum(row) for row in counts)
+    held = sorted(sum(1 for count in row if count) for row in counts)
+    line = f"{plural(len(sizes), 'client')}, {plural(len(partition['classes']), 'class')}, {plural(sum(sizes), 'sample')}"
+    if sizes:
+        line += f"; a client holds {_range(sizes)} samples of {_range(held)} classes"
+    return line
+
+
+def _range(values: Sequence[int]) -> str:
+    return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
+
+
+def _row(result: Mapping[str, Any], with_seed: bool) -> list[str]:
+    method = clip(str(result.get("method", MISSING)))
+    uplink, flops = number(result, "uplink_bytes"), number(result, "train_flops")
+    return [
+        f"{method} (seed {result.get('seed', MISSING)})" if with_seed else method,
+        decimal(number(result, "accuracy_local"), 4),
+        decimal(number(result, "accuracy_local_worst"), 4),
+        decimal(number(result, "accuracy_global"), 4),
+        decimal(number(result, "gate_global_share"), 3),
+        MISSING if uplink is None else three_figures(uplink / 1e6),
+        MISSING if flops is None else three_figures(flops / 1e12),
+        decimal(number(result, "seconds"), 1),
+    ]
+
+
+def _most(classes: Sequence[Any], row: Sequence[int]) -> str:
+    if not any(row):
+        return MISSING
+    top = max(range(len(row)), key=row.__getitem__)
+    return f"{percent(row[top] / sum(row), 0)} {clip(str(classes[top]), 14)}"

@@ -1,0 +1,273 @@
+"""The frozen-prefix cache: what comes out of the blocks below the lowest active one, computed once per sample.
+
+Kept unpadded, in the device's memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
+themselves alone, since floating point depends on what else is in the batch: so a client's values are the same on any
+worker and in any order. Only what found no room is computed batch by batch; which samples these are depends on who shares the
+budget, so a warning says that the last bits then depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedms.core.files import dtype_name
+from fedms.data.federated import Samples
+from fedms.model import flops
+from fedms.model.backbone import Backbone, attention_mask
+from fedms.training.device import moved
+from fedms.training.inputs import Inputs, batches
+from fedms.training.prefix_store import PrefixStore, allocated, mapped
+
+FILL_BATCH = 64
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Entry:
+    boundary: int
+    offsets: np.ndarray
+    """[n + 1], in tokens"""
+    values: Tensor | None
+    """[sum of tokens, d], on the device or mapped from a file; None where it is mapped when it is read"""
+    place: Literal["memory", "disk", "store"] = "memory"
+    path: Path | None = None
+    """Of a file that is this cache's, or still to be finished"""
+    flops: int = 0
+
+
+class PrefixCache:
+    """Hidden states at one boundary per owner. With a store, what other runs have computed is taken from there, and left there for them.
+
+    Attributes:
+        flops: forward operations of prefixes computed so far.
+        kept_flops: those of them whose outcome was kept.
+        used: by owner, the boundary of what was kept and has been used since the user of the cache last cleared it, and what it takes
+            from the inputs up, wherever it was taken from.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        inputs: Inputs,
+        memory: int,
+        disk: int,
+        folder: Path,
+        enabled: bool = True,
+        dtype: torch.dtype = torch.float32,
+        store: PrefixStore | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.inputs = inputs
+        self.memory = memory
+        self.disk = disk
+        self.folder = folder
+        self.enabled = enabled
+        self.dtype = torch.bfloat16 if backbone.dtype == torch.bfloat16 else dtype
+        self.store = store
+        self.flops = 0
+        self.kept_flops = 0
+        self.used: dict[str, tuple[str, int]] = {}
+        self._entries: dict[str, _Entry] = {}
+        self._held: Counter[str] = Counter()
+        self._without_room: set[str] = set()
+        self._image_tokens: int | None = None
+
+    def hidden(self, samples: Samples, boundary: int, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        """Input of block `boundary` for the samples at positions `picks` (one at least), [len(picks), tokens, d], and the mask."""
+        if len(picks) == 0:
+            raise ValueError(f"{samples.owner}: no samples were asked for")
+        self.fill([samples], boundary)
+        entry = self._entries.get(samples.owner)
+        if entry is None:
+            hidden, mask = self._compute(samples.rows[picks], boundary)
+            return hidden.to(self.dtype).to(self.backbone.dtype), mask  # as if it had been kept
+        self.used[samples.owner] = str(boundary), entry.flops
+        return self._gathered(entry, picks)
+
+    def _gathered(self, entry: _Entry, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
+        longest = int((ends - starts).max())
+        # a short sample's last token stands in the places that are left, where the mask hides it
+        lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
+        states = self._states(entry)
+        values = states.index_select(0, moved(lines.flatten(), states.device)).view(*lines.shape, -1)
+        mask = attention_mask(torch.from_numpy(ends - starts), longest)
+        return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
+
+    @torch.no_grad()
+    def _compute(self, rows: np.ndarray, boundary: int) -> tuple[Tensor, Tensor | None]:
+        inputs, mask = self.inputs.batch(rows)
+        device = self.backbone.device
+        mask = None if mask is None else moved(mask, device)
+        self.backbone.attach({})
+        hidden = self.backbone.run(self.backbone.embed(moved(inputs, device)), mask, 0, boundary)
+        self.flops += flops.forward(self.backbone, len(rows), hidden.shape[1], 0, boundary)
+        return hidden, mask
+
+    @torch.no_grad()
+    def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray) -> Tensor:
+        """From a lower boundary's states. The bits are those of one pass: what is padded counts for nothing in what is not."""
+        hidden, mask = self._gathered(lower, picks)
+        self.backbone.attach({})
+        self.flops += flops.forward(self.backbone, len(picks), hidden.shape[1], lower.boundary, boundary)
+        return self.backbone.run(hidden, mask, lower.boundary, boundary)
+
+    def fill(self, several: Sequence[Samples], boundary: int) -> None:
+        """Have these owners' prefixes, if they are kept at all. Those of several are computed in common batches: less work for small
+        owners, but the last bits then depend on who else was there (`deterministic: false`)."""
+        made = []
+        for samples in several if self.enabled else ():
+            entry = self._entries.get(samples.owner)
+            if samples.owner in self._without_room or (entry is not None and entry.boundary == boundary):
+                continue
+            self._drop(samples.owner)
+            offsets = np.concatenate([[0], np.cumsum(self._lengths(samples.rows))])
+            if stored := self._stored(samples, boundary, offsets):
+                self._keep(samples.owner, stored)
+            elif placed := self._place(samples, boundary, offsets):
+                self._keep(samples.owner, placed)
+                made.append((samples, placed))
+            else:
+                self._refuse(samples.owner)
+        if not made:
+            return
+        try:
+            self._compute_all(made, boundary)
+        except BaseException:
+            for samples, _ in made:
+                self._drop(samples.owner)
+            raise
+
+    def _compute_all(self, made: Sequence[tuple[Samples, _Entry]], boundary: int) -> None:
+        before = self.flops
+        lower = self._lower(*made[0]) if len(made) == 1 else None
+        rows = np.concatenate([samples.rows for samples, _ in made])
+        places = [
+            (self._states(entry), *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)
+        ]
+        for picks in batches(np.array([end - start for _, start, end in places]), FILL_BATCH):
+            hidden = self._go_on(lower, boundary, picks) if lower else self._compute(rows[picks], boundary)[0]
+            for line, (values, start, end) in zip(
+                hidden.to(places[0][0].device), (places[pick] for pick in picks), strict=True
+            ):
+                values[start:end] = line[: end - start]
+        self.kept_flops += self.flops - before
+        for _, entry in made:
+            entry.flops = self._takes(np.diff(entry.offsets), boundary)
+            if self.store and entry.place == "store" and entry.path:
+                self.store.finish(entry.path)
+                entry.path = None
+            elif entry.place == "disk":
+                entry.values = None  # a fleet has more files than a process may map, and what is mapped counts as its memory
+
+    def _lower(self, samples: Samples, made: _Entry) -> _Entry | None:
+        """What the store has of a lower boundary, the nearest; nothing where it would be rounded twice."""
+        below = range(made.boundary - 1, 0, -1) if self.dtype == self.backbone.dtype else ()
+        return next(
+            (found for boundary in below if (found := self._stored(samples, boundary, made.offsets))), None
+        )
+
+    def _takes(self, lengths: np.ndarray, boundary: int) -> int:
+        """Operations from the inputs up."""
+        filled = batches(lengths, FILL_BATCH)
+        return sum(
+            flops.forward(self.backbone, len(picks), int(lengths[picks].max()), 0, boundary)
+            for picks in filled
+        )
+
+    def _stored(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
+        """What the store has."""
+        shape = self._shape(offsets)
+        values = self.store.find(samples.rows, boundary, shape, self.dtype) if self.store else None
+        return (
+            None
+            if values is None
+            else _Entry(boundary, offsets, values, "store", flops=self._takes(np.diff(offsets), boundary))
+        )
+
+    @torch.no_grad()
+    def _lengths(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens to keep of each sample; known before any block runs."""
+        if self.backbone.kind == "text":
+            return self.inputs.lengths(rows)
+        if self._image_tokens is None:  # the same for all images
+            pixels, _ = self.inputs.batch(rows[:1])
+            self._image_tokens = self.backbone.embed(pixels.to(self.backbone.device)).shape[1]
+        return np.full(len(rows), self._image_tokens, dtype=np.int64)
+
+    def _place(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
+        """Room for the values: in the store, else in memory, then on disk, else None."""
+        shape = self._shape(offsets)
+        if self.store and (room := self.store.place(samples.rows, boundary, shape, self.dtype)):
+            return _Entry(boundary, offsets, room[0], "store", room[1])
+        size = self._bytes(offsets)
+        if self._held["memory"] + size <= self.memory:
+            with suppress(torch.OutOfMemoryError):  # of a GPU that has less than the budget allows
+                return _Entry(
+                    boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device)
+                )
+        if self._held["disk"] + size > self.disk:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
+        try:
+            return _Entry(boundary, offsets, allocated(path, shape, self.dtype), "disk", path)
+        except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped
+            return None
+
+    def _shape(self, offsets: np.ndarray) -> tuple[int, int]:
+        return int(offsets[-1]), self.backbone.width
+
+    def _bytes(self, offsets: np.ndarray) -> int:
+        return math.prod(self._shape(offsets)) * self.dtype.itemsize
+
+    def _states(self, entry: _Entry) -> Tensor:
+        """An entry's values, mapped for this once where they rest on the disk."""
+        if entry.values is not None:
+            return entry.values
+        assert entry.path is not None
+        return mapped(entry.path, self._shape(entry.offsets), self.dtype)
+
+    def _keep(self, owner: str, entry: _Entry) -> None:
+        self._entries[owner] = entry
+        self._held[entry.place] += self._bytes(entry.offsets)
+
+    def _refuse(self, owner: str) -> None:
+        """For good: whatever the boundary, an owner needs the same room, and the others hold theirs."""
+        if not self._without_room:
+            log.warning(
+                "prefix cache: no room for %s within this process's %d MB of memory and %d MB of disk: "
+                "computed again for every batch, so the last bits of results may depend on engine.workers",
+                owner,
+                self.memory >> 20,
+                self.disk >> 20,
+            )
+        self._without_room.add(owner)
+
+    def _drop(self, owner: str) -> None:
+        entry = self._entries.pop(owner, None)
+        if entry is None:
+            return
+        self._held[entry.place] -= self._bytes(entry.offsets)
+        if entry.path is not None:
+            entry.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self._entries.clear()
+        self._held.clear()
+        self._without_room.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,200 @@
+"""Running experts over samples, from the frozen prefix up, and counting what it costs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedms.data.federated import Samples
+from fedms.model import flops
+from fedms.model.backbone import Backbone
+from fedms.model.expert import Expert
+from fedms.model.lora import Pair
+from fedms.model.statistics import normalise
+from fedms.training.inputs import batches
+from fedms.training.prefix_cache import PrefixCache
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What an expert says of some samples, in their order."""
+
+    features: Tensor
+    """Normalised pooled features, [n, d]"""
+    logits: Tensor | None
+    """[n, C]; None without a head"""
+
+
+@dataclass(frozen=True)
+class _Held:
+    key: str
+    outputs: Outputs
+    used: dict[str, tuple[str, int]]
+    """What `Compute.once` says of it."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(
+            each.numel() * each.element_size()
+            for each in (self.outputs.features, self.outputs.logits)
+            if each is not None
+        )
+
+
+@dataclass
+class Cost:
+    """What a task has cost so far."""
+
+    spent: int = 0
+    """Operations, the prefixes' apart"""
+    prefixes: int = 0
+    """Those of prefixes"""
+    kept: int = 0
+    """Those of prefixes that were kept"""
+    used: dict[str, tuple[str, int]] = field(default_factory=dict)
+    """What `Compute.once` says"""
+
+
+class Compute:
+    """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached.
+
+    Frozen experts' outputs are kept in `room` bytes: those that were not used for longest go first, and are computed again when needed.
+    """
+
+    def __init__(self, backbone: Backbone, cache: PrefixCache, room: int = 0) -> None:
+        self.backbone = backbone
+        self.cache = cache
+        self.room = room
+        self._spent = 0
+        self._held: dict[tuple[str, str], _Held] = {}
+        self._held_bytes = 0
+
+    def begin(self) -> None:
+        """A new task, for which nothing has been computed yet."""
+        self.resume(Cost())
+
+    def pause(self) -> Cost:
+        """What the task has cost up to here, where another one is to go on before it."""
+        return Cost(self._spent, self.cache.flops, self.cache.kept_flops, self.cache.used)
+
+    def resume(self, cost: Cost) -> None:
+        """Count on from there."""
+        self._spent, self.cache.flops, self.cache.kept_flops, self.cache.used = (
+            cost.spent,
+            cost.prefixes,
+            cost.kept,
+            cost.used,
+        )
+
+    @property
+    def flops(self) -> int:
+        """Operations of this task: forward and backward passes, and prefixes that are not kept."""
+        return self._spent + self.cache.flops - self.cache.kept_flops
+
+    @property
+    def once(self) -> dict[str, tuple[str, int]]:
+        """What this task has used of all that is computed once and kept: by its name, which one it was and the operations it took.
+
+        It is the same whether it was computed in this task, before, or again after a resumption.
+        """
+        return dict(self.cache.used)
+
+    def feature(
+        self,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        picks: np.ndarray,
+        trained: list[int] | None = None,
+    ) -> Tensor:
+        """Pooled features of the samples at `picks`, [len(picks), d]; `trained` are the blocks a loss will go back to."""
+        hidden, mask = self.cache.hidden(samples, boundary, picks)
+        pairs = expert.pairs(picks) if expert else {}
+        prompt = expert.prompt if expert else None
+        self.backbone.attach(pairs)
+        if prompt is not None:
+            hidden, mask_with = _before(prompt, hidden, mask)
+        self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
+        if prompt is None:
+            return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
+        return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)
+
+    def book(
+        self,
+        pairs: Mapping[tuple[int, str], Pair],
+        count: int,
+        tokens: int,
+        boundary: int,
+        trained: list[int] | None,
+    ) -> None:
+        """Count the operations of so many samples of so many tokens, with these pairs."""
+        self._spent += flops.forward(self.backbone, count, tokens, boundary)
+        rank = 0
+        if pairs:
+            first = next(iter(pairs.values()))
+            rank = first.A.shape[-2] + (first.beside[0].shape[-2] if first.beside else 0)
+            self._spent += flops.pairs(self.backbone, count, tokens, rank, {block for block, _ in pairs})
+            kept = [key for key, pair in pairs.items() if pair.residual is not None]
+            self._spent += flops.residuals(self.backbone, count, tokens, kept) * (2 if trained else 1)
+        self._spent += flops.backward(self.backbone, count, tokens, rank, trained or [])
+
+    @torch.no_grad()
+    def outputs(self, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
+        """Features and logits of all samples, on the CPU; without an expert, the frozen backbone's features."""
+        expert = expert.to(self.backbone.device) if expert else None
+        features = torch.empty(len(samples), self.backbone.feature_size)
+        parts = batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH)
+        if parts:  # a GPU is waited for once, not for each
+            features[np.concatenate(parts)] = torch.cat(
+                [self.feature(expert, samples, boundary, picks) for picks in parts]
+            ).cpu()
+        logits = expert.logits(features.to(self.backbone.device)).cpu() if expert else None
+        return Outputs(normalise(features), logits)
+
+    def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
+        """As `outputs`, kept until another expert or boundary comes in the same role: for what is frozen over many rounds."""
+        key = f"{boundary} {_digest(expert)}"
+        held = self._held.get((role, samples.owner))
+        if held is None or held.key != key:
+            before, self.cache.used, earlier = self.flops, {}, self.cache.used
+            outputs = self.outputs(expert, samples, boundary)
+            spent = self.flops - before
+            self._spent -= spent
+            held = _Held(key, outputs, self.cache.used | {f"{role} {samples.owner}": (key, spent)})
+            self.cache.used = earlier
+        self._hold((role, samples.owner), held)
+        self.cache.used |= held.used
+        return held.outputs
+
+    def _hold(self, name: tuple[str, str], held: _Held) -> None:
+        """As the one used last."""
+        if (before := self._held.pop(name, None)) is not None:
+            self._held_bytes -= before.bytes
+        self._held[name] = held
+        self._held_bytes += held.bytes
+        while self._held_bytes > self.room and len(self._held) > 1:
+            self._held_bytes -= self._held.pop(next(iter(self._held))).bytes
+
+
+def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Soft prompts [m, d] before every sample's tokens, and the mask that lets them be seen."""
+    count = hidden.shape[0]
+    hidden = torch.cat([prompt.to(hidden.dtype).expand(count, -1, -1), hidden], dim=1)
+    return hidden, None if mask is None else torch.cat(
+        [mask.new_zeros(count, 1, 1, len(prompt)), mask], dim=3
+    )
+
+
+def _digest(expert: Expert | None) -> str:
+    sha = hashlib.sha256()
+    for name, array in sorted(expert.arrays.items() if expert else []):
+        sha.update(name.encode())
+        sha.update(array.detach().cpu().numpy().tobytes())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,110 @@
+"""`fedms predict` and `fedms export`: a line an input, a line an error."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import fedms
+from fedms.cli.main import app
+from tiny_run import finished  # noqa: F401 (a fixture)
+
+runner = CliRunner()
+
+
+def ask(*arguments, given=None):
+    return runner.invoke(app, [str(each) for each in arguments], input=given)
+
+
+def test_a_line_for_each_text(finished):  # noqa: F811
+    done = ask("predict", finished(), "--client", "client-0", "turn on the light", "play music")
+    assert done.exit_code == 0, done.output
+    first, second = done.stdout.splitlines()
+    expected = fedms.load(finished(), "client-0").predict(["turn on the light", "play music"])
+    for line, each, text in zip((first, second), expected, ("turn on the light", "play music"), strict=True):
+        label, probability, *rest = line.split()
+        assert (label, probability) == (each.label, f"{each.probability:.3f}")
+        assert " ".join(rest) == f"local {each.local_weight:.3f} global {each.global_weight:.3f} {text}"
+
+
+def test_texts_come_from_files_and_standard_input(finished, tmp_path):  # noqa: F811
+    (tmp_path / "some.txt").write_text("turn on\n\n  \nplay music\r\n")
+    from_file = ask("predict", finished(), "--client", "client-1", tmp_path / "some.txt", "--json")
+    from_input = ask("predict", finished(), "--client", "client-1", "--json", given="turn on\nplay music\n")
+    assert from_file.exit_code == from_input.exit_code == 0
+    assert from_file.stdout == from_input.stdout
+    lines = [json.loads(line) for line in from_file.stdout.splitlines()]
+    assert [line["input"] for line in lines] == ["turn on", "play music"]
+    assert all(line["probabilities"][line["label"]] == line["probability"] for line in lines)
+    nothing = ask("predict", finished(), "--client", "client-1", given="")
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+
+
+def test_the_prior_can_be_said(finished):  # noqa: F811
+    done = ask("predict", finished(), "--client", "client-0", "--prior", "0", "play music")
+    assert "local 0.000  global 1.000" in done.stdout
+    done = ask("predict", finished(), "--client", "client-0", "--prior", "2", "play music")
+    assert (done.exit_code, done.stderr) == (2, "error: prior: must be from 0 to 1, not 2.0\n")
+
+
+def test_a_method_that_mixes_nothing_has_no_weights(finished):  # noqa: F811
+    done = ask("predict", finished(method="fedavg"), "--client", "client-0", "play music")
+    assert done.exit_code == 0 and "local" not in done.stdout
+    done = ask("predict", finished(method="fedavg"), "--client", "client-0", "play music", "--json")
+    assert json.loads(done.stdout)["local_weight"] is None
+
+
+def test_pictures_are_files(finished, tmp_path):  # noqa: F811
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "white.png")
+    done = ask("predict", finished(family="vit"), "--client", "client-0", tmp_path / "white.png")
+    assert done.exit_code == 0 and done.stdout.endswith("white.png\n")
+    assert (
+        ask(
+            "predict", finished(family="vit"), "--client", "client-0", given=f"{tmp_path / 'white.png'}\n"
+        ).stdout
+        == done.stdout
+    )
+    gone = ask("predict", finished(family="vit"), "--client", "client-0", tmp_path / "gone.png")
+    assert gone.exit_code == 1 and "gone.png: cannot read the image" in gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("client", "text", "message"),
+    [
+        ("client-7", "on", "no client 'client-7'; there are 3: client-0, client-1, client-2"),
+        ("../client-0", "on", "no client '../client-0'"),
+        ("client-0", "gone.txt", "gone.txt: no such file"),
+        ("client-0", "data.csv", "texts are read from .txt files alone"),
+        ("client-0", "latin.txt", "latin.txt: not a text in UTF-8 (byte 3)"),
+    ],
+)
+def test_a_line_for_what_cannot_be(finished, tmp_path, monkeypatch, client, text, message):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.csv").touch()
+    (tmp_path / "latin.txt").write_bytes("caffè".encode("latin-1").replace(b"f", b"", 1))
+    done = ask("predict", finished(), "--client", client, text)
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert message in done.stderr
+
+
+def test_a_long_text_is_no_file(finished):  # noqa: F811
+    done = ask("predict", finished(), "--client", "client-0", "play music " * 500)
+    assert done.exit_code == 0 and len(done.stdout.splitlines()) == 1
+
+
+def test_export_names_its_files(finished, tmp_path):  # noqa: F811
+    done = ask("export", finished(), "--client", "client-0", "--to", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.splitlines() == sorted(
+        str(path) for path in (tmp_path / "out").rglob("*") if path.is_file()
+    )
+    again = ask("export", finished(), "--client", "client-0", "--to", tmp_path / "out")
+    assert (
+        again.exit_code == 1 and "already there and not empty; name another folder with --to" in again.stderr
+    )
+    nothing = ask("export", tmp_path, "--client", "client-0", "--to", tmp_path / "other")
+    assert nothing.exit_code == 1 and "not a finished run" in nothing.stderr
+    assert not (tmp_path / "other").exists()

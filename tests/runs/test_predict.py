@@ -1,0 +1,300 @@
+"""One client on new input: what the experiment measured, what an export says, and one line for what cannot be."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import fedms
+from fedms.core.errors import ConfigError, FedmsError
+from fedms.federation.world import open_world
+from fedms.runs.export.export import export_client
+from fedms.runs.folder import RunFolder
+from tiny_run import finished  # noqa: F401 (a fixture)
+
+MIXTURES = {
+    "fedms": {},
+    "counts": {"gate__evidence": "counts", "gate__features": "backbone", "mixture__on": "logits"},
+    "network alone": {"gate__evidence": "none", "federation__aggregation": "exact"},
+    "likelihood": {"gate__objective": "likelihood", "head__kind": "text"},
+    "constant": {"method": "mixture-constant", "activation__order": "bottom-up"},
+}
+ALONE = {
+    name: {"method": name} for name in ("fedavg", "fedavg-finetune", "local", "fedavg-prior", "fedsa-lora")
+}
+COMPARED = {
+    "counts": {"method": "mixture-count", "gate__prior": 0.7},
+    "own likelihood": {"method": "pfl-moe"},
+    "drawn A": {"method": "ffa-lora"},
+    "product": {
+        "method": "flexlora",
+        "lora__tiers": ({"share": 0.5, "rank": 2}, {"share": 0.5, "rank": 4}),
+        "federation__aggregation": "svd",
+    },
+}
+NO_ADAPTER = {
+    "feddpa": "weighs two experts' pairs against each other within every layer",
+    "fedalt": "weighs other clients' pairs against its own within every layer",
+    "fedclip": "puts an attention before the head",
+    "promptfl": "puts soft prompts before every input",
+    "linear-probe": "trains no LoRA pair",
+    "fedncm": "trains no LoRA pair",
+    "statistics": "trains no expert",
+}
+TEXTS = ["turn on the light", "play music please", "off"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *MIXTURES.values(),
+        *ALONE.values(),
+        *COMPARED.values(),
+        *({"method": name} for name in NO_ADAPTER),
+        {"family": "vit"},
+    ],
+    ids=str,
+)
+def test_a_client_predicts_as_it_was_tested(finished, changes):  # noqa: F811
+    run = finished(**changes)
+    world = open_world(RunFolder(run).config())
+    result = json.loads((run / "result.json").read_text())
+    for told in result["per_client"]:
+        client = fedms.load(run, told["name"])
+        for samples, key in (
+            (world.samples(told["name"], "test"), "accuracy_local"),
+            (world.everyone["test"], "accuracy_global"),
+        ):
+            found = client.predict([world.dataset.inputs[row] for row in samples.rows])
+            right = [
+                each.label == world.dataset.class_names[label]
+                for each, label in zip(found, samples.labels, strict=True)
+            ]
+            assert sum(right) / len(right) == pytest.approx(told[key], abs=1e-6)
+            if key == "accuracy_local" and told["gate_global_share"] is not None:
+                share = sum(each.global_weight for each in found) / len(found)
+                assert share == pytest.approx(told["gate_global_share"], abs=1e-5)
+
+
+def test_a_prediction_adds_up_and_names_its_parts(finished):  # noqa: F811
+    client = fedms.load(finished(), "client-1")
+    assert client.predict([]) == []
+    for each in client.predict(TEXTS):
+        assert each.probability == each.probabilities[each.label] == max(each.probabilities.values())
+        assert list(each.probabilities.values()) == sorted(each.probabilities.values(), reverse=True)
+        assert set(each.probabilities) == {"lights_on", "lights_off", "music", "volume"}
+        assert sum(each.probabilities.values()) == pytest.approx(1)
+        assert each.local_weight + each.global_weight == pytest.approx(1)
+
+
+def test_the_prior_moves_between_the_experts(finished):  # noqa: F811
+    client = fedms.load(finished(), "client-0")
+    for prior in (0, 1):
+        assert [each.local_weight for each in client.predict(TEXTS, prior)] == [prior] * 3
+    low, high = (client.predict(TEXTS, prior) for prior in (0.2, 0.8))
+    assert all(a.local_weight < b.local_weight for a, b in zip(low, high, strict=True))
+    assert client.predict(TEXTS) == client.predict(TEXTS, 0.5), "the run's own"
+
+
+def test_the_data_set_is_not_needed(finished, tmp_path):  # noqa: F811
+    run = tmp_path / "run"
+    shutil.copytree(finished(), run)
+    config = RunFolder(run).config()
+    (run / "config.yaml").write_text(
+        config.model_copy(update={"data": config.data.model_copy(update={"source": "/gone"})}).to_yaml()
+    )
+    assert len(fedms.load(run, "client-2").predict(TEXTS)) == 3
+
+
+def test_pictures_come_as_files_or_decoded(finished, tmp_path):  # noqa: F811
+    client = fedms.load(finished(family="vit"), "client-0")
+    picture = Image.new("L", (50, 30), 200)
+    picture.save(tmp_path / "grey.png")
+    from_file, from_text, decoded = client.predict(
+        [tmp_path / "grey.png", str(tmp_path / "grey.png"), picture]
+    )
+    assert from_file == from_text == decoded
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for name, message in (("broken.png", "cannot read the image"), ("gone.png", "No such file")):
+        with pytest.raises(FedmsError, match=message) as caught:
+            client.predict([tmp_path / name])
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["client-9", "../client-0", "", ".", "client-0/", "/etc"])
+def test_a_client_that_is_not_there(finished, name):  # noqa: F811
+    with pytest.raises(FedmsError, match=r"no client .*there are 3: client-0, client-1, client-2") as caught:
+        fedms.load(finished(), name)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_finished_run(finished, tmp_path):  # noqa: F811
+    with pytest.raises(FedmsError, match="no such folder"):
+        fedms.load(tmp_path / "gone", "client-0")
+    with pytest.raises(FedmsError, match="not a finished run"):
+        fedms.load(tmp_path, "client-0")
+    run = tmp_path / "run"
+    shutil.copytree(finished(), run)
+    model = run / "clients" / "client-0" / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:100])
+    with pytest.raises(FedmsError, match="damaged"):
+        fedms.load(run, "client-0")
+    (run / "result.json").write_text("{}")
+    with pytest.raises(FedmsError, match="damaged"):
+        fedms.load(run, "client-1")
+
+
+def test_what_cannot_be_asked(finished):  # noqa: F811
+    client = fedms.load(finished(), "client-0")
+    for prior in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ConfigError, match="from 0 to 1"):
+            client.predict(TEXTS, prior)
+    with pytest.raises(TypeError, match="list"):
+        client.predict("turn on the light")
+    with pytest.raises(FedmsError, match="input 2: the model reads texts, not Image"):
+        client.predict(["on", Image.new("RGB", (9, 9))])
+    with pytest.raises(ConfigError, match="prior: has no meaning for method fedavg"):
+        fedms.load(finished(method="fedavg"), "client-0").predict(TEXTS, 0.5)
+
+
+# --- the public face -------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_package_opens_at_once():
+    code = "import sys, fedms; assert not {'torch', 'pydantic', 'numpy', 'fedms.runs.predict'} & set(sys.modules); fedms.Config; fedms.Client"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    assert all(hasattr(fedms, name) for name in fedms.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        fedms.nothing  # noqa: B018
+
+
+def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch):  # noqa: F811
+    from fedms.experiments import experiment
+
+    asked = []
+    config = RunFolder(finished()).config()
+    monkeypatch.setattr(experiment, "run", lambda *given: asked.append(given) or {"seed": given[0].seed})
+    for each in (
+        config,
+        finished() / "config.yaml",
+        str(finished() / "config.yaml"),
+        config.model_dump(mode="json"),
+    ):
+        assert fedms.run(each, str(tmp_path / "out"), report=False) == {"seed": 0}
+    assert all(given == (config, tmp_path / "out", None, None, False) for given in asked)
+
+
+# --- export ----------------------------------------------------------------------------------------------------------------------------
+
+
+def program_of(folder):
+    """What the README's program defines."""
+    page = (folder / "README.md").read_text()
+    names = {"__name__": "program"}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    return names
+
+
+@pytest.mark.parametrize(
+    "changes", [*MIXTURES.values(), *ALONE.values(), *COMPARED.values(), {"family": "vit"}], ids=str
+)
+def test_an_export_predicts_the_same_without_fedms(finished, tmp_path, monkeypatch, changes):  # noqa: F811
+    pytest.importorskip("peft")
+    client = fedms.load(finished(**changes), "client-1")
+    files = export_client(client, tmp_path / "deep" / "out")
+    samples = (
+        [Image.new("RGB", (40, 40), shade) for shade in ("white", "red")] if client.kind == "image" else TEXTS
+    )
+    monkeypatch.chdir(tmp_path / "deep" / "out")
+    program = program_of(tmp_path / "deep" / "out")
+    for prior in (None, 0.0, 0.9) if (tmp_path / "deep" / "out" / "gate.json").exists() else (None,):
+        found = program["probabilities"](samples, *([] if prior is None else [prior]))
+        expected = [
+            [each.probabilities[name] for name in program["labels"]]
+            for each in client.predict(samples, prior)
+        ]
+        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    assert all(path.is_file() for path in files) and len(files) == sum(
+        path.is_file() for path in (tmp_path / "deep").rglob("*")
+    )
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"], "nothing temporary is left"
+
+
+def test_an_export_says_what_its_gate_is(finished, tmp_path):  # noqa: F811
+    export_client(fedms.load(finished(), "client-0"), tmp_path / "out")
+    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert (gate["client"], gate["kind"], gate["prior"], gate["evidence"], gate["features"]) == (
+        "client-0",
+        "learned",
+        0.5,
+        "statistics",
+        "global",
+    )
+    assert set(gate["formulas"]) == {"mixture", "local_weight", "u", "log_r", "delta"}
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == [
+        "lights_off",
+        "lights_on",
+        "music",
+        "volume",
+    ]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        *("global", "local", "gate.json", "gate.safetensors", "labels.json", "README.md")
+    }
+
+
+def test_an_export_of_a_count_gate_holds_the_counts(finished, tmp_path):  # noqa: F811
+    client = fedms.load(finished(**COMPARED["counts"]), "client-1")
+    export_client(client, tmp_path / "out")
+    gate = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert (
+        gate["kind"] == "counts"
+        and gate["prior"] == 0.7
+        and gate["counts"] == client.personal.arrays["own.counts"].tolist()
+    )
+    assert set(gate) == {"client", "kind", "prior", "mixture_on", "counts", "formulas"}
+    assert "sum_c softmax(global logits)_c n_c / (n_c + 2)" in gate["formulas"]["local_weight"]
+    assert not (tmp_path / "out" / "gate.safetensors").exists()
+
+
+def test_an_exports_page_says_where_the_label_prior_is(finished, tmp_path):  # noqa: F811
+    export_client(fedms.load(finished(method="fedavg-prior"), "client-1"), tmp_path / "out")
+    assert (
+        "predicts alone, with this client's label prior in its head's bias."
+        in (tmp_path / "out" / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(("method", "why"), NO_ADAPTER.items())
+def test_what_is_no_adapter_is_refused_in_one_line(finished, tmp_path, method, why):  # noqa: F811
+    with pytest.raises(FedmsError) as caught:
+        export_client(fedms.load(finished(method=method), "client-0"), tmp_path / "out")
+    assert str(caught.value) == f"method {method} {why}, so there is nothing that PEFT could load"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_is_whole_or_not_at_all(finished, tmp_path, monkeypatch):  # noqa: F811
+    client = fedms.load(finished(), "client-0")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "file").touch()
+    for name in ("full", "file"):
+        with pytest.raises(FedmsError, match="--to"):
+            export_client(client, tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    export_client(client, tmp_path / "empty")
+    with pytest.raises(FedmsError, match="trains no expert"):
+        export_client(fedms.load(finished(method="statistics"), "client-0"), tmp_path / "none")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedms.runs.export.export.readme", full)
+    with pytest.raises(OSError, match="No space"):
+        export_client(client, tmp_path / "broken")
+    assert {path.name for path in tmp_path.iterdir()} == {"full", "file", "empty"}

@@ -1,0 +1,39 @@
+"""Outputs of frozen experts are kept in a bounded room, and come to the same when they are computed again."""
+
+from pathlib import Path
+
+import torch
+
+from fedms.training.prefix_cache import PrefixCache
+from fedms.training.runner import Compute
+
+
+def test_what_was_not_used_for_longest_makes_room(opened):
+    world = opened()
+    owned = [world.samples(client, "train") for client in world.clients]
+    one = len(owned[0]) * world.backbone.feature_size * 4
+    assert all(len(each) * world.backbone.feature_size * 4 <= 2 * one for each in owned)
+
+    def compute(room: int) -> Compute:
+        return Compute(
+            world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, Path(), enabled=False), room
+        )
+
+    ample, narrow = compute(2**30), compute(2 * one)
+    depth = world.backbone.depth
+    for each in (*owned, owned[0]):
+        expected = ample.frozen_outputs("backbone", None, each, depth).features
+        assert torch.equal(narrow.frozen_outputs("backbone", None, each, depth).features, expected)
+        assert narrow._held_bytes == sum(held.bytes for held in narrow._held.values()) <= 2 * one
+    assert len(ample._held) == len(owned) > len(narrow._held) >= 1
+
+    # used again, it costs nothing where it is held; where it is not, it is computed again but is the same thing to book
+    held, gone = ample, narrow
+    last, first = owned[0], owned[1]
+    for each in (held, gone):
+        each.begin()
+    held.frozen_outputs("backbone", None, first, depth)
+    gone.frozen_outputs("backbone", None, first, depth)
+    assert held.once == gone.once and held.flops == gone.flops == 0
+    gone.frozen_outputs("backbone", None, last, depth)
+    assert list(gone._held) == [("backbone", first.owner), ("backbone", last.owner)] or len(gone._held) == 1
