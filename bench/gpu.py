@@ -41,7 +41,7 @@ from fedms.training.batched import train_stack
 from fedms.training.device import prepare
 from fedms.training.expert_training import Plan, train_expert
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 from pages import ROOT, splice
 from stacking import members
 
@@ -145,9 +145,9 @@ class Case:
         labels = torch.arange(size.samples) % CLASSES
         rows = [np.arange(size.samples) + size.samples * number for number in range(size.clients)]
         self.held = [Samples(f"bench-{number}", mine, labels) for number, mine in enumerate(rows)]
-        self.compute = Compute(self.backbone, PrefixCache(self.backbone, Noise(pixels), 2**36, 0, Path()))
+        self.runner = Runner(self.backbone, PrefixCache(self.backbone, Noise(pixels), 2**36, 0, Path()))
         for own in self.held:
-            self.compute.cache.hidden(own, self.boundary, np.arange(1))
+            self.runner.cache.hidden(own, self.boundary, np.arange(1))
         active = range(self.boundary, self.backbone.depth)
         lora = fresh_lora(self.backbone, active, config.lora.rank, 0)
         self.arrays: Arrays = lora | zero_head(CLASSES, self.backbone.feature_size)
@@ -158,9 +158,9 @@ class Case:
 
     def _counted(self) -> int:
         """Operations of a round: what each client costs alone."""
-        self.compute.begin()
+        self.runner.begin()
         self.round(1)
-        return self.compute.flops
+        return self.runner.flops
 
     def round(self, stack: int) -> None:
         """Everybody trains once, so many together; each ends in a number that is read, so nothing is under way any more."""
@@ -169,7 +169,7 @@ class Case:
             if stack == 1:
                 each = made[at]
                 train_expert(
-                    self.compute,
+                    self.runner,
                     each.expert,
                     self.plan,
                     each.samples,
@@ -178,7 +178,7 @@ class Case:
                     each.order,
                 )
             else:
-                train_stack(self.compute, made[at : at + stack], self.boundary, self.config.training)
+                train_stack(self.runner, made[at : at + stack], self.boundary, self.config.training)
 
     def turn(self, size: Size) -> None:
         self.peaks.append(peak(size.product, self.backbone.device, self.backbone.dtype))

@@ -20,7 +20,7 @@ from typing import Any
 from fedms import compare
 from fedms.config import load_config
 from fedms.experiments.console import observer
-from fedms.runs.reading.comparison import Comparison, Row, SeedRun, read_comparison
+from fedms.runs.reading.comparison import Comparison, RowResults, SeedRun, read_comparison
 from pages import ROOT, splice
 
 PAGE = ROOT / "docs" / "performance.md"
@@ -50,7 +50,7 @@ def spent_until(run: SeedRun, score: float) -> tuple[float, float] | None:
     return None
 
 
-def near(row: Row, reference: Row) -> tuple[float, float] | None:
+def near(row: RowResults, reference: RowResults) -> tuple[float, float] | None:
     """Mean shares of what the reference took in all, operations and bytes, until the row was near where that ended."""
     shares = []
     for run, other in zip(row.runs, reference.runs, strict=True):

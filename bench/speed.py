@@ -86,7 +86,7 @@ class Round:
     def __call__(self) -> None:
         tasks = self.server.tasks("train", self.cohort, self.stage, 1, arrays=self.server.shared)
         updates = self.engine.run(tasks)
-        self.server.heard_of(tasks, [update for update in updates if isinstance(update, Update)])
+        self.server.record_delivery(tasks, [update for update in updates if isinstance(update, Update)])
         self.flops = 0
         for update in updates:
             assert isinstance(update, Update), update.reason

@@ -35,7 +35,7 @@ from fedms.runs.environment import describe_environment
 from fedms.training.batched import Member, train_stack
 from fedms.training.expert_training import Plan, train_expert
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute, Cost
+from fedms.training.runner import Cost, Runner
 from pages import ROOT, splice
 
 CASES = {"fleet": (40, 20), "banking": (10, 300)}
@@ -80,9 +80,9 @@ def measure(
     difference: dict[int, float] = {}
     alone: list[Arrays] = []
     with tempfile.TemporaryDirectory() as folder:
-        compute = Compute(backbone, PrefixCache(backbone, world.inputs, 2**32, 0, Path(folder)))
+        runner = Runner(backbone, PrefixCache(backbone, world.inputs, 2**32, 0, Path(folder)))
         for own in held:
-            compute.cache.hidden(own, boundary, np.arange(1))
+            runner.cache.hidden(own, boundary, np.arange(1))
         for _ in range(repeats):
             for stack in stacks:
                 made = members(config, arrays, plan, held, backbone.device)
@@ -91,10 +91,10 @@ def measure(
                     if stack == 1:
                         each = made[at]
                         train_expert(
-                            compute, each.expert, plan, each.samples, boundary, config.training, each.order
+                            runner, each.expert, plan, each.samples, boundary, config.training, each.order
                         )
                     else:
-                        train_stack(compute, made[at : at + stack], boundary, config.training)
+                        train_stack(runner, made[at : at + stack], boundary, config.training)
                 took[stack].append(clock() - began)
                 arrived = [each.expert.arrays for each in made]
                 alone = alone or arrived

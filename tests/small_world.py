@@ -9,7 +9,7 @@ import pytest
 
 from fedms.config import Config, load_config
 from fedms.federation.client import ClientHost
-from fedms.federation.messages import Kind, Task, Update, decode_task, decode_update, encode
+from fedms.federation.messages import Task, TaskKind, Update, decode_task, decode_update, encode
 from fedms.federation.method import Stage
 from fedms.federation.methods import METHODS, of
 from fedms.federation.prediction import EVEN
@@ -80,14 +80,14 @@ class Federation:
         self.server.begin(self.stage)
 
     def ask(
-        self, kind: Kind, clients: Sequence[str], stage: Stage | None, number: int, **settings: Any
+        self, kind: TaskKind, clients: Sequence[str], stage: Stage | None, number: int, **settings: Any
     ) -> list[Update]:
         tasks = [
             decode_task(encode(task))
             for task in self.server.tasks(kind, clients, stage, number, self.server.shared, **settings)
         ]
         updates = [decode_update(encode(self.host.handle(task))) for task in tasks]
-        self.server.heard_of(tasks, updates)
+        self.server.record_delivery(tasks, updates)
         self.exchanges += zip(tasks, updates, strict=True)
         return updates
 

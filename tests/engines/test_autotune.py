@@ -90,7 +90,7 @@ def stacks(monkeypatch) -> list[int]:
     monkeypatch.setattr(
         together,
         "train_stack",
-        lambda compute, members, *more: sizes.append(len(members)) or good(compute, members, *more),
+        lambda runner, members, *more: sizes.append(len(members)) or good(runner, members, *more),
     )
     return sizes
 

@@ -16,7 +16,7 @@ from fedms.config import Config, load_config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.experiments import experiment, first_stage
 from fedms.experiments.comparison.compare import compare
-from fedms.experiments.comparison.plan import Run, plan
+from fedms.experiments.comparison.plan import PlannedRun, plan
 from fedms.experiments.comparison.rows import Row, baseline, narrowed, rows
 from fedms.experiments.observers import Silent
 from fedms.federation.methods import METHODS
@@ -214,14 +214,16 @@ def test_a_wrong_option_is_one_line(tmp_path, monkeypatch, option, value):
 # the plan
 
 
-def wanted(*rows_and_keys: tuple[str, dict[str, Any]], seeds: tuple[int, ...] = (0,)) -> list[Run]:
+def wanted(*rows_and_keys: tuple[str, dict[str, Any]], seeds: tuple[int, ...] = (0,)) -> list[PlannedRun]:
     config = config_of()
     made = []
     for seed in seeds:
         for name, keys in rows_and_keys:
             method = METHODS[str(keys.get("method", name))]
             row = Row(name, method, {key: value for key, value in keys.items() if key != "method"})
-            made.append(Run(f"runs/{name}-{seed}", f"{name}, seed {seed}", row.experiment(config, seed, {})))
+            made.append(
+                PlannedRun(f"runs/{name}-{seed}", f"{name}, seed {seed}", row.experiment(config, seed, {}))
+            )
     return made
 
 

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 import fedms
 from fedms.federation.client import REFERENCES
 from fedms.federation.methods import METHODS
-from fedms.federation.personal_model import Personal
+from fedms.federation.personal_model import PersonalModel
 from fedms.federation.world import open_world
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
 from fedms.model.lora import LoraLinear, Pair
 from fedms.runs.folder import RunFolder, read_arrays
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 from tiny_run import finished  # noqa: F401 (a fixture)
 
 TEXTS = ["turn on the light", "play music please", "off", "louder please the kitchen lights"]
@@ -35,8 +35,8 @@ def result(run):
 
 def frozen_features(world, samples):
     """Of the backbone without any pair, normalised."""
-    compute = Compute(world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, Path(), enabled=False))
-    return compute.outputs(None, samples, 0).features
+    runner = Runner(world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, Path(), enabled=False))
+    return runner.outputs(None, samples, 0).features
 
 
 # FedDPA
@@ -56,7 +56,9 @@ def test_a_blend_weighs_both_pairs_in_every_layer(generator):
 def test_at_its_ends_feddpa_is_one_of_its_experts(finished, monkeypatch, weight, expert):  # noqa: F811
     client = opened(finished(method="feddpa"))
     monkeypatch.setattr(
-        Personal, "_likeness", lambda self, compute, samples, boundary: torch.full((len(samples),), weight)
+        PersonalModel,
+        "_likeness",
+        lambda self, runner, samples, boundary: torch.full((len(samples),), weight),
     )
     blended = client.judge(TEXTS)
     client.personal.method = METHODS["mixture-constant"]

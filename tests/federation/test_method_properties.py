@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fedms.config.sections import TrainingConfig
 from fedms.core import seeds
 from fedms.core.errors import ConfigError
 from fedms.federation.activation import Activation
@@ -55,7 +56,7 @@ def trainee(world, folder, groups=("A", "B", "head")):
     }
     names = trained_names(world.backbone, groups, blocks, "linear")
     samples = world.samples("client-0", "train")
-    return Expert(arrays, 1.0), names, ClientHost(world, folder).compute, samples
+    return Expert(arrays, 1.0), names, ClientHost(world, folder).runner, samples
 
 
 # FedProx
@@ -83,12 +84,12 @@ def test_the_proximal_gradient_is_the_weighted_distance_to_the_anchor(opened, tm
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **_: torch.optim.SGD(groups))
     after = {}
     for weight in (0.0, mu):
-        expert, names, compute, samples = trainee(world, tmp_path)
+        expert, names, runner, samples = trainee(world, tmp_path)
         start = dict(expert.arrays)
         anchor = {name: torch.full_like(array, 0.3) for name, array in start.items()}
         plan = Plan(names, (rate, rate), anchor=anchor, proximal=weight)
         train_expert(
-            compute,
+            runner,
             expert,
             plan,
             samples,
@@ -272,7 +273,7 @@ def test_the_body_is_shared_and_each_head_stays(federation, method):
 
 def moving(world, folder, monkeypatch, method, **training):
     """Which parameter groups each step of a round moves."""
-    expert, names, compute, samples = trainee(world, folder)
+    expert, names, runner, samples = trainee(world, folder)
     steps = []
 
     class Watched(torch.optim.AdamW):
@@ -289,7 +290,7 @@ def moving(world, folder, monkeypatch, method, **training):
 
     monkeypatch.setattr(torch.optim, "AdamW", Watched)
     plan = Plan(names, (0.01, 0.01), METHODS[method].stages[0].phases)
-    train_expert(compute, expert, plan, samples, 0, TrainingConfig(**training), np.random.default_rng(0))
+    train_expert(runner, expert, plan, samples, 0, TrainingConfig(**training), np.random.default_rng(0))
     return steps, len(samples)
 
 
@@ -436,12 +437,12 @@ def test_a_linear_probe_is_logistic_regression_on_frozen_features(federation):
     made = federation("linear-probe", "training.epochs=2")
     start = {name: array.clone() for name, array in made.server.shared.items()}
     for client in made.server.clients:  # fills the cache, as the validation of a start would
-        made.host.compute.outputs(None, made.world.samples(client, "train"), made.world.backbone.depth)
+        made.host.runner.outputs(None, made.world.samples(client, "train"), made.world.backbone.depth)
     updates = made.round(1)
     assert made.sent_up() == {"head.weight", "head.bias"}
     assert all(update.metrics["flops"] == 0 for update in updates.values()), "a block was run"
     client, samples = "client-1", made.world.samples("client-1", "train")
-    x = made.host.compute.outputs(None, samples, 3).features
+    x = made.host.runner.outputs(None, samples, 3).features
     weight, bias = (nn.Parameter(start[f"head.{name}"].clone()) for name in ("weight", "bias"))
     optimizer = torch.optim.AdamW([weight, bias], lr=0.01, weight_decay=0.0)
     order = seeds.numpy_generator(made.world.config.seed, "batches", "global", 1, client)

@@ -90,12 +90,12 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
     }
     assert early == {"global/head.log_scale"}, "which nobody trains"
     trained = dict(made.shared)
-    made.heard_of([], [Update(client) for client in CLIENTS])
+    made.record_delivery([], [Update(client) for client in CLIENTS])
     made.begin(made.method.stages[1])
 
     def sent(clients):
         tasks = made.tasks("train", clients, made.method.stages[1], 1)
-        made.heard_of(
+        made.record_delivery(
             tasks, [Update(client) for client in clients if client != "client-01"]
         )  # which fails the first time
         return {
@@ -152,7 +152,7 @@ def test_a_restored_server_is_the_same(server):
     made = begun(server("fedms", "activation.rule=every", "activation.every=1"))
     made.observe(made.method.stages[0], 1, 0.5)
     made.begin(made.method.stages[1])
-    made.heard_of([], [Update(client) for client in CLIENTS[:4]])
+    made.record_delivery([], [Update(client) for client in CLIENTS[:4]])
     other = server()
     other.restore(*made.checkpoint())
     (arrays, meta), (again, same) = made.checkpoint(), other.checkpoint()

@@ -17,7 +17,7 @@ from fedms.model.arrays import strip
 from fedms.model.expert import Expert
 from fedms.runs.folder import read_arrays
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 
 pytestmark = pytest.mark.integration
 
@@ -179,7 +179,7 @@ def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where
         samples = world.samples(task.client, "validation")
         for at, arrays in kept.items():
             logits = (
-                Compute(world.backbone, uncached(world)).outputs(Expert(arrays, 16.0 / 2), samples, 0).logits
+                Runner(world.backbone, uncached(world)).outputs(Expert(arrays, 16.0 / 2), samples, 0).logits
             )
             expected = -torch.nn.functional.cross_entropy(logits, samples.labels, reduction="sum")
             answer = update.arrays["interpolate.log_likelihood"][INTERPOLATIONS.index(at)]
@@ -211,7 +211,7 @@ def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform,
     answer = update.arrays["weigh.log_likelihood"].view(len(EVEN), len(SCALES))
     host = ClientHost(open_world(tiny()), run.folder)
     samples = host.world.samples(task.client, "validation")
-    judged = host._finished(task).judge(host.compute, samples, task.settings["boundary"])
+    judged = host._finished(task).judge(host.runner, samples, task.settings["boundary"])
     for prior, scale in ((0.2, 2.0), (0.5, 0.6), (0.9, 0.1)):
         weight = torch.sigmoid(scale * judged.evidence + torch.tensor(prior).logit())
         mixed = (1 - weight)[:, None] * judged.global_logits.softmax(1) + weight[

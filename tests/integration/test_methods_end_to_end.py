@@ -13,7 +13,7 @@ from fedms.federation.world import open_world
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 
 pytestmark = pytest.mark.integration
 
@@ -150,7 +150,7 @@ def test_the_command_leaves_the_report_beside_it(tiny, tmp_path, monkeypatch):
 def accuracies(run, world, client: str, expert: str) -> tuple[float, float]:
     """One expert from a client's folder on the client's own and on everyone's test data."""
     arrays, _ = read_arrays(run.folder / "clients" / client / "model.safetensors")
-    compute = Compute(
+    compute = Runner(
         world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, run.folder / "none", enabled=False)
     )
     found = Expert(strip(arrays, f"{expert}/"), world.config.lora.alpha / world.config.lora.rank)

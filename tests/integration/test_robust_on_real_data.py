@@ -81,7 +81,7 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
             server.aggregate(stage, number, [answer(task) for task in tasks])
         samples = world.everyone["test"]
         expert = Expert(server.frozen | server.shared, config.lora.alpha / config.lora.rank)
-        logits = host.compute.outputs(expert, samples, server.boundary(stage)).logits
+        logits = host.runner.outputs(expert, samples, server.boundary(stage)).logits
         assert logits is not None
         return float((logits.argmax(1) == samples.labels).float().mean())
 

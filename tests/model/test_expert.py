@@ -10,7 +10,7 @@ from fedms.model.arrays import block_of, split_name
 from fedms.model.expert import Expert
 from fedms.model.heads import NEAREST_SCALE, head, head_names, nearest_head, statistics_head, zero_head
 from fedms.model.parts import fresh_lora, trained_names
-from fedms.model.statistics import Statistics, normalise
+from fedms.model.statistics import FeatureSums, normalise
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_the_statistics_head_says_the_discriminants_posterior(features):
     features = features + 2 * torch.nn.functional.one_hot(labels, 8)
     x = normalise(features)
     for temperature in (1.0, 5.6):
-        discriminant = replace(Statistics.of(x, labels, 3).discriminant(), temperature=temperature)
+        discriminant = replace(FeatureSums.of(x, labels, 3).discriminant(), temperature=temperature)
         posterior = (discriminant.scores(x) + discriminant.prior.log()).softmax(1)
         made = Expert(statistics_head(discriminant), 1.0).logits(features).softmax(1)
         torch.testing.assert_close(made, posterior, atol=1e-5, rtol=1e-4)

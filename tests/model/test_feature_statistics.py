@@ -9,7 +9,7 @@ import torch
 
 from fedms.model.discriminant import TEMPERATURES, Discriminant, mixed_prior
 from fedms.model.evidence import MEAN_STRENGTH, Evidence
-from fedms.model.statistics import Statistics, normalise
+from fedms.model.statistics import FeatureSums, normalise
 
 CLASSES, SIZE = 4, 6
 
@@ -23,7 +23,7 @@ def samples(count=400, spread=0.5, seed=0, classes=CLASSES, size=SIZE):
     return centres[labels] + torch.randn(count, size, generator=generator) @ shape, labels
 
 
-def same(left: Statistics, right: Statistics, tolerance=1e-12):
+def same(left: FeatureSums, right: FeatureSums, tolerance=1e-12):
     for name in ("counts", "sums", "second"):
         torch.testing.assert_close(getattr(left, name), getattr(right, name), atol=tolerance, rtol=tolerance)
 
@@ -36,7 +36,7 @@ def test_normalised_features_have_length_sqrt_d():
 
 def test_the_sums_are_what_they_say():
     x, labels = samples(50)
-    made = Statistics.of(x, labels, CLASSES + 1)
+    made = FeatureSums.of(x, labels, CLASSES + 1)
     exact = x.double().numpy()
     for c in range(CLASSES + 1):
         assert made.counts[c] == int((labels == c).sum())
@@ -48,30 +48,30 @@ def test_the_sums_are_what_they_say():
 def test_the_total_of_parts_is_the_statistics_of_all(skewed):
     x, labels = samples()
     order = labels.argsort() if skewed else torch.arange(len(labels))
-    parts = [Statistics.of(x[rows], labels[rows], CLASSES) for rows in order.split([1, 30, 169, 200])]
-    same(Statistics.total(parts), Statistics.of(x, labels, CLASSES), 1e-10)
+    parts = [FeatureSums.of(x[rows], labels[rows], CLASSES) for rows in order.split([1, 30, 169, 200])]
+    same(FeatureSums.total(parts), FeatureSums.of(x, labels, CLASSES), 1e-10)
 
 
 def test_the_full_triangle_travels_without_loss():
     x, labels = samples()
-    made = Statistics.of(
+    made = FeatureSums.of(
         x.round(decimals=0), labels, CLASSES
     )  # whole numbers, so that float32 holds them all
     arrays = made.to_arrays()
-    same(Statistics.from_arrays(arrays), made, 0)
+    same(FeatureSums.from_arrays(arrays), made, 0)
     assert {array.dtype for array in arrays.values()} == {torch.float32}
     assert (
         sum(array.numel() for array in arrays.values()) == CLASSES + CLASSES * SIZE + SIZE * (SIZE + 1) // 2
     )
-    same(Statistics.from_arrays(made.to_arrays(rank=SIZE)), made, 0)
+    same(FeatureSums.from_arrays(made.to_arrays(rank=SIZE)), made, 0)
 
 
 @pytest.mark.parametrize("rank", [1, 2, 5])
 def test_a_limited_rank_keeps_the_trace_and_the_leading_directions(rank):
     x, labels = samples()
-    made = Statistics.of(x, labels, CLASSES)
+    made = FeatureSums.of(x, labels, CLASSES)
     arrays = made.to_arrays(rank)
-    back = Statistics.from_arrays(arrays)
+    back = FeatureSums.from_arrays(arrays)
     assert sum(array.numel() for array in arrays.values()) == CLASSES + CLASSES * SIZE + SIZE * rank + 1
     torch.testing.assert_close(back.second.trace(), made.second.trace(), rtol=1e-5, atol=0)
     values, vectors = torch.linalg.eigh(made.second)
@@ -82,9 +82,9 @@ def test_a_limited_rank_keeps_the_trace_and_the_leading_directions(rank):
 
 def test_more_rank_is_closer():
     x, labels = samples()
-    made = Statistics.of(x, labels, CLASSES)
+    made = FeatureSums.of(x, labels, CLASSES)
     errors = [
-        float((Statistics.from_arrays(made.to_arrays(rank)).second - made.second).norm())
+        float((FeatureSums.from_arrays(made.to_arrays(rank)).second - made.second).norm())
         for rank in (1, 3, 5, 6)
     ]
     assert errors == sorted(errors, reverse=True)
@@ -120,7 +120,7 @@ def lda(x, labels, classes, shrinkage):
 def test_the_discriminant_is_lda_written_out(shrinkage):
     x, labels = samples(spread=1.0)
     new, _ = samples(30, spread=1.0, seed=1)
-    discriminant = Statistics.of(x, labels, CLASSES).discriminant(shrinkage)
+    discriminant = FeatureSums.of(x, labels, CLASSES).discriminant(shrinkage)
     made = (discriminant.scores(new) + discriminant.prior.log()).log_softmax(1)
     expected = lda(x.numpy(), labels.numpy(), CLASSES, 0.05 if shrinkage is None else shrinkage)(new.numpy())
     assert np.exp(expected).max(1).min() < 0.9, "too easy: every posterior is near 1"
@@ -129,13 +129,13 @@ def test_the_discriminant_is_lda_written_out(shrinkage):
 
 def test_shrinkage_grows_by_default_where_samples_are_few():
     x, labels = samples(12)
-    few = Statistics.of(x, labels, CLASSES)
+    few = FeatureSums.of(x, labels, CLASSES)
     torch.testing.assert_close(few.discriminant().precision, few.discriminant(SIZE / (SIZE + 12)).precision)
 
 
 def test_well_separated_gaussians_are_told_apart():
     (x, labels), (new, truth) = samples(spread=0.2), samples(spread=0.2, seed=1)
-    discriminant = Statistics.of(x, labels, CLASSES).discriminant()
+    discriminant = FeatureSums.of(x, labels, CLASSES).discriminant()
     assert (discriminant.scores(new).argmax(1) == truth).float().mean() > 0.99
 
 
@@ -149,10 +149,10 @@ def test_a_diagonal_covariance_would_miss_what_the_full_one_sees():
     )
     across = across + torch.where(labels == 0, -0.6, 0.6)[:, None]
     x = along * torch.tensor([1.0, 1.0]) + across * torch.tensor([1.0, -1.0])
-    statistics = Statistics.of(x[:1000], labels[:1000], 2)
+    statistics = FeatureSums.of(x[:1000], labels[:1000], 2)
     full = statistics.discriminant(1e-4)
     diagonal = replace(full, precision=torch.diag(1 / torch.diag(torch.linalg.inv(full.precision))))
-    own = Statistics.of(x[:1000][labels[:1000] == 0], labels[:1000][labels[:1000] == 0], 2)
+    own = FeatureSums.of(x[:1000][labels[:1000] == 0], labels[:1000][labels[:1000] == 0], 2)
     seen, missed = Evidence(full, own).log_ratio(x[1000:]), Evidence(diagonal, own).log_ratio(x[1000:])
     truth = labels[1000:]
     accuracy = [(each.scores(x[1000:]).argmax(1) == truth).float().mean() for each in (full, diagonal)]
@@ -164,7 +164,7 @@ def test_a_diagonal_covariance_would_miss_what_the_full_one_sees():
 
 def test_a_class_that_nobody_holds_stays_finite_and_unlikely():
     x, labels = samples()
-    discriminant = Statistics.of(x, labels, CLASSES + 1).discriminant()
+    discriminant = FeatureSums.of(x, labels, CLASSES + 1).discriminant()
     scores = discriminant.scores(x) + discriminant.prior.log()
     assert torch.isfinite(scores).all()
     assert (scores.argmax(1) == CLASSES).float().mean() < 0.05
@@ -172,13 +172,13 @@ def test_a_class_that_nobody_holds_stays_finite_and_unlikely():
 
 def test_one_sample_and_equal_samples_stay_finite():
     for x in (torch.ones(1, SIZE), torch.ones(5, SIZE)):
-        discriminant = Statistics.of(x, torch.zeros(len(x), dtype=torch.long), 2).discriminant()
+        discriminant = FeatureSums.of(x, torch.zeros(len(x), dtype=torch.long), 2).discriminant()
         assert torch.isfinite(discriminant.scores(x)).all()
 
 
 def test_the_temperature_with_the_best_likelihood_is_picked():
     (x, labels), (new, truth) = samples(spread=1.0), samples(2000, spread=1.0, seed=1)
-    discriminant = Statistics.of(x, labels, CLASSES).discriminant(1e-3)
+    discriminant = FeatureSums.of(x, labels, CLASSES).discriminant(1e-3)
     likelihood = discriminant.log_likelihood(new, truth)
     by_hand = []
     for t in TEMPERATURES:
@@ -196,7 +196,7 @@ def test_the_temperature_with_the_best_likelihood_is_picked():
 
 def test_discriminant_arrays_round_trip():
     x, labels = samples()
-    made = replace(Statistics.of(x, labels, CLASSES).discriminant(), temperature=2.8)
+    made = replace(FeatureSums.of(x, labels, CLASSES).discriminant(), temperature=2.8)
     back = Discriminant.from_arrays(made.to_arrays())
     assert torch.equal(back.means, made.means)
     assert torch.equal(back.prior, made.prior)
@@ -211,7 +211,7 @@ def test_discriminant_arrays_round_trip():
 def test_drawn_features_have_the_right_classes_means_and_covariance(generator):
     x, labels = samples(spread=1.0)
     discriminant = replace(
-        Statistics.of(x, labels, CLASSES).discriminant(), prior=torch.tensor([0.1, 0.2, 0.3, 0.4])
+        FeatureSums.of(x, labels, CLASSES).discriminant(), prior=torch.tensor([0.1, 0.2, 0.3, 0.4])
     )
     drawn, classes = discriminant.draw(40_000, generator)
     covariance = torch.linalg.inv(discriminant.precision)
@@ -236,7 +236,7 @@ def test_drawn_features_have_the_right_classes_means_and_covariance(generator):
 def federation():
     """Everyone's discriminant, a client with two of the classes, its samples and others'."""
     x, labels = samples(spread=1.0)
-    everyone = replace(Statistics.of(x, labels, CLASSES).discriminant(), temperature=2.0)
+    everyone = replace(FeatureSums.of(x, labels, CLASSES).discriminant(), temperature=2.0)
     own = (labels < 2).nonzero()[:40, 0]
     return everyone, x[own], labels[own], samples(60, spread=1.0, seed=7)
 
@@ -262,7 +262,7 @@ def ratio_by_hand(x, everyone, counts, sums, with_means=True):
 @pytest.mark.parametrize("means", [True, False])
 def test_the_evidence_is_its_formula(federation, means):
     everyone, x, labels, (other, _) = federation
-    own = Statistics.of(x, labels, CLASSES)
+    own = FeatureSums.of(x, labels, CLASSES)
     made = Evidence(everyone, own, means).log_ratio(other)
     assert made.std() > 0.1
     torch.testing.assert_close(
@@ -275,19 +275,19 @@ def test_leaving_one_out_is_computing_the_statistics_without_it(federation, mean
     everyone, x, labels, _ = federation
     lone = torch.tensor([3])  # the only sample of its class: left out, none remains
     x, labels = torch.cat([x, everyone.means[3:] + 0.5]), torch.cat([labels, lone])
-    made = Evidence(everyone, Statistics.of(x, labels, CLASSES), means).log_ratio_left_out(x, labels)
+    made = Evidence(everyone, FeatureSums.of(x, labels, CLASSES), means).log_ratio_left_out(x, labels)
     for row in range(len(x)):
         others = torch.arange(len(x)) != row
-        without = Evidence(everyone, Statistics.of(x[others], labels[others], CLASSES), means)
+        without = Evidence(everyone, FeatureSums.of(x[others], labels[others], CLASSES), means)
         torch.testing.assert_close(made[row], without.log_ratio(x[row : row + 1])[0], atol=1e-3, rtol=1e-3)
-    within = Evidence(everyone, Statistics.of(x, labels, CLASSES), means).log_ratio(x)
+    within = Evidence(everyone, FeatureSums.of(x, labels, CLASSES), means).log_ratio(x)
     assert (within > made).float().mean() > 0.8, "judged with itself in the sums, a sample looks more its own"
 
 
 @pytest.mark.parametrize("means", [True, False])
 def test_the_evidence_is_higher_on_own_than_on_foreign_data(federation, means):
     everyone, x, labels, (other, classes) = federation
-    evidence = Evidence(everyone, Statistics.of(x, labels, CLASSES), means)
+    evidence = Evidence(everyone, FeatureSums.of(x, labels, CLASSES), means)
     own = evidence.log_ratio_left_out(x, labels)
     assert own.mean() > 0 > evidence.log_ratio(other[classes >= 2]).mean()
     assert own.mean() > evidence.log_ratio(other).mean() + 0.3
@@ -295,9 +295,9 @@ def test_the_evidence_is_higher_on_own_than_on_foreign_data(federation, means):
 
 def test_a_client_whose_classes_look_different_is_told_by_its_means_but_not_by_its_counts():
     x, labels = samples(spread=1.0)
-    everyone = Statistics.of(x, labels, CLASSES).discriminant()
+    everyone = FeatureSums.of(x, labels, CLASSES).discriminant()
     shifted = x[:100] + 3.0
-    own = Statistics.of(shifted, labels[:100], CLASSES)
+    own = FeatureSums.of(shifted, labels[:100], CLASSES)
     by_means, by_counts = Evidence(everyone, own), Evidence(everyone, own, means=False)
     gap = [
         float(each.log_ratio_left_out(shifted, labels[:100]).mean() - each.log_ratio(x[100:]).mean())
@@ -309,7 +309,7 @@ def test_a_client_whose_classes_look_different_is_told_by_its_means_but_not_by_i
 
 def test_a_client_without_samples_has_no_evidence(federation):
     everyone, _, _, (other, _) = federation
-    nobody = Statistics(
+    nobody = FeatureSums(
         torch.zeros(CLASSES).double(), torch.zeros(CLASSES, SIZE).double(), torch.zeros(SIZE, SIZE).double()
     )
     torch.testing.assert_close(
@@ -329,7 +329,7 @@ def test_a_second_moment_that_travelled_in_part_still_gives_a_usable_discriminan
     """Two orthogonal classes and one eigenvector: the means then claim more spread than the second moment holds."""
     x = torch.cat([torch.eye(4)[:1].repeat(20, 1), torch.eye(4)[1:2].repeat(10, 1)]) * 2
     labels = torch.tensor([0] * 20 + [1] * 10)
-    made = Statistics.from_arrays(Statistics.of(x, labels, 2).to_arrays(rank=1)).discriminant()
+    made = FeatureSums.from_arrays(FeatureSums.of(x, labels, 2).to_arrays(rank=1)).discriminant()
     assert torch.linalg.eigvalsh(made.precision.double()).min() > 0
     assert made.draw(8, torch.Generator().manual_seed(0))[0].isfinite().all()
     assert (made.scores(x).argmax(1) == labels).all()

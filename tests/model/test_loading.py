@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
-from fedms.model import backbone as module
+from fedms.model import checkpoints as module
 from fedms.model.checkpoints import load_backbone, locate
 from fedms.model.families import FAMILIES
 

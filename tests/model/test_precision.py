@@ -16,7 +16,7 @@ from fedms.model.heads import zero_head
 from fedms.model.parts import fresh_lora, fresh_parts
 from fedms.training.inputs import TextInputs
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 
 HALF = torch.bfloat16
 NEAR = 2**-5
@@ -98,7 +98,7 @@ def experts(backbone, kind: str) -> Expert:
     return Expert(arrays, 2.0, weight)
 
 
-def computing(backbone, folder) -> tuple[Compute, Samples]:
+def computing(backbone, folder) -> tuple[Runner, Samples]:
     class Numbers:
         pad_token_id = 0
 
@@ -107,7 +107,7 @@ def computing(backbone, folder) -> tuple[Compute, Samples]:
 
     inputs = TextInputs(["5 6 7", "8", "9 10 11 12 13", "14 15"], Numbers(), 24)
     cache = PrefixCache(backbone, inputs, 2**20, 0, folder)
-    return Compute(backbone, cache), Samples("client-1/train", np.arange(4), torch.tensor([0, 1, 2, 0]))
+    return Runner(backbone, cache), Samples("client-1/train", np.arange(4), torch.tensor([0, 1, 2, 0]))
 
 
 @pytest.mark.parametrize("kind", ["pairs", "residual", "mixer", "prompt", "blend", "stack"])

@@ -35,9 +35,9 @@ def stacks(monkeypatch) -> list[int]:
     sizes: list[int] = []
     good = together.train_stack
 
-    def train(compute, members, *more):
+    def train(runner, members, *more):
         sizes.append(len(members))
-        good(compute, members, *more)
+        good(runner, members, *more)
 
     monkeypatch.setattr(together, "train_stack", train)
     return sizes
@@ -142,7 +142,7 @@ def test_in_double_precision_together_is_alone_to_many_digits(settings, tmp_path
     """So what single precision makes of it are roundings, and neither steps nor samples."""
     world = open_world(settings("training.batch_size=3", "training.epochs=3", "head.kind=linear"))
     world.backbone.to_device("cpu", torch.float64)
-    compute = ClientHost(world, tmp_path).compute
+    runner = ClientHost(world, tmp_path).runner
     blocks = range(world.backbone.depth)
     arrays = fresh_lora(world.backbone, blocks, 2, 0) | zero_head(world.classes, world.backbone.feature_size)
     arrays = {name: array.double() for name, array in arrays.items()}
@@ -155,9 +155,9 @@ def test_in_double_precision_together_is_alone_to_many_digits(settings, tmp_path
     alone, stacked = members(), members()
     for each in alone:
         each.loss = train_expert(
-            compute, each.expert, plan, each.samples, 0, world.config.training, each.order
+            runner, each.expert, plan, each.samples, 0, world.config.training, each.order
         )
-    train_stack(compute, stacked, 0, world.config.training)
+    train_stack(runner, stacked, 0, world.config.training)
     for one, other in zip(alone, stacked, strict=True):
         assert other.loss == pytest.approx(one.loss, abs=1e-6)
         for name in plan.names:

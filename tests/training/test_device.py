@@ -17,7 +17,7 @@ from fedms.model.expert import Expert
 from fedms.model.heads import zero_head
 from fedms.training import batched as stacking
 from fedms.training import expert_training as training
-from fedms.training import runner as compute
+from fedms.training import runner
 
 AWAY = torch.device("meta")
 
@@ -109,7 +109,7 @@ def no_waiting(made, watch):
         ready = made.host.ready(task)
         watch.reads, watch.waited, watch.steps = [], [], 0
         training.train_expert(
-            made.host.compute,
+            made.host.runner,
             ready.expert,
             ready.plan,
             ready.samples,
@@ -146,7 +146,7 @@ def test_no_step_of_a_stack_is_waited_for(abroad, watch, method, precision):
             steps = [part.member.steps(made.world.config.training) for part in parts]
             watch.reads, watch.waited, watch.steps = [], [], 0
             stacking.train_stack(
-                made.host.compute, [part.member for part in parts], 0, made.world.config.training
+                made.host.runner, [part.member for part in parts], 0, made.world.config.training
             )
             assert watch.steps == max(steps) > min(steps)
             assert (watch.reads, watch.waited) == ([watch.steps], [])
@@ -154,12 +154,12 @@ def test_no_step_of_a_stack_is_waited_for(abroad, watch, method, precision):
 
 
 def test_what_an_expert_says_is_read_once_and_not_batch_by_batch(abroad, watch, monkeypatch):
-    monkeypatch.setattr(compute, "EVALUATION_BATCH", BATCH)
+    monkeypatch.setattr(runner, "EVALUATION_BATCH", BATCH)
     made = abroad("fedavg")
     samples = made.world.samples("client-1", "train")
     expert = Expert(zero_head(made.world.classes, made.world.backbone.feature_size), 1.0)
     with watch:
-        made.host.compute.outputs(expert, samples, 0)
+        made.host.runner.outputs(expert, samples, 0)
     assert len(samples) > 2 * BATCH and len(watch.reads) == 2, "features, and logits"
 
 
@@ -206,10 +206,10 @@ def test_cuda_itself_sees_no_wait_between_steps(federation, monkeypatch, many):
         if many == 1:
             ready = parts[0].ready
             training.train_expert(
-                made.host.compute, ready.expert, ready.plan, ready.samples, 0, config, ready.order
+                made.host.runner, ready.expert, ready.plan, ready.samples, 0, config, ready.order
             )
         else:
-            stacking.train_stack(made.host.compute, [part.member for part in parts], 0, config)
+            stacking.train_stack(made.host.runner, [part.member for part in parts], 0, config)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert taken.count(2) == len(taken) - 1 > 1

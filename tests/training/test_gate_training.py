@@ -4,7 +4,7 @@ import torch
 
 from fedms.config.sections import GateConfig
 from fedms.model import gate as gates
-from fedms.model.statistics import Statistics, normalise
+from fedms.model.statistics import FeatureSums, normalise
 from fedms.training import gate_training as training
 
 SIZE = 16
@@ -13,7 +13,7 @@ SIZE = 16
 def federation(seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     x = normalise(torch.randn(600, SIZE, generator=generator))
-    return x, Statistics.of(x, torch.randint(0, 3, (600,), generator=generator), 3).discriminant()
+    return x, FeatureSums.of(x, torch.randint(0, 3, (600,), generator=generator), 3).discriminant()
 
 
 def test_drawn_features_are_as_long_as_real_ones(monkeypatch):

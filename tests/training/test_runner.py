@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 
 
 def test_what_was_not_used_for_longest_makes_room(opened):
@@ -14,8 +14,8 @@ def test_what_was_not_used_for_longest_makes_room(opened):
     one = len(owned[0]) * world.backbone.feature_size * 4
     assert all(len(each) * world.backbone.feature_size * 4 <= 2 * one for each in owned)
 
-    def compute(room: int) -> Compute:
-        return Compute(
+    def compute(room: int) -> Runner:
+        return Runner(
             world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, Path(), enabled=False), room
         )
 

@@ -40,7 +40,7 @@ def alike(names: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def refuse_ways_out(folder: Path) -> None:
+def check_no_escape(folder: Path) -> None:
     """Nothing, where all that is in the folder is its own.
 
     Raises:

@@ -27,7 +27,7 @@ from fedms.model.parts import fresh_lora, trained_names
 from fedms.training.batched import Member, train_stack
 from fedms.training.expert_training import Plan, train_expert
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute, Cost
+from fedms.training.runner import Cost, Runner
 
 STACKS = (1, 4, 16)
 """Numbers of clients together that are measured; a larger one where the one before it was faster than none."""
@@ -108,7 +108,7 @@ def measured(world: World, together: int, folder: Path) -> float:
     server = Server(config, of(config), world.backbone, list(world.clients), world.ranks)
     batch = config.training.batch_size
     cache = PrefixCache(world.backbone, world.inputs, config.cache.memory_mb * 2**20, 0, folder / "measured")
-    compute, boundary, blocks = Compute(world.backbone, cache), server.boundary(stage), server.active(stage)
+    runner, boundary, blocks = Runner(world.backbone, cache), server.boundary(stage), server.active(stage)
     arrays = fresh_lora(world.backbone, blocks, config.lora.rank, config.seed)
     arrays |= zero_head(world.classes, world.backbone.feature_size)
     names = [
@@ -128,9 +128,9 @@ def measured(world: World, together: int, folder: Path) -> float:
             for own in samples
         ]
         if together == 1:
-            train_expert(compute, members[0].expert, plan, samples[0], boundary, training, members[0].order)
+            train_expert(runner, members[0].expert, plan, samples[0], boundary, training, members[0].order)
         else:
-            train_stack(compute, members, boundary, training)
+            train_stack(runner, members, boundary, training)
         return 1000 * (time.perf_counter() - began) / (passes * sum(map(len, samples)))
 
     try:

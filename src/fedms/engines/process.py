@@ -15,13 +15,13 @@ from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.engines.memory import keeping_freed_memory
 from fedms.engines.pipe import USAGE, read_message, write_message
-from fedms.federation.messages import Loss
+from fedms.federation.messages import FailureKind
 
 
 class LostError(Exception):
     """A worker process ended before its client had answered; why, in one line."""
 
-    def __init__(self, kind: Loss, reason: str) -> None:
+    def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fedms.config import Config
 from fedms.core.errors import FedmsError
-from fedms.core.paths import refuse_ways_out
+from fedms.core.paths import check_no_escape
 from fedms.federation.method import Stage
 from fedms.federation.methods import of
 from fedms.runs.folder import RunFolder
@@ -15,7 +15,7 @@ from fedms.runs.folder import RunFolder
 
 def reusable(config: Config, path: Path) -> RunFolder:
     """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
-    refuse_ways_out(path)
+    check_no_escape(path)
     folder = RunFolder(path)
     other = folder.config()
     stage = shared_first_stage(config)

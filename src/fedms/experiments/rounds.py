@@ -12,12 +12,12 @@ from fedms.core.formatting import plural
 from fedms.engines.local import LocalEngine
 from fedms.experiments.observers import Observer
 from fedms.federation.admission import Admission
-from fedms.federation.messages import Failure, Kind, Loss, Task, Update
+from fedms.federation.messages import Failure, FailureKind, Task, TaskKind, Update
 from fedms.federation.method import Stage
 from fedms.federation.server import Server
 from fedms.runs.folder import RunFolder
 
-WORDS: dict[Loss, str] = {
+WORDS: dict[FailureKind, str] = {
     "error": "failed",
     "died": "died",
     "deadline": "was too late",
@@ -102,7 +102,7 @@ class Asking:
     def ask(
         self,
         line: Round,
-        kind: Kind,
+        kind: TaskKind,
         clients: Sequence[str],
         stage: Stage | None,
         wanted: int | None = None,
@@ -176,7 +176,7 @@ class Asking:
             line.evaluation_flops += self.server.book(after, evaluation=True)
             took *= _share(taken)
         line.evaluation_seconds = round(line.evaluation_seconds + took, 4)
-        self.server.heard_of(tasks, taken)
+        self.server.record_delivery(tasks, taken)
         return taken
 
     def _taken(

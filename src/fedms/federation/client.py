@@ -22,8 +22,15 @@ from fedms.federation.initialization import Start
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage, rates
 from fedms.federation.methods import of
-from fedms.federation.personal_model import Personal
-from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES, Judged, gate_reads_statistics
+from fedms.federation.personal_model import PersonalModel
+from fedms.federation.prediction import (
+    EVEN,
+    INTERPOLATIONS,
+    PRIORS,
+    SCALES,
+    ClientOutputs,
+    gate_reads_statistics,
+)
 from fedms.federation.world import World
 from fedms.model import gate as gates
 from fedms.model.arrays import PARTS, Arrays, group, prefixed, split_name, strip
@@ -31,13 +38,13 @@ from fedms.model.discriminant import Discriminant
 from fedms.model.expert import Expert
 from fedms.model.gate import mix
 from fedms.model.parts import fresh_lora
-from fedms.model.statistics import Statistics
+from fedms.model.statistics import FeatureSums
 from fedms.training.device import moved
-from fedms.training.expert_training import Loss, Plan, train_expert
+from fedms.training.expert_training import LossFunction, Plan, train_expert
 from fedms.training.gate_training import network_helps, train_gate
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.prefix_store import PrefixStore
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 
 RECEIVED, STATE = "received", "state"
 """Kinds of files a client keeps: what it was sent once, and what it trained and never sends."""
@@ -84,7 +91,7 @@ class ClientHost:
         kept = PrefixCache(
             world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store
         )
-        self.compute = Compute(world.backbone, kept, room)
+        self.runner = Runner(world.backbone, kept, room)
         self._recent = Recent(RECENT)
         self._folders: dict[str, ClientFolder] = {}
 
@@ -92,13 +99,13 @@ class ClientHost:
         """Do what the task asks."""
         self.receive(task)
         update: Update = getattr(self, f"_{task.kind}")(task)
-        update.metrics.setdefault("flops", self.compute.flops)
-        update.metrics.setdefault("once", self.compute.once)
+        update.metrics.setdefault("flops", self.runner.flops)
+        update.metrics.setdefault("once", self.runner.once)
         return update
 
     def receive(self, task: Task) -> None:
         """Begin, and keep what the task brings to be kept."""
-        self.compute.begin()
+        self.runner.begin()
         if sent := {
             name: array
             for name, array in task.arrays.items()
@@ -108,7 +115,7 @@ class ClientHost:
             self._folder(task).save(RECEIVED, (self._number(task), task.round), sent, {})
 
     def close(self) -> None:
-        self.compute.cache.close()
+        self.runner.cache.close()
 
     # what a task stands on
 
@@ -134,14 +141,14 @@ class ClientHost:
 
     def _start(self, task: Task) -> Start:
         kept, when = self._folder(task).load(STATE, (self._number(task), task.round))
-        return Start(self.world, self.compute, task, self._load(task, RECEIVED), kept, when)
+        return Start(self.world, self.runner, task, self._load(task, RECEIVED), kept, when)
 
     def _load(self, task: Task, kind: str) -> Arrays:
         """What the client kept before this round; what it was sent in this round is included."""
         at = (self._number(task), task.round + (kind == RECEIVED))
         return self._folder(task).load(kind, at)[0]
 
-    def _personal(self, task: Task, network_kept: bool = True) -> Personal:
+    def _personal(self, task: Task, network_kept: bool = True) -> PersonalModel:
         """What the client would predict with, if it were asked now."""
         arrays = self._kept(task) | _only(self._load(task, STATE) | task.arrays, "gate.")
         if self.method.gate == "learned":
@@ -149,7 +156,7 @@ class ClientHost:
         if self.method.stages and self.method.stages[-1].expert == "local":
             [expert] = self._local(task, task.settings.get("interpolation", 1.0))
             arrays |= prefixed(expert.detached(), "local/")
-        return Personal(arrays, self.method, self.config, network_kept)
+        return PersonalModel(arrays, self.method, self.config, network_kept)
 
     def _local(self, task: Task, *steps: float) -> list[Expert]:
         """The local expert so far on the way from where it started to where it now stands, at 1 (WiSE-FT, arXiv 2109.01903)."""
@@ -188,11 +195,11 @@ class ClientHost:
         """Features that the federation's statistics are about, [n, d]."""
         role = task.settings["features"]
         expert = (
-            Personal(self._load(task, RECEIVED), self.method, self.config).global_expert
+            PersonalModel(self._load(task, RECEIVED), self.method, self.config).global_expert
             if role == "global"
             else None
         )
-        return self.compute.frozen_outputs(
+        return self.runner.frozen_outputs(
             role, expert, self.world.samples(task.client, split), self.boundary(task)
         ).features
 
@@ -201,7 +208,7 @@ class ClientHost:
     def _statistics(self, task: Task) -> Update:
         """Sums of the client's training features."""
         samples = self.world.samples(task.client, "train")
-        sums = Statistics.of(self._features(task, "train"), samples.labels, self.world.classes)
+        sums = FeatureSums.of(self._features(task, "train"), samples.labels, self.world.classes)
         return Update(task.client, sums.to_arrays(self.config.statistics.rank), len(samples))
 
     def _calibrate(self, task: Task) -> Update:
@@ -215,7 +222,7 @@ class ClientHost:
         """The shared expert on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
         expert = self._start(task).expert(self.method.stage(task.stage))
-        logits = self.compute.outputs(expert, samples, self.boundary(task)).logits
+        logits = self.runner.outputs(expert, samples, self.boundary(task)).logits
         assert logits is not None
         return Update(
             task.client,
@@ -227,7 +234,7 @@ class ClientHost:
         """A round of local training."""
         ready, config = self.ready(task), self.config.training
         loss = train_expert(
-            self.compute, ready.expert, ready.plan, ready.samples, self.boundary(task), config, ready.order
+            self.runner, ready.expert, ready.plan, ready.samples, self.boundary(task), config, ready.order
         )
         return self.trained(task, ready, loss)
 
@@ -268,7 +275,7 @@ class ClientHost:
             if "gate" in stage.shares and self.config.gate.network
             else ()
         )
-        metrics: dict[str, Any] = {"loss": loss, "flops": self.compute.flops, "once": self.compute.once}
+        metrics: dict[str, Any] = {"loss": loss, "flops": self.runner.flops, "once": self.runner.once}
         if stage.expert == "local":
             private = {
                 name: array
@@ -284,8 +291,8 @@ class ClientHost:
             )
             metrics |= self._validate(task, gate | prefixed(expert.arrays, "local/"))
             metrics["evaluation"] = {
-                "flops": self.compute.flops - metrics["flops"],
-                "once": self.compute.once,
+                "flops": self.runner.flops - metrics["flops"],
+                "once": self.runner.once,
             }
         return Update(task.client, shared | {name: gate[name] for name in gate_shared}, len(samples), metrics)
 
@@ -294,7 +301,7 @@ class ClientHost:
         samples = self.world.samples(task.client, "validation")
         likelihood = []
         for expert in self._local(task, *INTERPOLATIONS):
-            logits = self.compute.outputs(expert, samples, self.boundary(task)).logits
+            logits = self.runner.outputs(expert, samples, self.boundary(task)).logits
             assert logits is not None
             likelihood.append(-float(F.cross_entropy(logits, samples.labels, reduction="sum")))
         return Update(task.client, {"interpolate.log_likelihood": torch.tensor(likelihood)}, len(samples))
@@ -302,7 +309,7 @@ class ClientHost:
     def _weigh(self, task: Task) -> Update:
         """Log-likelihood of the client's validation labels by constant weight, or by prior and scale of the evidence."""
         samples = self.world.samples(task.client, "validation")
-        judged = self._finished(task).judge(self.compute, samples, self.boundary(task))
+        judged = self._finished(task).judge(self.runner, samples, self.boundary(task))
         if self.method.gate == "constant":
             candidates = [judged.log_probabilities(weight) for weight in PRIORS]
         else:
@@ -333,7 +340,7 @@ class ClientHost:
                 ("own", self.world.samples(task.client, split)),
                 ("everyone", self.world.everyone[split]),
             ):
-                judged = personal.judge(self.compute, samples, boundary)
+                judged = personal.judge(self.runner, samples, boundary)
                 metrics[f"{split}_{whose}"] = judged.accuracy(samples.labels, prior)
                 if self.method.has_frontier:
                     metrics[f"{split}_{whose}_frontier"] = [
@@ -352,7 +359,7 @@ class ClientHost:
 
     def _start_gate(
         self, task: Task, stage: Stage, samples: Samples
-    ) -> tuple[Arrays, list[tuple[Tensor, float]], Loss | None]:
+    ) -> tuple[Arrays, list[tuple[Tensor, float]], LossFunction | None]:
         """The gate's arrays; for the objective `likelihood` also what to train jointly, and the mixture's loss."""
         if "gate" not in stage.trains:
             return {}, [], None
@@ -362,10 +369,10 @@ class ClientHost:
             return gate, [], None
         personal, device = self._personal(task), self.world.backbone.device
         gate = {name: array.to(device, copy=True).requires_grad_(True) for name, array in gate.items()}
-        outputs = self.compute.frozen_outputs("global", personal.global_expert, samples, self.boundary(task))
+        outputs = self.runner.frozen_outputs("global", personal.global_expert, samples, self.boundary(task))
         assert outputs.logits is not None
         x, world = (
-            personal.gate_features(self.compute, samples, self.boundary(task)).to(device),
+            personal.gate_features(self.runner, samples, self.boundary(task)).to(device),
             outputs.logits.to(device),
         )
         labels, prior = samples.labels.to(device), self._inner_prior()
@@ -386,10 +393,10 @@ class ClientHost:
             gate, x, known, personal.discriminant, personal.evidence, self.config.gate, generator
         )
 
-    def _own_evidence(self, task: Task, samples: Samples) -> tuple[Personal, Tensor, Tensor]:
+    def _own_evidence(self, task: Task, samples: Samples) -> tuple[PersonalModel, Tensor, Tensor]:
         """The client's model with its own sums, its gate features, and their evidence with each sample left out of the sums."""
         personal = self._with_own(task, self._personal(task))
-        x = personal.gate_features(self.compute, samples, self.boundary(task))
+        x = personal.gate_features(self.runner, samples, self.boundary(task))
         evidence = personal.evidence
         return (
             personal,
@@ -397,33 +404,33 @@ class ClientHost:
             evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x)),
         )
 
-    def _with_own(self, task: Task, personal: Personal) -> Personal:
+    def _with_own(self, task: Task, personal: PersonalModel) -> PersonalModel:
         """With what the model knows of the client's own training data: label counts, class sums, some features."""
         method, samples = self.method, self.world.samples(task.client, "train")
         own: Arrays = {}
         if gate_reads_statistics(method, self.config):
             role = self.config.gate.features
             expert = personal.global_expert if role == "global" else None
-            x = self.compute.frozen_outputs(role, expert, samples, self.boundary(task)).features
-            sums = Statistics.of(x, samples.labels, self.world.classes)
+            x = self.runner.frozen_outputs(role, expert, samples, self.boundary(task)).features
+            sums = FeatureSums.of(x, samples.labels, self.world.classes)
             own = {"own.counts": sums.counts, "own.sums": sums.sums}
         elif method.label_prior or method.gate == "counts":
             own = {"own.counts": torch.bincount(samples.labels, minlength=self.world.classes)}
         elif method.predicts == "blend":
-            x = self.compute.frozen_outputs("backbone", None, samples, self.boundary(task)).features
+            x = self.runner.frozen_outputs("backbone", None, samples, self.boundary(task)).features
             some = torch.randperm(
                 len(x), generator=seeds.torch_generator(self.config.seed, "references", task.client)
             )[:REFERENCES]
             own = {"own.references": x[some]}
-        return Personal(
+        return PersonalModel(
             personal.arrays | own, method, self.config, personal.network_kept, personal.evidence_scales
         )
 
     def _validate(self, task: Task, trained: Arrays) -> dict[str, Any]:
         """The personal model as it now stands on the client's validation data."""
         samples = self.world.samples(task.client, "validation")
-        personal = self._with_own(task, Personal(self._kept(task) | trained, self.method, self.config))
-        judged = personal.judge(self.compute, samples, self.boundary(task))
+        personal = self._with_own(task, PersonalModel(self._kept(task) | trained, self.method, self.config))
+        judged = personal.judge(self.runner, samples, self.boundary(task))
         return {
             "validated": len(samples),
             "correct": round(judged.accuracy(samples.labels, self.config.gate.prior) * len(samples)),
@@ -431,7 +438,7 @@ class ClientHost:
 
     # the end
 
-    def _finished(self, task: Task) -> Personal:
+    def _finished(self, task: Task) -> PersonalModel:
         """The client's final model."""
         personal = self._personal(task)
         personal.evidence_scales = task.settings.get("evidence_scales", EVEN)
@@ -440,13 +447,13 @@ class ClientHost:
             personal.network_kept = self._keep_network(task, personal)
         return personal
 
-    def _keep_network(self, task: Task, personal: Personal) -> bool:
+    def _keep_network(self, task: Task, personal: PersonalModel) -> bool:
         """Whether validation says that delta helps; without evidence there is nothing else."""
         evidence = personal.evidence
         if evidence is None or not self.config.gate.network:
             return evidence is None
         samples = self.world.samples(task.client, "validation")
-        x = personal.gate_features(self.compute, samples, self.boundary(task))
+        x = personal.gate_features(self.runner, samples, self.boundary(task))
         generator = seeds.torch_generator(self.config.seed, "gate-validation", task.client)
         return network_helps(
             personal.arrays, x, evidence.log_ratio(x), personal.discriminant, evidence, generator
@@ -455,7 +462,7 @@ class ClientHost:
     def _base(self, task: Task) -> dict[str, int]:
         """How many of the client's test samples the frozen model gets right: nearest class name, or nearest class mean."""
         samples = self.world.samples(task.client, "test")
-        x = self.compute.frozen_outputs("backbone", None, samples, self.boundary(task)).features
+        x = self.runner.frozen_outputs("backbone", None, samples, self.boundary(task)).features
         references = (
             self.world.class_embeddings if self.world.backbone.kind == "text" else task.arrays["base.means"]
         )
@@ -463,7 +470,7 @@ class ClientHost:
         return {"base_correct": int((nearest == samples.labels).sum()), "base_total": len(samples)}
 
 
-def _global_share(judged: Judged, prior: float) -> float | None:
+def _global_share(judged: ClientOutputs, prior: float) -> float | None:
     return 1 - float(judged.local_weight(prior).mean()) if judged.predicts in ("mixture", "blend") else None
 
 

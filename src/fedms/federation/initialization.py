@@ -17,8 +17,8 @@ from fedms.model.discriminant import label_shift
 from fedms.model.expert import Expert
 from fedms.model.heads import nearest_head, statistics_head, zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, trained_names
-from fedms.model.statistics import Statistics
-from fedms.training.runner import Compute
+from fedms.model.statistics import FeatureSums
+from fedms.training.runner import Runner
 
 
 class Start:
@@ -31,11 +31,11 @@ class Start:
     """
 
     def __init__(
-        self, world: World, compute: Compute, task: Task, sent: Arrays, kept: Arrays, when: dict[str, Any]
+        self, world: World, runner: Runner, task: Task, sent: Arrays, kept: Arrays, when: dict[str, Any]
     ) -> None:
         self.world = world
         self.config = world.config
-        self.compute = compute
+        self.runner = runner
         self.task = task
         self.sent = sent
         self.kept = strip(kept, "local/")
@@ -117,12 +117,12 @@ class Start:
         for split in ("train", "validation"):
             samples = self.world.samples(self.task.client, split)
             found[split] = (
-                self.compute.frozen_outputs(
+                self.runner.frozen_outputs(
                     "backbone", None, samples, self.task.settings["boundary"]
                 ).features,
                 samples.labels,
             )
-        own = Statistics.of(*found["train"], self.world.classes).discriminant(
+        own = FeatureSums.of(*found["train"], self.world.classes).discriminant(
             self.config.statistics.shrinkage
         )
         if kind == "means":

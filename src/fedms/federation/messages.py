@@ -14,8 +14,8 @@ from torch import Tensor
 from fedms.core.errors import FedmsError
 from fedms.core.files import decode_arrays, encode_arrays, plain
 
-Kind = Literal["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
-Loss = Literal["error", "died", "deadline", "refused"]
+TaskKind = Literal["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
+FailureKind = Literal["error", "died", "deadline", "refused"]
 """How an answer is lost: its client raised, its process ended, it did not come in time, or it was not admitted."""
 
 
@@ -23,7 +23,7 @@ Loss = Literal["error", "died", "deadline", "refused"]
 class Task:
     """One thing the server asks of one client."""
 
-    kind: Kind
+    kind: TaskKind
     client: str
     stage: str
     round: int
@@ -50,7 +50,7 @@ class Failure:
     """What stands in an answer's place where it is lost: an entry of `failures` in metrics.jsonl. It does not travel."""
 
     client: str
-    kind: Loss
+    kind: FailureKind
     reason: str
     """One line."""
 

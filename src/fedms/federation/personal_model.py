@@ -12,17 +12,17 @@ from torch.nn import functional as F
 from fedms.config import Config
 from fedms.data.federated import Samples
 from fedms.federation.method import Method
-from fedms.federation.prediction import EVEN, Judged
+from fedms.federation.prediction import EVEN, ClientOutputs
 from fedms.model import gate as gates
 from fedms.model.arrays import prefixed, strip
 from fedms.model.discriminant import Discriminant
 from fedms.model.evidence import Evidence
 from fedms.model.expert import Expert
-from fedms.model.statistics import Statistics
-from fedms.training.runner import Compute
+from fedms.model.statistics import FeatureSums
+from fedms.training.runner import Runner
 
 
-class Personal:
+class PersonalModel:
     """One client's parts, as arrays that can be saved and loaded.
 
     Names: `global/...` and `local/...` for the experts, `gate....`, `discriminant....`, `own.counts`, `own.sums`.
@@ -67,45 +67,45 @@ class Personal:
         gate = self.config.gate
         if self.method.gate != "learned" or gate.objective == "likelihood" or gate.evidence == "none":
             return None
-        own = Statistics(self.arrays["own.counts"], self.arrays["own.sums"], torch.empty(0))
+        own = FeatureSums(self.arrays["own.counts"], self.arrays["own.sums"], torch.empty(0))
         return Evidence(self.discriminant, own, means=gate.evidence == "statistics")
 
-    def gate_features(self, compute: Compute, samples: Samples, boundary: int) -> Tensor:
+    def gate_features(self, runner: Runner, samples: Samples, boundary: int) -> Tensor:
         """What the gate reads, [n, d]."""
         expert = self.global_expert if self.config.gate.features == "global" else None
-        return compute.frozen_outputs(self.config.gate.features, expert, samples, boundary).features
+        return runner.frozen_outputs(self.config.gate.features, expert, samples, boundary).features
 
-    def judge(self, compute: Compute, samples: Samples, boundary: int) -> Judged:
+    def judge(self, runner: Runner, samples: Samples, boundary: int) -> ClientOutputs:
         """Run whatever predicts over the samples."""
         predicts, mix_on, method = self.method.predicts, self.config.mixture.on, self.method
         priors = (self.arrays["own.counts"].float(), self.everyone_prior()) if method.label_prior else None
         if predicts == "statistics":
-            x = compute.frozen_outputs("backbone", None, samples, boundary).features
-            return Judged(predicts, mix_on, self.discriminant.scores(x), label_priors=priors)
+            x = runner.frozen_outputs("backbone", None, samples, boundary).features
+            return ClientOutputs(predicts, mix_on, self.discriminant.scores(x), label_priors=priors)
         if predicts == "blend":
-            weight = self._likeness(compute, samples, boundary)
-            return Judged(
+            weight = self._likeness(runner, samples, boundary)
+            return ClientOutputs(
                 predicts,
                 mix_on,
-                local_logits=compute.outputs(self._blend(weight), samples, boundary).logits,
+                local_logits=runner.outputs(self._blend(weight), samples, boundary).logits,
                 weight=weight,
             )
         expert = self.global_expert if predicts != "local" else None
-        world = compute.frozen_outputs("global", expert, samples, boundary).logits if expert else None
-        own = compute.outputs(self.local_expert, samples, boundary).logits if predicts != "global" else None
+        world = runner.frozen_outputs("global", expert, samples, boundary).logits if expert else None
+        own = runner.outputs(self.local_expert, samples, boundary).logits if predicts != "global" else None
         if predicts != "mixture" or method.gate == "constant":
-            return Judged(predicts, mix_on, world, own, label_priors=priors)
+            return ClientOutputs(predicts, mix_on, world, own, label_priors=priors)
         if method.gate == "counts":
             assert world is not None
-            return Judged(
+            return ClientOutputs(
                 predicts, mix_on, world, own, gates.count_evidence(world, self.arrays["own.counts"])
             )
-        x = self.gate_features(compute, samples, boundary)
+        x = self.gate_features(runner, samples, boundary)
         evidence = self.evidence
         log_ratio = evidence.log_ratio(x) if evidence else torch.zeros(len(x))
         if self.network_kept:
             log_ratio = log_ratio + gates.delta(self.arrays, x).detach()
-        return Judged(predicts, mix_on, world, own, log_ratio, self.evidence_scales)
+        return ClientOutputs(predicts, mix_on, world, own, log_ratio, self.evidence_scales)
 
     def everyone_prior(self) -> Tensor:
         """Everyone's label prior [C], as the sums say it; uniform where none travelled."""
@@ -113,9 +113,9 @@ class Personal:
         uniform = torch.full((len(counts),), 1 / len(counts))
         return self.arrays.get("discriminant.prior", self.arrays.get("everyone.prior", uniform))
 
-    def _likeness(self, compute: Compute, samples: Samples, boundary: int) -> Tensor:
+    def _likeness(self, runner: Runner, samples: Samples, boundary: int) -> Tensor:
         """Mean cosine of each sample's frozen feature to some of the client's own, at least 0, [n] (FedDPA, arXiv 2403.19211)."""
-        x = compute.frozen_outputs("backbone", None, samples, boundary).features
+        x = runner.frozen_outputs("backbone", None, samples, boundary).features
         cosine = F.normalize(x, dim=1) @ F.normalize(self.arrays["own.references"], dim=1).T
         return cosine.mean(1).clamp(0, 1)
 

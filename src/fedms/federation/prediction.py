@@ -32,7 +32,7 @@ def scale_at(scales: Sequence[float], prior: float) -> float:
 
 
 @dataclass(frozen=True)
-class Judged:
+class ClientOutputs:
     """What a client's parts say of some samples; predictions at any prior follow without another pass."""
 
     predicts: str

@@ -14,7 +14,7 @@ from fedms.core import seeds
 from fedms.federation.activation import Activation
 from fedms.federation.aggregation import mean as aggregation
 from fedms.federation.aggregation import robust
-from fedms.federation.messages import Kind, Task, Update
+from fedms.federation.messages import Task, TaskKind, Update
 from fedms.federation.method import Method, Stage
 from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES, gate_reads_statistics
 from fedms.model import gate as gates
@@ -23,7 +23,7 @@ from fedms.model.backbone import Backbone
 from fedms.model.discriminant import Discriminant
 from fedms.model.heads import nearest_head, statistics_head, zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, trained_names
-from fedms.model.statistics import Statistics
+from fedms.model.statistics import FeatureSums
 
 
 class Server:
@@ -120,7 +120,7 @@ class Server:
 
     def tasks(
         self,
-        kind: Kind,
+        kind: TaskKind,
         clients: Sequence[str],
         stage: Stage | None,
         number: int,
@@ -147,7 +147,7 @@ class Server:
             made.append(Task(kind, client, name, number, sent, plain | own))
         return made
 
-    def _stands_on_sums(self, kind: Kind, stage: Stage | None) -> bool:
+    def _stands_on_sums(self, kind: TaskKind, stage: Stage | None) -> bool:
         """Whether a client needs the discriminant for this, though it had no part in making it, or failed then."""
         personal = kind in ("weigh", "test") or (
             kind == "train" and stage is not None and stage.expert == "local"
@@ -167,7 +167,7 @@ class Server:
             for name, array in arrays.items()
         }
 
-    def heard_of(self, tasks: Sequence[Task], updates: Sequence[Update]) -> None:
+    def record_delivery(self, tasks: Sequence[Task], updates: Sequence[Update]) -> None:
         """Who has answered a task has what came with it: what is frozen, once there is something, and the discriminant."""
         answered = {update.client for update in updates}
         if self.frozen:
@@ -303,10 +303,10 @@ class Server:
     def learn_statistics(self, updates: Sequence[Update]) -> Discriminant:
         self.informed.clear()  # of another one
         parts = [
-            Statistics.from_arrays(update.arrays)
+            FeatureSums.from_arrays(update.arrays)
             for update in sorted(updates, key=lambda update: update.client)
         ]
-        return Statistics.total(parts).discriminant(self.config.statistics.shrinkage)
+        return FeatureSums.total(parts).discriminant(self.config.statistics.shrinkage)
 
     def calibrate(self, discriminant: Discriminant, updates: Sequence[Update]) -> None:
         self.discriminant = discriminant.calibrated(_sum(updates, "calibrate.log_likelihood"))

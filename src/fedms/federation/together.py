@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fedms.federation.client import ClientHost, Ready
 from fedms.federation.messages import Task, Update
-from fedms.training.batched import Kind, Member, train_stack
+from fedms.training.batched import BatchKey, Member, train_stack
 from fedms.training.expert_training import checked
 
 Given = TypeVar("Given")
@@ -22,10 +22,10 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     """
     samples = [host.world.samples(task.client, "train") for task in tasks]
     _attempt(
-        lambda boundary: host.compute.cache.fill(samples, boundary), host.boundary(tasks[0])
+        lambda boundary: host.runner.cache.fill(samples, boundary), host.boundary(tasks[0])
     )  # who fails, fails for itself below
     outcomes: dict[str, Update | Exception] = {}
-    stacks = defaultdict[Kind | None, list[_Part]](list)
+    stacks = defaultdict[BatchKey | None, list[_Part]](list)
     for task in tasks:
         begun = _attempt(lambda task: _Part(host, task), task)
         if isinstance(begun, Exception):
@@ -50,18 +50,18 @@ class _Part:
         self.task = task
         self.ready: Ready = host.ready(task)
         self.member = Member(
-            self.ready.expert, self.ready.plan, self.ready.samples, self.ready.order, host.compute.pause()
+            self.ready.expert, self.ready.plan, self.ready.samples, self.ready.order, host.runner.pause()
         )
 
     def conclude(self) -> Update:
         """When the stack has trained: its client's answer."""
-        self.host.compute.resume(self.member.cost)
+        self.host.runner.resume(self.member.cost)
         return self.host.trained(self.task, self.ready, checked(self.member.loss))
 
 
 def _train(parts: Sequence[_Part]) -> None:
     host, task = parts[0].host, parts[0].task
-    train_stack(host.compute, [part.member for part in parts], host.boundary(task), host.config.training)
+    train_stack(host.runner, [part.member for part in parts], host.boundary(task), host.config.training)
 
 
 def _attempt(do: Callable[[Given], Done], given: Given) -> Done | Exception:

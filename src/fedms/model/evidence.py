@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fedms.model.discriminant import Discriminant
-from fedms.model.statistics import Statistics
+from fedms.model.statistics import FeatureSums
 
 MEAN_STRENGTH = 5.0
 """How many samples' worth the federation's class mean counts in a client's own."""
@@ -21,7 +21,7 @@ class Evidence:
     The term xᵀ P x cancels. With `means=False` both mixtures use mu_c, so only the label counts speak.
     """
 
-    def __init__(self, everyone: Discriminant, own: Statistics, means: bool = True) -> None:
+    def __init__(self, everyone: Discriminant, own: FeatureSums, means: bool = True) -> None:
         self.everyone = everyone
         self.counts = own.counts.float()
         self.sums = own.sums.float()

@@ -26,7 +26,7 @@ def normalise(features: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class FeatureSums:
     """Sums over samples; float64, so that adding clients in name order loses nothing that matters."""
 
     counts: Tensor
@@ -37,7 +37,7 @@ class Statistics:
     """[d, d], symmetric"""
 
     @classmethod
-    def of(cls, x: Tensor, labels: Tensor, classes: int) -> Statistics:
+    def of(cls, x: Tensor, labels: Tensor, classes: int) -> FeatureSums:
         """The sums of normalised features x [n, d] with labels [n]."""
         x = x.double()
         counts = torch.bincount(labels, minlength=classes).double()
@@ -45,7 +45,7 @@ class Statistics:
         return cls(counts, sums, x.T @ x)
 
     @classmethod
-    def total(cls, parts: Iterable[Statistics]) -> Statistics:
+    def total(cls, parts: Iterable[FeatureSums]) -> FeatureSums:
         first, *rest = parts
         for part in rest:
             first = cls(first.counts + part.counts, first.sums + part.sums, first.second + part.second)
@@ -64,7 +64,7 @@ class Statistics:
         return arrays | {"statistics.factor": factor.float(), "statistics.rest": rest.float().reshape(1)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, Tensor]) -> Statistics:
+    def from_arrays(cls, arrays: Mapping[str, Tensor]) -> FeatureSums:
         counts, sums = arrays["statistics.counts"].double(), arrays["statistics.sums"].double()
         size = sums.shape[1]
         if "statistics.factor" in arrays:

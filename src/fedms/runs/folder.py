@@ -28,7 +28,7 @@ from fedms.core.files import (
     write_json,
 )
 from fedms.core.formatting import plain
-from fedms.core.paths import RULE, is_name, refuse_ways_out
+from fedms.core.paths import RULE, check_no_escape, is_name
 from fedms.federation.client_folder import ClientFolder, Version
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
@@ -95,7 +95,7 @@ class RunFolder:
 
     def _admit(self, config: Config, resume: bool) -> None:
         if self.path.is_dir():
-            refuse_ways_out(self.path)
+            check_no_escape(self.path)
         begun = (self.path / CONFIG).exists()
         if not resume and begun:
             raise FedmsError(f"{self.path}: already there and not empty; go on with --resume, or {ELSEWHERE}")

@@ -19,15 +19,15 @@ from fedms.data.federated import Samples
 from fedms.data.images import told, upright
 from fedms.data.sources import Dataset
 from fedms.federation.methods import of
-from fedms.federation.personal_model import Personal
-from fedms.federation.prediction import EVEN, Judged
+from fedms.federation.personal_model import PersonalModel
+from fedms.federation.prediction import EVEN, ClientOutputs
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
 from fedms.runs.folder import RunFolder
 from fedms.runs.reading.run import read_run
 from fedms.training.inputs import inputs_for
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 
 Input = str | Path | Image.Image
 """A text; or an image, as a file or decoded."""
@@ -67,7 +67,7 @@ class Client:
         self,
         name: str,
         classes: Sequence[str],
-        personal: Personal,
+        personal: PersonalModel,
         backbone: Backbone,
         prior: float,
         boundary: int,
@@ -107,7 +107,7 @@ class Client:
             weights = judged.local_weight(prior).tolist()
         return [self._prediction(row, weight) for row, weight in zip(found, weights, strict=True)]
 
-    def judge(self, inputs: Sequence[Input]) -> Judged:
+    def judge(self, inputs: Sequence[Input]) -> ClientOutputs:
         """What the client's parts say of the inputs; predictions at any prior follow without another pass."""
         self._check_kind(inputs)
         none = np.zeros(len(inputs), dtype=np.int64)
@@ -123,7 +123,7 @@ class Client:
         # the folder is never used: nothing may go to disk
         cache = PrefixCache(self.backbone, arriving, MEMORY, disk=0, folder=Path())
         samples = Samples("new", np.arange(len(inputs)), torch.from_numpy(none))
-        return self.personal.judge(Compute(self.backbone, cache), samples, self.boundary)
+        return self.personal.judge(Runner(self.backbone, cache), samples, self.boundary)
 
     def fits(self) -> bool:
         """Whether its arrays suit each other and the backbone: it says something of a sample."""
@@ -229,7 +229,7 @@ def load(run: str | Path, client: str) -> Client:
         raise FedmsError(f"{path}: damaged: it is the model of {plain(whose)}")
     try:
         config = folder.config()
-        personal = Personal(arrays, of(config), config, kept, scales)
+        personal = PersonalModel(arrays, of(config), config, kept, scales)
         # a run made on an accelerator can be used without one
         device = config.device if torch.cuda.is_available() else "cpu"
         backbone = load_backbone(config.model, config.lora).to_device(

@@ -24,9 +24,9 @@ from fedms.model.expert import Expert
 from fedms.training.device import moved
 from fedms.training.expert_training import Plan, optimizer_of, reached
 from fedms.training.inputs import batches
-from fedms.training.runner import Compute, Cost
+from fedms.training.runner import Cost, Runner
 
-Kind = tuple[tuple[str, ...], tuple[tuple[str, tuple[int, ...]], ...]]
+BatchKey = tuple[tuple[str, ...], tuple[tuple[str, tuple[int, ...]], ...]]
 """Names that train, and names and shapes of all arrays."""
 
 
@@ -48,7 +48,7 @@ class Member:
         return -(-len(self.samples) // config.batch_size) * config.epochs
 
     @property
-    def kind(self) -> Kind | None:
+    def kind(self) -> BatchKey | None:
         """What those have in common who can be stacked; None where one cannot be."""
         plan = self.plan
         if plan.phases or plan.loss or plan.also or not can_stack(self.expert):
@@ -58,17 +58,17 @@ class Member:
         )
 
 
-def train_stack(compute: Compute, members: Sequence[Member], boundary: int, config: TrainingConfig) -> None:
+def train_stack(runner: Runner, members: Sequence[Member], boundary: int, config: TrainingConfig) -> None:
     """As `train_expert` for each of these, who are of one kind and one stage; a loss may turn out not to be finite.
 
     Booked for each client is what it would have cost alone, by its own batches: padding within the stack is the engine's affair, so
     results say the same of costs however the engine trained.
     """
-    device = compute.backbone.device
+    device = runner.backbone.device
     members = sorted(
         members, key=lambda member: -member.steps(config)
     )  # who has finished is last in the stack
-    lengths = [compute.cache.inputs.lengths(member.samples.rows) for member in members]
+    lengths = [runner.cache.inputs.lengths(member.samples.rows) for member in members]
     drawn = [
         [picks for _ in range(config.epochs) for picks in batches(of, config.batch_size, member.order)]
         for of, member in zip(lengths, members, strict=True)
@@ -91,16 +91,16 @@ def train_stack(compute: Compute, members: Sequence[Member], boundary: int, conf
             stack.keep(running, optimizer)
         picked, pairs, parts = [each[step] for each in drawn[:running]], stack.pairs(), []
         for member, picks in zip(members, picked, strict=False):
-            compute.resume(member.cost)
-            own, mask = compute.cache.hidden(member.samples, boundary, picks)
+            runner.resume(member.cost)
+            own, mask = runner.cache.hidden(member.samples, boundary, picks)
             parts.append((own, mask))
-            compute.book(pairs, own.shape[0], own.shape[1], boundary, trained)
-            member.cost = compute.pause()
+            runner.book(pairs, own.shape[0], own.shape[1], boundary, trained)
+            member.cost = runner.pause()
         labels = [member.samples.labels[picks] for member, picks in zip(members, picked, strict=False)]
         share, counted = _weights([len(picks) for picks in picked], [step >= at for at in last_pass])
-        compute.backbone.attach(pairs)
+        runner.backbone.attach(pairs)
         hidden, mask = _one_batch(parts)
-        logits = stack.logits(compute.backbone.pool(compute.backbone.run(hidden, mask, boundary), mask))
+        logits = stack.logits(runner.backbone.pool(runner.backbone.run(hidden, mask, boundary), mask))
         losses = F.cross_entropy(logits, moved(_rectangle(labels), device), reduction="none").view(
             running, -1
         )

@@ -20,9 +20,9 @@ from fedms.model.arrays import block_of, group
 from fedms.model.expert import Expert
 from fedms.training.device import moved
 from fedms.training.inputs import batches
-from fedms.training.runner import Compute
+from fedms.training.runner import Runner
 
-Loss = Callable[[np.ndarray, Tensor], Tensor]
+LossFunction = Callable[[np.ndarray, Tensor], Tensor]
 """From positions and logits of a batch to its mean loss."""
 
 LONGEST_STEP = 7.28
@@ -44,14 +44,14 @@ class Plan:
     """Where a proximal term pulls"""
     proximal: float = 0.0
     """Its weight mu: mu / 2 times the squared distance is added to the loss (FedProx, arXiv 1812.06127)"""
-    loss: Loss | None = None
+    loss: LossFunction | None = None
     """In the cross-entropy's place"""
     also: Sequence[tuple[Tensor, float]] = ()
     """Further leaves with their rates"""
 
 
 def train_expert(
-    compute: Compute,
+    runner: Runner,
     expert: Expert,
     plan: Plan,
     samples: Samples,
@@ -67,8 +67,8 @@ def train_expert(
     names, leaves = plan.names, expert.train(plan.names)
     every = [*leaves, *(leaf for leaf, _ in plan.also)]
     optimizer = optimizer_of(plan, leaves, config)
-    lengths = compute.cache.inputs.lengths(samples.rows)
-    device = compute.backbone.device
+    lengths = runner.cache.inputs.lengths(samples.rows)
+    device = runner.backbone.device
     per_epoch = -(-len(samples) // config.batch_size)
     steps = per_epoch * config.epochs
     phases = plan.phases if steps >= len(plan.phases) else ()  # or what comes last would never train
@@ -82,7 +82,7 @@ def train_expert(
                 for name, leaf in zip(names, leaves, strict=True):
                     leaf.requires_grad_(group(name) in phase)
                 trained = reached([name for name in names if group(name) in phase])
-            logits = expert.logits(compute.feature(expert, samples, boundary, picks, trained))
+            logits = expert.logits(runner.feature(expert, samples, boundary, picks, trained))
             value = (
                 plan.loss(picks, logits)
                 if plan.loss

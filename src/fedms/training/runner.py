@@ -37,7 +37,7 @@ class _Held:
     key: str
     outputs: Outputs
     used: dict[str, tuple[str, int]]
-    """What `Compute.once` says of it."""
+    """What `Runner.once` says of it."""
 
     @property
     def bytes(self) -> int:
@@ -59,10 +59,10 @@ class Cost:
     kept: int = 0
     """Those of prefixes that were kept"""
     used: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """What `Compute.once` says"""
+    """What `Runner.once` says"""
 
 
-class Compute:
+class Runner:
     """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached.
 
     Frozen experts' outputs are kept in `room` bytes: those that were not used for longest go first, and are computed again when needed.

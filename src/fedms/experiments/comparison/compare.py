@@ -19,7 +19,7 @@ from fedms.engines.memory import forget_peak
 from fedms.experiments import experiment
 from fedms.experiments.comparison.differences import summarise
 from fedms.experiments.comparison.folder import PREFIXES, claimed, is_finished
-from fedms.experiments.comparison.plan import Run, plan
+from fedms.experiments.comparison.plan import PlannedRun, plan
 from fedms.experiments.comparison.rows import Row, baseline, rows
 from fedms.experiments.observers import Observer, Silent
 from fedms.experiments.tensorboard import require_tensorboard
@@ -55,7 +55,7 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
         return dict(read_json(out / "comparison.json"))
 
 
-def perform(out: Path, runs: Sequence[Run], observer: Observer, what: str) -> None:
+def perform(out: Path, runs: Sequence[PlannedRun], observer: Observer, what: str) -> None:
     """Run those that are not there yet, in this order."""
     there = {run.folder for run in runs if is_finished(out / run.folder, run.config)}
     awaited = {run.first for run in runs if run.folder not in there}
@@ -80,14 +80,14 @@ def perform(out: Path, runs: Sequence[Run], observer: Observer, what: str) -> No
 # tuning: every combination of the grid once, on the first seed, judged on validation data alone
 
 
-def trials_of(row: Row, config: Config) -> list[tuple[Run, Keys]]:
+def trials_of(row: Row, config: Config) -> list[tuple[PlannedRun, Keys]]:
     """A run for each combination of the grid; none where there is nothing to choose between."""
     seed, grid = config.compare.seeds[0], row.grid(config)
     if len(grid) < 2:
         return []
     return [
         (
-            Run(
+            PlannedRun(
                 f"tuning/{row.name}/{_name(keys)}",
                 f"{row.name}, {_words(keys)}, seed {seed}",
                 row.experiment(config, seed, keys),
@@ -98,7 +98,7 @@ def trials_of(row: Row, config: Config) -> list[tuple[Run, Keys]]:
     ]
 
 
-def choose(out: Path, tried: Sequence[tuple[Run, Keys]], criterion: str) -> dict[str, Any]:
+def choose(out: Path, tried: Sequence[tuple[PlannedRun, Keys]], criterion: str) -> dict[str, Any]:
     """Every combination with its score, and the best: of equals, the first."""
     candidates = [
         {
@@ -118,15 +118,15 @@ def run_of(
     row: Row,
     seed: int,
     config: Config,
-    trials: Mapping[str, Sequence[tuple[Run, Keys]]],
+    trials: Mapping[str, Sequence[tuple[PlannedRun, Keys]]],
     tuning: Mapping[str, Mapping[str, Any]],
-) -> Run:
+) -> PlannedRun:
     """This row's run of that seed; the first seed's of a tuned row is the trial that was chosen."""
     label = f"{row.name}, seed {seed}"
     chosen = chosen_for(row, config, tuning)
     if row.name in tuning and seed == config.compare.seeds[0]:
         return replace(next(run for run, keys in trials[row.name] if keys == chosen), label=label)
-    return Run(f"runs/{row.name}-{seed}", label, row.experiment(config, seed, chosen))
+    return PlannedRun(f"runs/{row.name}-{seed}", label, row.experiment(config, seed, chosen))
 
 
 def chosen_for(row: Row, config: Config, tuning: Mapping[str, Mapping[str, Any]]) -> Keys:
@@ -155,7 +155,7 @@ def summed_up(
     out: Path,
     config: Config,
     compared: Sequence[Row],
-    wanted: Sequence[tuple[Row, int, Run]],
+    wanted: Sequence[tuple[Row, int, PlannedRun]],
     tuning: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What comparison.json says."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.core.files import locked, make_folder, sweep, write_bytes
-from fedms.core.paths import refuse_ways_out
+from fedms.core.paths import check_no_escape
 from fedms.runs.folder import ELSEWHERE, HOW, RunFolder, difference, refuse_used
 
 DECLARED = "comparison.yaml"
@@ -28,7 +28,7 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
         FedmsError: it holds something else, another comparison, or one that is going on now.
     """
     if out.is_dir():
-        refuse_ways_out(out)
+        check_no_escape(out)
     if (out / DECLARED).exists():
         if differs := difference(out / DECLARED, config, HOW | {"seed": True, "method": True}):
             raise FedmsError(f"{out}: holds a comparison with another config: {differs}; {ELSEWHERE}")

@@ -15,7 +15,7 @@ from fedms.federation.methods import METHODS, find
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """One run of a comparison."""
 
     folder: str
@@ -36,15 +36,15 @@ class Origin:
     settings: str
 
 
-def plan(wanted: Sequence[Run]) -> list[Run]:
+def plan(wanted: Sequence[PlannedRun]) -> list[PlannedRun]:
     """These runs, each after the one whose first stage it takes over.
 
     Runs that declare a first stage alike take it from the one that consists of that stage alone. Where none does and several need
     it, a hidden run of a method that does is added.
     """
     origins = {run.folder: origin(run.config) for run in wanted}
-    makers: dict[Origin, Run] = {}
-    needy: dict[Origin, list[Run]] = defaultdict(list)
+    makers: dict[Origin, PlannedRun] = {}
+    needy: dict[Origin, list[PlannedRun]] = defaultdict(list)
     for run in wanted:
         if made := origins[run.folder]:
             if len(find(run.config.method).stages) == 1:
@@ -53,7 +53,7 @@ def plan(wanted: Sequence[Run]) -> list[Run]:
     for made, runs in needy.items():
         if made not in makers and len(runs) > 1 and (hidden := _hidden(made, runs)):
             makers[made] = hidden
-    ordered: dict[str, Run] = {}
+    ordered: dict[str, PlannedRun] = {}
     for run in wanted:
         made = origins[run.folder]
         maker = makers.get(made) if made else None
@@ -70,7 +70,7 @@ def origin(config: Config) -> Origin | None:
     return Origin(stage, json.dumps(first_stage_settings(config), sort_keys=True)) if stage else None
 
 
-def _hidden(made: Origin, runs: Iterable[Run]) -> Run | None:
+def _hidden(made: Origin, runs: Iterable[PlannedRun]) -> PlannedRun | None:
     """A run of this stage alone. What is of no concern to it is left at its default, so that it serves whoever comes later."""
     method = next((method.name for method in METHODS.values() if method.stages == (made.stage,)), None)
     if method is None:
@@ -81,7 +81,7 @@ def _hidden(made: Origin, runs: Iterable[Run]) -> Run | None:
     )
     values["evaluation"] |= {"everyone": 1, "validation": False}  # nobody reads how it does in the end
     digest = hashlib.sha256(made.settings.encode()).hexdigest()[:8]
-    return Run(
+    return PlannedRun(
         folder=f"stages/{method}-{config.seed}-{digest}",
         label=f"first stage of {', '.join(dict.fromkeys(run.label.rpartition(', seed')[0] for run in runs))}, seed {config.seed}",
         config=load_config(values),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedms.core.errors import FedmsError
 from fedms.core.files import make_folder, unmake
-from fedms.federation.personal_model import Personal
+from fedms.federation.personal_model import PersonalModel
 from fedms.federation.prediction import scale_at
 from fedms.model.arrays import Arrays
 from fedms.model.checkpoints import locate
@@ -70,7 +70,7 @@ def export_client(client: Client, to: Path) -> list[Path]:
     return sorted(path for path in to.rglob("*") if path.is_file())
 
 
-def _unwritable(personal: Personal) -> str | None:
+def _unwritable(personal: PersonalModel) -> str | None:
     """Why the experts cannot be PEFT adapters with a head each; None where they can."""
     if personal.method.predicts == "blend":
         return "weighs two experts' pairs against each other within every layer"
@@ -88,7 +88,7 @@ def _unwritable(personal: Personal) -> str | None:
     return None if "block" in names else "trains no LoRA pair"
 
 
-def _experts(personal: Personal) -> dict[str, Expert]:
+def _experts(personal: PersonalModel) -> dict[str, Expert]:
     """The experts that predict."""
     wanted = {"mixture": ("global", "local"), "global": ("global",), "local": ("local",)}.get(
         personal.method.predicts, ()

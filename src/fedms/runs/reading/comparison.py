@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.core.errors import FedmsError
-from fedms.core.paths import is_name, refuse_ways_out
+from fedms.core.paths import check_no_escape, is_name
 from fedms.runs.reading.run import damaged_in, number, read_mapping, read_rounds
 
 FILE = "comparison.json"
@@ -32,7 +32,7 @@ class SeedRun:
 
 
 @dataclass(frozen=True)
-class Row:
+class RowResults:
     """A method, or a variant of one, over all seeds."""
 
     name: str
@@ -75,8 +75,8 @@ class Comparison:
     folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
-    rows: list[Row]
-    baseline: Row
+    rows: list[RowResults]
+    baseline: RowResults
     """What the others are measured against."""
     seeds: list[int]
     tuning: dict[str, Any]
@@ -110,7 +110,7 @@ def read_comparison(folder: Path) -> Comparison:
     """
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
-    refuse_ways_out(folder)
+    check_no_escape(folder)
     said = read_mapping(folder, FILE, json.loads, what="comparison")
     damaged = [key for key, kind in WHOLE.items() if not isinstance(said.get(key), kind)]
     if not damaged:
@@ -119,7 +119,9 @@ def read_comparison(folder: Path) -> Comparison:
     if damaged:
         raise FedmsError(f"{folder / FILE}: damaged: {damaged[0]} is not as it should be")
     rows = [
-        Row(row["name"], row, [_seed_run(folder, run) for run in said["runs"] if run["row"] == row["name"]])
+        RowResults(
+            row["name"], row, [_seed_run(folder, run) for run in said["runs"] if run["row"] == row["name"]]
+        )
         for row in said["methods"]
     ]
     baseline = next((row for row in rows if row.name == said["baseline"]), rows[0])
@@ -175,7 +177,7 @@ def records(value: Any) -> list[dict[str, Any]]:
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
-def moments(row: Row) -> list[Moment]:
+def moments(row: RowResults) -> list[Moment]:
     """A row's rounds in order, each averaged over the seeds that have it."""
     seen: dict[int, list[tuple[dict[str, Any], float, float]]] = {}
     for run in row.runs:

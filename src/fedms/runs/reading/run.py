@@ -12,7 +12,7 @@ import yaml
 
 from fedms.config.yaml import load_yaml
 from fedms.core.errors import FedmsError
-from fedms.core.paths import refuse_ways_out
+from fedms.core.paths import check_no_escape
 
 BEYOND = 1e30
 """No count of bytes or operations comes to it."""
@@ -21,7 +21,7 @@ DEEPEST = 50
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """What a run folder says about itself."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Span:
     last: int
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """Read a run folder.
 
     Raises:
@@ -49,12 +49,12 @@ def read_run(folder: Path) -> Run:
     """
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
-    refuse_ways_out(folder)
+    check_no_escape(folder)
     # result.json comes first: it is written last, so its absence is the usual reason
     result = read_mapping(folder, "result.json", json.loads)
     if damaged := damaged_in(result):
         raise FedmsError(f"{folder / 'result.json'}: damaged: {damaged} is not as it should be")
-    return Run(
+    return FinishedRun(
         folder=folder,
         config=read_mapping(folder, "config.yaml", load_yaml),
         environment=read_mapping(folder, "environment.json", json.loads),

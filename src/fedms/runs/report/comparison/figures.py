@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from fedms.core.formatting import clip, decimal, scale
-from fedms.runs.reading.comparison import Comparison, Moment, Row, moments, records, unlikeness
+from fedms.runs.reading.comparison import Comparison, Moment, RowResults, moments, records, unlikeness
 from fedms.runs.reading.run import number
 from fedms.runs.report.comparison.frontier import MARKERS, close_up, frontier
 from fedms.runs.report.drawing import (
@@ -95,7 +95,7 @@ def _progress(
     reached = [reach(moment) for row in shown for moment in curves[row.name]]
     power, prefix = scale(max(reached, default=0.0)) if unit else (0, "")
 
-    def lines(row: Row) -> list[list[tuple[float, float, float]]]:
+    def lines(row: RowResults) -> list[list[tuple[float, float, float]]]:
         """A line a stage, since stages score different models."""
         return [
             [(reach(m) / 10**power, m.score or 0.0, m.spread or 0.0) for m in stage]
@@ -195,7 +195,7 @@ def _progress_panel(
         axes.plot(x, [p[1] for p in line], color=colour, marker="o", markersize=2.6, linewidth=1.6, zorder=4)
 
 
-def _progress_key(comparison: Comparison, shown: Sequence[Row]) -> list[Any]:
+def _progress_key(comparison: Comparison, shown: Sequence[RowResults]) -> list[Any]:
     own = Line2D([], [], color=GLOBAL, marker="o", markersize=3, label="the row named")
     band = Patch(color=GLOBAL, alpha=0.2, linewidth=0, label="± 1 sd over seeds")
     baseline = Line2D(
@@ -258,7 +258,7 @@ def clients(comparison: Comparison) -> Picture | None:
     )
 
 
-def _rival(comparison: Comparison) -> Row | None:
+def _rival(comparison: Comparison) -> RowResults | None:
     """The best of the other rows on own data."""
     known = [
         row
@@ -330,7 +330,7 @@ def gate(comparison: Comparison) -> Picture | None:
     )
 
 
-def _gate_points(row: Row) -> list[tuple[Any, str, float, float]]:
+def _gate_points(row: RowResults) -> list[tuple[Any, str, float, float]]:
     """(seed, client, unlikeness, share)."""
     points = []
     for run in row.runs:

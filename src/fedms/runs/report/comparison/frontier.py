@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from fedms.core.formatting import clip, percent
-from fedms.runs.reading.comparison import Comparison, Row
+from fedms.runs.reading.comparison import Comparison, RowResults
 from fedms.runs.reading.run import number
 from fedms.runs.report.drawing import (
     FIFTH,
@@ -49,7 +49,7 @@ Box = tuple[float, float, float, float]
 class Mark:
     """A row's point with its look. `curve` is its frontier where that is not another row's."""
 
-    row: Row
+    row: RowResults
     x: float
     y: float
     curve: list[tuple[float, float, float]]
@@ -237,7 +237,7 @@ def _handle(mark: Mark) -> Line2D:
 
 
 def _label(
-    axes: Axes, marks: Sequence[Mark], labelled: Sequence[Mark], baseline: Row, frame: Box | None
+    axes: Axes, marks: Sequence[Mark], labelled: Sequence[Mark], baseline: RowResults, frame: Box | None
 ) -> None:
     """Write labels where they cover neither marks nor each other, joined to their mark by a thin line where they stand apart."""
     figure = axes.get_figure(root=True)
@@ -343,7 +343,7 @@ def _along(corners: Sequence[tuple[float, float]]) -> Iterable[tuple[float, floa
     return steps
 
 
-def _numbers(rows: Sequence[Row]) -> Numbers:
+def _numbers(rows: Sequence[RowResults]) -> Numbers:
     out: list[list[Any]] = []
     for row in rows:
         own, everyone = row.mean("accuracy_local"), row.mean("accuracy_global")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.core.formatting import MISSING, clip, decimal, duration, percent, plural, scaled, three_figures
-from fedms.runs.reading.comparison import Comparison, Row, read_comparison
+from fedms.runs.reading.comparison import Comparison, RowResults, read_comparison
 from fedms.runs.reading.run import number
 from fedms.runs.report.comparison.figures import pictures
 from fedms.runs.report.drawing import Picture, save_pictures
@@ -167,12 +167,12 @@ def _points(share: float | None) -> str:
     return MISSING if share is None else f"{round(100 * share, 1) or 0.0:+.1f}".replace("-", "−")
 
 
-def _standing(row: Row, metric: str) -> str:
+def _standing(row: RowResults, metric: str) -> str:
     shown = _share(row, metric)
     return {"best": Strong(shown), "equal": f"≈ {shown}"}.get(row.standing(metric), shown)
 
 
-def _share(row: Row, metric: str) -> str:
+def _share(row: RowResults, metric: str) -> str:
     """`81.2 ± 0.4 %`."""
     mean, spread = row.mean(metric), row.spread(metric)
     return percent(mean) if mean is None or spread is None else f"{100 * mean:.1f} ± {100 * spread:.1f} %"
@@ -236,6 +236,6 @@ def _what_was_run(comparison: Comparison) -> Iterable[str]:
     yield folded("Configuration, every default filled in", as_yaml(comparison.config))
 
 
-def _text(row: Row, key: str) -> str:
+def _text(row: RowResults, key: str) -> str:
     value = row.record.get(key)
     return str(value) if value else MISSING

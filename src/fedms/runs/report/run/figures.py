@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from fedms.core.formatting import clip, decimal, scale, scaled
-from fedms.runs.reading.run import Run, Span, number, spans
+from fedms.runs.reading.run import FinishedRun, Span, number, spans
 from fedms.runs.report.drawing import (
     GLOBAL,
     GRID,
@@ -34,13 +34,20 @@ MOST_DOTS = 300
 MOST_NAMES = 60
 
 
-def pictures(run: Run) -> list[Picture]:
+def pictures(run: FinishedRun) -> list[Picture]:
     """All pictures this run has the data for."""
-    drawers: list[Callable[[Run], Picture | None]] = [score, frontier, clients, blocks, traffic, partition]
+    drawers: list[Callable[[FinishedRun], Picture | None]] = [
+        score,
+        frontier,
+        clients,
+        blocks,
+        traffic,
+        partition,
+    ]
     return [picture for drawer in drawers if (picture := drawer(run)) is not None]
 
 
-def score(run: Run) -> Picture | None:
+def score(run: FinishedRun) -> Picture | None:
     """Validation score over rounds."""
     points = [
         (at, value)
@@ -76,7 +83,7 @@ def score(run: Run) -> Picture | None:
     )
 
 
-def _by_step(run: Run, *keys: str) -> Numbers:
+def _by_step(run: FinishedRun, *keys: str) -> Numbers:
     """The numbers of a picture over time: a row a line of metrics.jsonl."""
     rows = [
         [at, record.get("stage"), record.get("round"), *(number(record, key) for key in keys)]
@@ -85,7 +92,7 @@ def _by_step(run: Run, *keys: str) -> Numbers:
     return Numbers(("step", "stage", "round", *keys), rows)
 
 
-def blocks(run: Run) -> Picture | None:
+def blocks(run: FinishedRun) -> Picture | None:
     """Active blocks over rounds."""
     values = [number(record, "active_blocks") for record in run.rounds]
     known = [value for value in values if value is not None]
@@ -108,7 +115,7 @@ def blocks(run: Run) -> Picture | None:
     )
 
 
-def traffic(run: Run) -> Picture | None:
+def traffic(run: FinishedRun) -> Picture | None:
     """Bytes that travelled, added up over rounds."""
     kinds = (
         ("uplink_bytes", "up", LOCAL, "-"),
@@ -144,7 +151,7 @@ def traffic(run: Run) -> Picture | None:
     )
 
 
-def clients(run: Run) -> Picture | None:
+def clients(run: FinishedRun) -> Picture | None:
     """Each client's two accuracies, with its gate's share for the global expert."""
     known = [
         record
@@ -252,7 +259,7 @@ def _accuracies(record: Mapping[str, Any]) -> tuple[float, float | None]:
     return number(record, "accuracy_local") or 0.0, number(record, "accuracy_global")
 
 
-def frontier(run: Run) -> Picture | None:
+def frontier(run: FinishedRun) -> Picture | None:
     """accuracy_local against accuracy_global over the prior."""
     points = [
         (everyone, own, prior)
@@ -314,7 +321,7 @@ def frontier(run: Run) -> Picture | None:
     )
 
 
-def partition(run: Run) -> Picture | None:
+def partition(run: FinishedRun) -> Picture | None:
     """Who holds what."""
     return partition_picture(run.result.get("partition"))
 

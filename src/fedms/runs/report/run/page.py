@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.core.formatting import MISSING, clip, decimal, duration, percent, plural, scaled, tally, whole
-from fedms.runs.reading.run import Run, number, read_run
+from fedms.runs.reading.run import FinishedRun, number, read_run
 from fedms.runs.report.drawing import Picture, save_pictures
 from fedms.runs.report.html import (
     as_yaml,
@@ -43,7 +43,7 @@ def write_report(folder: Path) -> Path:
     return write_page(folder / "report.html", page(run, drawn))
 
 
-def page(run: Run, drawn: Sequence[Picture]) -> str:
+def page(run: FinishedRun, drawn: Sequence[Picture]) -> str:
     """The HTML of a run with these pictures."""
     result = run.result
     method, seed = clip(str(result.get("method", MISSING))), result.get("seed", MISSING)
@@ -62,7 +62,7 @@ def page(run: Run, drawn: Sequence[Picture]) -> str:
     )
 
 
-def _cards(run: Run) -> Iterable[str]:
+def _cards(run: FinishedRun) -> Iterable[str]:
     r = run.result
     share = number(r, "gate_global_share")
     prior = number(r, "prior")
@@ -121,7 +121,7 @@ def _cards(run: Run) -> Iterable[str]:
     yield card("Time", duration(number(r, "seconds")), meaning)
 
 
-def _clients(run: Run) -> str:
+def _clients(run: FinishedRun) -> str:
     records = run.result.get("per_client") or []
     if not records:
         return note("This run has no numbers of single clients.")
@@ -144,14 +144,14 @@ def _clients(run: Run) -> str:
     )
 
 
-def _facts(run: Run) -> str:
+def _facts(run: FinishedRun) -> str:
     failures = [failure for record in run.rounds for failure in record.get("failures") or []]
     rows = [[key.replace("_", " "), fact(value)] for key, value in run.environment.items()]
     rows.insert(0, ["failed client updates", tally(failures) or "none"])
     return table([], rows, kind="facts")
 
 
-def _rounds(run: Run) -> str:
+def _rounds(run: FinishedRun) -> str:
     rows = [
         [
             _place(record),
@@ -170,7 +170,7 @@ def _rounds(run: Run) -> str:
     return folded("Round by round", table(head, rows))
 
 
-def _failures(run: Run) -> str:
+def _failures(run: FinishedRun) -> str:
     rows = [
         [_place(record), *_failure(failure)]
         for record in run.rounds
