@@ -34,6 +34,7 @@ from fedms.core.errors import FedmsError
 from fedms.data import sources
 from fedms.engines.local import worker_count
 from fedms.federation.methods import of
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.checkpoints import locate
@@ -114,9 +115,9 @@ def plan(world: World) -> dict[str, Any]:
     """Who holds which training rows, and who is asked in each round, as fedms will have it."""
     config = world.config
     names = list(world.clients)
-    server = Server(config, of(config), world.backbone, names, world.ranks)
+    server = Server(recipe_for(config, of(config)), world.backbone, names, world.ranks)
     stage = server.method.stages[0]
-    cohorts = [server.cohort(stage, number) for number in range(1, server.rounds(stage) + 1)]
+    cohorts = [server.sampling.cohort(stage, number) for number in range(1, server.recipe.rounds(stage) + 1)]
     return {
         "clients": [client.train.tolist() for client in world.partition.clients],
         "tests": {client.name: len(client.test) for client in world.partition.clients},

@@ -11,7 +11,8 @@ from fedms.config import load_config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.experiments import experiment
 from fedms.federation.client import ClientHost
-from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES
+from fedms.federation.personal_model import UNSCALED
+from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES
 from fedms.federation.world import open_world
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
@@ -208,7 +209,7 @@ def test_whose_local_expert_is_interpolated(perform, traffic, method, found):
 def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform, tiny, traffic):
     run = perform()
     task, update = next((task, update) for task, update in traffic.exchanges if task.kind == "weigh")
-    answer = update.arrays["weigh.log_likelihood"].view(len(EVEN), len(SCALES))
+    answer = update.arrays["weigh.log_likelihood"].view(len(UNSCALED), len(SCALES))
     host = ClientHost(open_world(tiny()), run.folder)
     samples = host.world.samples(task.client, "validation")
     judged = host._finished(task).judge(host.runner, samples, task.settings["boundary"])
@@ -226,5 +227,5 @@ def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform,
         for task, update in traffic.exchanges
         if task.kind == "weigh"
     )
-    chosen = [SCALES[best] for best in summed.view(len(EVEN), len(SCALES)).argmax(1).tolist()]
+    chosen = [SCALES[best] for best in summed.view(len(UNSCALED), len(SCALES)).argmax(1).tolist()]
     assert run.result["evidence_scales"] == chosen
