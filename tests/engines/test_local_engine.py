@@ -163,14 +163,15 @@ def breaking(monkeypatch):
     """Have some clients raise in a kind of task."""
 
     def put(kind: str, *clients: str, error: BaseException | None = None) -> None:
-        good = getattr(ClientHost, f"_{kind}")
+        exchange = type(EXCHANGES[kind])
+        good = exchange.answer
 
-        def broken(self, task):
-            if task.client in clients:
+        def broken(self, view, asked):
+            if view.client in clients:
                 raise error or RuntimeError("the disk\nis full of sand")
-            return good(self, task)
+            return good(self, view, asked)
 
-        monkeypatch.setattr(ClientHost, f"_{kind}", broken)
+        monkeypatch.setattr(exchange, "answer", broken)
 
     return put
 
