@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -18,14 +17,16 @@ MOST_PIXELS = 100_000_000
 GLANCE = (64, 64)
 """A JPEG is decoded no larger than about this where nobody looks at it."""
 
-Reader = Callable[[int], Image.Image]
-"""Opens the picture of a row; its pixels need not be decoded yet."""
+Opener = Callable[[], Image.Image]
+"""Opens one picture; its pixels need not be decoded yet."""
+Place = tuple[Opener, int, str]
+"""A picture's opener, its row from 0, and the table that has the row, for messages."""
 
 
 class Images(Sequence[Any]):
     """Images read from their place each time they are asked for, so memory holds none of them. Can be pickled."""
 
-    def __init__(self, places: Sequence[tuple[Reader, int, str]]) -> None:
+    def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
 
     def __len__(self) -> int:
@@ -41,7 +42,11 @@ class Images(Sequence[Any]):
             return Images(self._places[index])
         read, row, where = self._places[index]
         with told(f"{where}: row {row + 1}"):
-            return upright(read(row))
+            return upright(read())
+
+    def select(self, positions: Iterable[int]) -> Images:
+        """The pictures at these positions; the places of the others are not held."""
+        return Images([self._places[position] for position in positions])
 
     def check(self) -> None:
         """Decode each of them once.
@@ -51,14 +56,9 @@ class Images(Sequence[Any]):
         """
         for read, row, where in self._places:
             with told(f"{where}: row {row + 1}"):
-                image = read(row)
+                image = read()
                 image.draft("RGB", GLANCE)
                 upright(image)
-
-
-def open_file(paths: Sequence[Path], row: int) -> Image.Image:
-    """The picture in a file."""
-    return Image.open(paths[row])
 
 
 def upright(image: Image.Image) -> Image.Image:

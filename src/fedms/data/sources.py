@@ -23,7 +23,7 @@ from PIL import Image
 from fedms.config.sections import DataConfig
 from fedms.core import seeds
 from fedms.core.errors import FedmsError
-from fedms.data.images import SUFFIXES, Images, Reader, open_file
+from fedms.data.images import SUFFIXES, Images, Opener, Place
 
 TEXT_NAMES = ("text", "sentence", "utterance", "content", "query")
 LABEL_NAMES = ("label", "category", "intent", "class", "target", "fine_label", "label_text")
@@ -116,7 +116,7 @@ class _Table:
     where: str
     rows: int
     scalars: dict[str, list[str | None]] = field(default_factory=dict)
-    images: dict[str, Reader] = field(default_factory=dict)
+    images: dict[str, Sequence[Opener]] = field(default_factory=dict)
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -166,11 +166,11 @@ def _values(tables: Sequence[_Table], name: str, what: str) -> list[str]:
     return values
 
 
-def _places(tables: Sequence[_Table], name: str) -> list[tuple[Reader, int, str]]:
+def _places(tables: Sequence[_Table], name: str) -> list[Place]:
     for table in tables:
         if name not in table.images:
             raise FedmsError(f"{table.where}: no column {name!r} with images; columns: {table.names}")
-    return [(table.images[name], row, table.where) for table in tables for row in range(table.rows)]
+    return [(opener, row, table.where) for table in tables for row, opener in enumerate(table.images[name])]
 
 
 def _classes(source: str, train: set[str], test: set[str], declared: Sequence[str]) -> tuple[str, ...]:
@@ -374,7 +374,9 @@ def _image_folder(folder: Path, complete: bool) -> _Table:
                 )
             paths += found
             labels += [entry.name] * len(found)
-    return _Table(str(folder), len(paths), {"label": labels}, {"image": partial(open_file, paths)})
+    return _Table(
+        str(folder), len(paths), {"label": labels}, {"image": [partial(Image.open, path) for path in paths]}
+    )
 
 
 def _read_hub(source: str) -> dict[str, list[_Table]]:
@@ -440,7 +442,8 @@ def _from_datasets(where: str, data: Any) -> _Table:
             missing = np.flatnonzero(np.asarray(images.with_format("arrow")[:][name].is_null()))
             if len(missing):
                 raise FedmsError(f"{where}: row {missing[0] + 1} has no image (column {name!r})")
-            table.images[name] = partial(_decode, images.cast_column(name, datasets.Image()), name)
+            images = images.cast_column(name, datasets.Image())
+            table.images[name] = [partial(_decode, images, name, row) for row in range(table.rows)]
         elif isinstance(feature, datasets.ClassLabel | datasets.Value):
             values = data.select_columns([name])[:][name]
             if isinstance(feature, datasets.ClassLabel) and feature.names:
