@@ -65,7 +65,7 @@ def per_class(data: Dataset) -> dict[str, int]:
     )
 
 
-# --- text ----------------------------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
@@ -150,7 +150,7 @@ def test_limit_holds_for_each_split_and_keeps_order_and_classes(tmp_path: Path) 
     assert list(again.inputs) == list(data.inputs) != list(other.inputs)
 
 
-# --- images --------------------------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------
 
 
 def test_an_image_folder_is_decoded_lazily(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_images_in_parquet_need_no_copy_on_disk(
     assert not (tmp_path / "cache").exists()
 
 
-# --- what is wrong -------------------------------------------------------------------------------------------------------------------
+# --- what is wrong ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_a_hub_name_can_have_a_subset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(asked) == 2
 
 
-# --- real data -----------------------------------------------------------------------------------------------------------------------
+# --- real data ----------------------------------------------------------------------------------------------
 
 
 def test_the_embedded_corpus() -> None:

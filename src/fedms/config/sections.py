@@ -107,7 +107,7 @@ class DataConfig(Section):
 
 
 PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
-"""What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins here."""
+"""What `partition.rule` accepts. `fedms.data.partition` holds the functions; a plug-in's name is added here."""
 
 
 class PartitionConfig(Section):

@@ -1,4 +1,4 @@
-"""Names that a config key accepts. A room above `config` adds its own, so that `config` need not import that room."""
+"""Names that a config key accepts. A room above `config` adds its own, so that `config` need not import it."""
 
 from __future__ import annotations
 
@@ -35,6 +35,10 @@ class Names:
         if name in self._names:
             raise ConfigError(f"{self.key}: the name {plain(repr(name))} is taken already")
         self._names.append(name)
+
+    def remove(self, name: str) -> None:
+        """Accept this name no longer."""
+        self._names.remove(name)
 
     def check(self, name: str) -> None:
         """Raise ConfigError unless this is one of the names."""

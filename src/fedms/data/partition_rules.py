@@ -65,7 +65,7 @@ def by_shares(dataset: Dataset, config: PartitionConfig, seed: int) -> tuple[lis
     return names, owner
 
 
-# --- groups and names ----------------------------------------------------------------------------------------------------------------
+# --- groups and names ---------------------------------------------------------------------------------------
 
 
 def _groups(dataset: Dataset, config: PartitionConfig) -> tuple[list[str], np.ndarray]:
@@ -101,7 +101,7 @@ def _names(values: list[str], members: int) -> list[str]:
     return [f"{slug}-{number:0{width}d}" for slug in (taken or ["client"]) for number in range(members)]
 
 
-# --- shares and counts ---------------------------------------------------------------------------------------------------------------
+# --- shares and counts --------------------------------------------------------------------------------------
 
 
 def _draw(
@@ -220,7 +220,7 @@ def allocate(
     return counts.astype(np.int64)
 
 
-# --- rows -------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def _deal(stratum: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
