@@ -104,6 +104,28 @@ class DataConfig(Section):
     """Column with the class; default: found by name (`label`, `category`, `intent`, ...)."""
     limit: int | None = Field(None, ge=1)
     """Keep at most so many samples of each split, drawn by the seed; default: all."""
+    separator: str | None = None
+    """One character between the values of CSV and TSV files, or `tab`; default: `,` in .csv, a tab in .tsv."""
+    encoding: str | None = None
+    """Encoding of CSV, TSV and JSON files, such as `cp1252` or `utf-16`; default: UTF-8."""
+
+    @field_validator("separator")
+    @classmethod
+    def _check_separator(cls, value: str | None) -> str | None:
+        if value is not None and value not in ("tab", "\\t") and (len(value) != 1 or value in '"\r\n\0'):
+            raise PydanticCustomError("separator", "Input should be one character, or `tab`")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        try:
+            known = value is None or "text".encode(value).decode(value) == "text"
+        except (LookupError, ValueError):  # UnicodeError is a ValueError
+            known = False
+        if not known:
+            raise PydanticCustomError("encoding", "Input should be a text encoding, such as `cp1252` or `utf-16`")
+        return value
 
 
 PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")

@@ -215,6 +215,27 @@ def federated(
     return FederatedDataset(dataset.kind, dataset.class_names, clients, rows, evaluation)
 
 
+def repeated(digests: Sequence[bytes], parts: Partition) -> str | None:
+    """A line that says how many test samples are also training or validation samples, of any client.
+
+    Args:
+        digests: one of each sample's input, by row, as `Dataset.check` gives them.
+        parts: whose the samples are.
+    """
+    if not parts.clients:
+        return None
+    tests = np.concatenate([client.test for client in parts.clients])
+    others = np.concatenate([rows for client in parts.clients for rows in (client.train, client.validation)])
+    known = {digests[row]: row for row in others[::-1]}
+    same = [row for row in np.sort(tests) if digests[row] in known]
+    if not same:
+        return None
+    return (
+        f"{len(same):,} of {len(tests):,} test samples are also training or validation samples (sample {same[0] + 1} "
+        f"is the same as {known[digests[same[0]]] + 1}): the test accuracy will be too high"
+    )
+
+
 def _evaluation_rows(parts: Partition, split: str, limit: int | None, seed: int) -> np.ndarray:
     rows = np.sort(np.concatenate([getattr(client, split) for client in parts.clients]))
     if limit is not None and limit < len(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from torch import Tensor
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data import sources
-from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated
+from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated, repeated
 from fedms.data.partition import ClientSplit, Partition, partition
 from fedms.data.sources import Dataset
 from fedms.federation.activation import check_depth
@@ -21,6 +22,8 @@ from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
 from fedms.training.device import prepare
 from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,17 @@ class World:
     opened: OpenRows
     """The rows that `inputs` reads"""
     _clients: dict[str, FederatedDataset] = field(default_factory=dict, repr=False)
+
+    def check(self) -> None:
+        """Read every sample once, and log what the user should know about the data.
+
+        Raises:
+            FedmsError: a sample cannot be read.
+        """
+        digests = self.dataset.check()
+        for line in (*self.dataset.notes, repeated(digests, self.partition)):
+            if line:
+                log.warning(line)
 
     @property
     def classes(self) -> int:
@@ -61,7 +75,7 @@ class World:
         return class_name_embeddings(self.dataset.class_names, self.backbone, self.config.model)
 
     def open_client(self, name: str) -> FederatedDataset:
-        """What one client holds: its own rows, and the evaluation rows, which a simulation hands to every client.
+        """What one client holds: its own rows, and the evaluation rows that a simulation hands to all.
 
         Raises:
             FedmsError: there is no such client.
