@@ -81,7 +81,7 @@ def run(
     try:
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
-        world.dataset.check()
+        world.check()
         with folder.claimed(config, resume), LocalEngine(world, out, prefixes) as engine:
             folder.describe(describe_environment(config, engine.workers))
             # the watcher comes last: it may end the run after a round
@@ -96,6 +96,8 @@ def describe_partition(config: Config) -> dict[str, Any]:
     find(config.method)
     dataset = sources.load(config.data, config.seed)
     parts = partition(dataset, config.partition, config.seed)
+    for note in dataset.notes:
+        log.warning(note)
     return {
         "classes": list(dataset.class_names),
         "clients": [client.name for client in parts.clients],

@@ -81,7 +81,7 @@ class ClientHost:
         return ClientView(
             client=task.client,
             recipe=self.recipe,
-            data=self.world.data.of_client(task.client),
+            data=self.world.open_client(task.client),
             everyone=self.world.everyone,
             runner=self.runner,
             capacity=self.world.capacities[task.client],

@@ -20,7 +20,7 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     Clients that cannot be stacked are done one at a time. So are those of a stack that fails as a whole: then each
     fails for itself.
     """
-    samples = [host.world.data.of_client(task.client).samples(task.client, "train") for task in tasks]
+    samples = [host.world.samples(task.client, "train") for task in tasks]
     boundary = tasks[0].settings["boundary"]
     _attempt(
         lambda at: host.runner.cache.fill(samples, at), boundary

@@ -16,7 +16,7 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import read_arrays
 from fedms.core.formatting import plain
 from fedms.data.federated import Samples
-from fedms.data.images import told, upright
+from fedms.data.images import decode
 from fedms.data.sources import Dataset
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
@@ -188,10 +188,7 @@ class Pictures(Sequence[Any]):
             FedmsError: the image cannot be decoded.
         """
         given = self._given[index]
-        if isinstance(given, Image.Image):
-            return given.convert("RGB")
-        with told(str(given)):
-            return upright(Image.open(given))
+        return decode(given, f"input {index + 1}" if isinstance(given, Image.Image) else str(given))
 
 
 def load(run: str | Path, client: str) -> Client:
