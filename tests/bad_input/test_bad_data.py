@@ -19,7 +19,7 @@ import pytest
 from holding import Mine
 from PIL import Image
 
-from fedms.config.sections import Data
+from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.sources import load
 from tiny_run import write_pictures
@@ -282,7 +282,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
 def test_a_broken_picture_is_told_before_anything_is_trained(tmp_path, name, content, says):
     write_pictures(tmp_path / "d")
     (tmp_path / "d" / "dark" / name).write_bytes(content)
-    data = load(Data(source=str(tmp_path / "d")), 0)
+    data = load(DataConfig(source=str(tmp_path / "d")), 0)
     with pytest.raises(FedmsError, match=says) as caught:
         data.check()
     assert "\n" not in str(caught.value) and "row" in str(caught.value)

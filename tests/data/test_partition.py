@@ -7,7 +7,8 @@ import pytest
 
 from fedms.config.sections import PartitionConfig
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.data.partition import ClientSplit, Partition, _allocate, partition
+from fedms.data.partition import ClientSplit, Partition, partition
+from fedms.data.partition_rules import allocate
 from fedms.data.sources import Dataset
 
 
@@ -206,7 +207,7 @@ def test_rounding_keeps_totals_and_quotas() -> None:
     totals = rng.integers(0, 50, (3, 9))
     shares = rng.dirichlet(np.full(7, 0.3), (3, 9)).transpose(0, 2, 1)
     for even in (False, True):
-        counts = _allocate(shares, totals, rng, even)
+        counts = allocate(shares, totals, rng, even)
         assert (counts.sum(axis=1) == totals).all()
         assert (np.abs(counts - totals[:, None] * shares) < 1).all()
 

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from fedms.core.formatting import plain
 from fedms.core.paths import RULE, alike, is_name
+from fedms.core.registry import Names
 
 LARGEST = 2**53
 """Whole numbers at most: beyond it not every reader of JSON tells them apart."""
@@ -105,11 +106,15 @@ class DataConfig(Section):
     """Keep at most so many samples of each split, drawn by the seed; default: all."""
 
 
+PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
+"""What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins here."""
+
+
 class PartitionConfig(Section):
     clients: int = Field(20, ge=1, le=1_000_000)
     """Number of clients."""
-    rule: Literal["dirichlet", "classes", "column", "equal"] = "dirichlet"
-    """`dirichlet` label skew, `classes` per client, by a `column` (domain, user), or `equal`."""
+    rule: str = "dirichlet"
+    """`dirichlet` label skew, `classes` per client, by a `column` (domain, user), `equal`, or a plug-in's."""
     alpha: float | None = Field(0.1, gt=0)
     """Dirichlet concentration; small is skewed. With `column`: the skew among the clients of one value, null for none."""
     classes_per_client: int = Field(2, ge=1)
@@ -122,6 +127,13 @@ class PartitionConfig(Section):
     """Share kept for the test where the source has no test split of its own."""
     min_samples: int = Field(10, ge=3)
     """Fewest samples beside its test samples that a client may hold, to train and validate; an allocation below it is drawn again."""
+
+    @field_validator("rule")
+    @classmethod
+    def _check_rule(cls, value: str) -> str:
+        if value not in PARTITION_RULES:
+            raise PydanticCustomError("rule", "Input should be {allowed}", {"allowed": str(PARTITION_RULES)})
+        return value
 
 
 class TrainingConfig(Section):
