@@ -81,7 +81,8 @@ class Config(Section):
             raise ValueError(
                 "engine.stack: more than 1 wants `deterministic: false`, since the last bits differ"
             )
-        if self.lora.tiers and self.federation.aggregation != "svd":
+        # of a plug-in's aggregator only its declaration says whether it can
+        if self.lora.tiers and self.federation.aggregation in ("average", "exact", "freeze-a"):
             raise ValueError(
                 "lora.tiers: pairs of different ranks can only be averaged with federation.aggregation: svd"
             )
