@@ -132,6 +132,8 @@ class Method:
     def check(self) -> None:
         """Raise ConfigError where a word is not known, or the words contradict each other."""
         self.from_dict(asdict(self))
+        if not is_name(self.name):
+            raise ConfigError(f"method {self.name!r:.80}: cannot name a folder")
         where = f"method {self.name}"
         for stage in self.stages:
             try:

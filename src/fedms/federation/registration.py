@@ -140,10 +140,9 @@ def declarations(config: Config) -> dict[str, Any]:
                     f"{kind.title} {name!r:.80} was registered in {min(homes)}, which worker processes do not "
                     "import: put it in a module and name that in `plugins`, or set engine.workers=1"
                 )
-    added = {title: [name for kind, name in _homes if kind == title] for title, _ in _homes}
     return {
-        "methods": [METHODS[name].to_dict() for name in added.get("method", ())],
-        "families": {name: asdict(FAMILIES[name]) for name in added.get("model family", ())},
+        "methods": [m.to_dict() for name, m in METHODS.items() if ("method", name) in _homes],
+        "families": {name: asdict(f) for name, f in FAMILIES.items() if ("model family", name) in _homes},
     }
 
 
