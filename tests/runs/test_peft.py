@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
-from fedms.federation.aggregation.mean import exact
+from fedms.federation.aggregation.products import exact
 from fedms.federation.messages import Update
 from fedms.model.backbone import attention_mask
 from fedms.model.checkpoints import load_backbone, locate

@@ -77,7 +77,7 @@ def run(
     from fedms.config import load_config
 
     # the config is checked before anything heavy is imported, so that a typo is told at once
-    checked = load_config(config, overrides or [])
+    checked = load_config(config, overrides or [], config.parent)
     folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
 
     sets = [part for override in overrides or [] for part in ("--set", override)]
@@ -122,7 +122,7 @@ def compare(
     from fedms.experiments.comparison.rows import narrowed, rows
 
     checked = narrowed(
-        load_config(config, overrides or []),
+        load_config(config, overrides or [], config.parent),
         None if methods is None else methods.split(","),
         _whole_numbers(seeds, "--seeds"),
     )
@@ -161,7 +161,7 @@ def partition(
     """Show who holds what, before any training."""
     from fedms.config import load_config
 
-    checked = load_config(config, overrides or [])
+    checked = load_config(config, overrides or [], config.parent)
 
     from fedms.runs.report.drawing import SUFFIXES, save_picture
 

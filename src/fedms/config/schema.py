@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
+from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
@@ -57,6 +58,9 @@ class Config(Section):
     """Whether the same config and seed on the same machine give the same result to the last bit. Where false, the engine may measure in
     what way clients train fastest, one at a time or several in one batch, here or in worker processes, and results agree within a
     tolerance (docs/performance.md)."""
+    plugins: tuple[str, ...] = ()
+    """Modules of your own, such as `my_module`, that register methods and other parts (docs/plugins.md). They are
+    imported, which executes them, before any name in the config is looked up."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     partition: PartitionConfig = PartitionConfig()
@@ -81,7 +85,8 @@ class Config(Section):
             raise ValueError(
                 "engine.stack: more than 1 wants `deterministic: false`, since the last bits differ"
             )
-        if self.lora.tiers and self.federation.aggregation != "svd":
+        # of a plug-in's aggregator only its declaration says whether it can
+        if self.lora.tiers and self.federation.aggregation in ("average", "exact", "freeze-a"):
             raise ValueError(
                 "lora.tiers: pairs of different ranks can only be averaged with federation.aggregation: svd"
             )
@@ -133,16 +138,23 @@ class Config(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), plugin_folder: Path | None = None
+) -> Config:
     """Read a config file (or mapping), apply `a.b=value` overrides, check, and fill in the defaults.
+
+    The modules in `plugins` are imported first. They are found on the import path and in `plugin_folder`.
 
     Raises:
         FedmsError: the file cannot be read.
-        ConfigError: not YAML, or a wrong key, type, range or combination.
+        ConfigError: not YAML, a plug-in that cannot be imported, or a wrong key, type, range or combination.
     """
     values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:
         values = overridden(values, override)
+    named = values.get("plugins")
+    if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
+        import_plugins(named, plugin_folder)
     try:
         return Config.model_validate(tuples(values))
     except ValidationError as error:

@@ -37,6 +37,12 @@ class Section(BaseModel):
         return value
 
 
+AGGREGATIONS = Names("federation.aggregation", "average", "exact", "freeze-a", "svd")
+"""The values of `federation.aggregation`. Plug-ins add names; `fedms.federation.aggregation` holds the functions."""
+ROBUST_MEANS = Names("federation.robust", "none", "median", "trimmed-mean", "multi-krum", "norm-clip")
+"""The values of `federation.robust`."""
+
+
 class FederationConfig(Section):
     cohort: int = Field(10, ge=1)
     """Clients asked in a round of the global stage."""
@@ -55,13 +61,22 @@ class FederationConfig(Section):
     """Rounds of the first stage (T1)."""
     rounds_local: int = Field(3, ge=0, le=1_000_000)
     """Rounds of the second stage (T2)."""
-    aggregation: Literal["average", "exact", "freeze-a", "svd"] = "average"
-    """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only), `svd` (the mean of
-    the products, cut to the rank)."""
-    robust: Literal["none", "median", "trimmed-mean", "multi-krum", "norm-clip"] = "none"
-    """What stands in the mean's place where clients may lie; with `aggregation` `average` or `freeze-a`."""
+    aggregation: str = "average"
+    """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only), `svd`
+    (the mean of the products, cut to the rank), or a plug-in's."""
+    robust: str = "none"
+    """The mean that replaces the weighted one where clients may lie: `none`, `median`, `trimmed-mean`, `multi-krum`,
+    `norm-clip`, or a plug-in's. With `aggregation` `average` or `freeze-a`."""
     liars: float = Field(0.2, ge=0, lt=0.5)
     """Share of a round's clients that may lie: what `trimmed-mean` cuts at each end, and `multi-krum` leaves out."""
+
+    @field_validator("aggregation", "robust")
+    @classmethod
+    def _check_names(cls, value: str, info: ValidationInfo) -> str:
+        known = AGGREGATIONS if info.field_name == "aggregation" else ROBUST_MEANS
+        if value not in known:
+            raise PydanticCustomError("name", "Input should be {allowed}", {"allowed": str(known)})
+        return value
 
     def check(self, clients: int) -> None:
         """ValueError where there are not as many clients as a round asks, or a round does not ask as many as it needs."""
@@ -130,6 +145,10 @@ class DataConfig(Section):
 
 PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
 """What `partition.rule` accepts. `fedms.data.partition` holds the functions; a plug-in's name is added here."""
+
+
+PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
+"""What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins here."""
 
 
 class PartitionConfig(Section):

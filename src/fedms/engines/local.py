@@ -28,6 +28,7 @@ from fedms.engines.pipe import MEASURE, bundled, unbundled
 from fedms.engines.process import LostError, WorkerProcess
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Failure, Task, Update, decode_answer, encode
+from fedms.federation.registration import declarations
 from fedms.federation.world import World
 
 Arrived = Callable[[Update | Failure], None]
@@ -205,6 +206,12 @@ class LocalEngine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_plugins(config: Config) -> None:
+    """Raise ConfigError where the run may have worker processes, and they cannot import a part that it names."""
+    if worker_count(config) > 1 or config.federation.deadline_seconds is not None:
+        declarations(config)
 
 
 def worker_count(config: Config) -> int:

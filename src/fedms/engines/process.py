@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from fedms.core.errors import FedmsError
 from fedms.engines.memory import keeping_freed_memory
 from fedms.engines.pipe import USAGE, read_message, write_message
 from fedms.federation.messages import FailureKind
+from fedms.federation.registration import declarations
 
 
 class LostError(Exception):
@@ -36,6 +38,7 @@ class WorkerProcess:
         self, config: Config, folder: Path, number: int, workers: int, prefixes: Path | None
     ) -> None:
         self._config = config.to_yaml().encode()
+        self._declarations = json.dumps(declarations(config)).encode()
         self._cache = folder / "cache" / str(number)
         places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
         self._command = [sys.executable, "-m", "fedms.engines.worker", *places]
@@ -46,6 +49,9 @@ class WorkerProcess:
     def _start(self) -> None:
         environment = {
             **keeping_freed_memory(os.environ),
+            "PYTHONPATH": os.pathsep.join(
+                [os.environ.get("PYTHONPATH", ""), *(each for each in sys.path if each)]
+            ).strip(os.pathsep),
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -61,6 +67,7 @@ class WorkerProcess:
         self._there = self._busy = False
         with contextlib.suppress(OSError):  # one that has ended already is noticed when it is to answer
             write_message(self._in, self._config)
+            write_message(self._in, self._declarations)
 
     def _be_there(self) -> None:
         if self._there and self._process.poll() is not None:

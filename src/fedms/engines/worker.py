@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -25,18 +26,20 @@ def main() -> None:
     from fedms.engines.memory import peak_memory
     from fedms.engines.pipe import MEASURE, USAGE, read_message, write_message
     from fedms.federation.client import ClientHost
+    from fedms.federation.registration import receive
     from fedms.federation.world import open_world
 
     folder, number, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     prefixes = Path(sys.argv[4]) if len(sys.argv) > 4 else None
     torch.set_num_threads(1)
-    first = read_message(stdin)
-    if first is None:
+    first, declared = read_message(stdin), read_message(stdin)
+    if first is None or declared is None:
         return
     idle, messages = threading.Event(), SimpleQueue[bytes | None]()
     idle.set()
     threading.Thread(target=_listen, args=(stdin, messages, idle), daemon=True).start()
     try:
+        receive(json.loads(declared))
         host = ClientHost(open_world(load_config(yaml.safe_load(first))), folder, number, workers, prefixes)
     except FedmsError as error:
         sys.exit(f"error: worker {number}: {error}")

@@ -16,7 +16,7 @@ from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
 from fedms.data import sources
 from fedms.data.partition import partition
-from fedms.engines.local import LocalEngine
+from fedms.engines.local import LocalEngine, check_plugins
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
@@ -70,6 +70,7 @@ def run(
     config = find(config.method).configure(config)
     watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
+    check_plugins(config)
     if warning := same_bits_warning():
         log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded

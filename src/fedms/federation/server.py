@@ -10,8 +10,7 @@ from torch import Tensor
 
 from fedms.config import Config
 from fedms.federation.activation import Activation
-from fedms.federation.aggregation import mean as aggregation
-from fedms.federation.aggregation import robust
+from fedms.federation.aggregation.registry import aggregator_for
 from fedms.federation.exchanges.base import Asked, Exchange
 from fedms.federation.ledger import Ledger
 from fedms.federation.messages import Situation, Task, Update
@@ -185,12 +184,9 @@ class Server:
             self.shared |= nearest_head(class_embeddings, frozen=kind == "text")
 
     def aggregate(self, stage: Stage, number: int, updates: Sequence[Update]) -> None:
-        """The shared state from what clients sent."""
-        kind, lora = self.config.federation.aggregation, self.config.lora
+        """The new shared state, from the clients' updates."""
         if stage.average == "beside":
-            weights: dict[str, float] = defaultdict(
-                float
-            )  # by block, since not everybody need train every one
+            weights: dict[str, float] = defaultdict(float)  # by block: a client may train some blocks only
             for update in updates:
                 for block in {block_of(name) for name in update.arrays}:
                     weights[str(block)] += update.weight
@@ -201,25 +197,8 @@ class Server:
                 "weights": dict(weights),
                 "clients": clients,
             }
-        if stage.averages_products and kind == "exact":
-            self.shared = aggregation.exact(self.shared, updates, lora.alpha / lora.rank)
-        elif stage.averages_products and kind == "svd":
-            self.shared = aggregation.svd(self.shared, updates, lora.rank)
-        else:
-            self.shared = self._mean(updates)
-
-    def _mean(self, updates: Sequence[Update]) -> Arrays:
-        """The weighted mean, or what stands in its place where clients may lie."""
-        federation = self.config.federation
-        if federation.robust == "median":
-            return robust.median(self.shared, updates)
-        if federation.robust == "trimmed-mean":
-            return robust.trimmed_mean(self.shared, updates, federation.liars)
-        if federation.robust == "multi-krum":
-            return robust.multi_krum(self.shared, updates, federation.liars)
-        if federation.robust == "norm-clip":
-            return robust.norm_clip(self.shared, updates)
-        return aggregation.average(self.shared, updates)
+        aggregator = aggregator_for(self.config.federation, stage.averages_products)
+        self.shared = aggregator.combine(self.shared, updates, self.config)
 
     def observe(self, stage: Stage, number: int, score: float | None) -> bool:
         """Tell the activation how this round of the stage went; True where more blocks are active now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +35,7 @@ _CLIP = Family(
     embeddings="vision_model.embeddings",
     projection="visual_projection",
 )
-FAMILIES: Mapping[str, Family] = {
+FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _BERT,
     "xlm-roberta": _BERT,
@@ -47,3 +46,15 @@ FAMILIES: Mapping[str, Family] = {
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
 }
+"""The families by the `model_type` of their config.json."""
+
+
+def register_family(model_type: str, family: Family) -> None:
+    """Let models whose config.json declares this `model_type` load as this family.
+
+    Raises:
+        ValueError: another family is registered for this type.
+    """
+    if FAMILIES.get(model_type, family) != family:
+        raise ValueError(f"model type {model_type!r} is registered already")
+    FAMILIES[model_type] = family
