@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fedms.experiments.api import compare, run
     from fedms.federation.aggregation.aggregator import Aggregator
     from fedms.federation.method import Method, Stage
+    from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
     from fedms.model.families import Family
     from fedms.runs.predict import Client, Prediction, load
@@ -36,6 +37,7 @@ __all__ = [
     "FedmsError",
     "Method",
     "Prediction",
+    "Predictor",
     "Stage",
     "compare",
     "load",
@@ -51,6 +53,7 @@ _HOMES = {
     "Family": "fedms.model.families",
     "Method": "fedms.federation.method",
     "Prediction": "fedms.runs.predict",
+    "Predictor": "fedms.federation.prediction",
     "Stage": "fedms.federation.method",
     "compare": "fedms.experiments.api",
     "load": "fedms.runs.predict",

@@ -144,10 +144,6 @@ class DataConfig(Section):
 
 
 PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
-"""What `partition.rule` accepts. `fedms.data.partition` holds the functions; a plug-in's name is added here."""
-
-
-PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
 """What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins here."""
 
 

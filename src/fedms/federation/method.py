@@ -13,6 +13,7 @@ from fedms.config import Config, load_config
 from fedms.config.sections import TrainingConfig
 from fedms.core.errors import ConfigError
 from fedms.core.paths import is_name
+from fedms.core.registry import Names
 from fedms.federation.aggregation.registry import AGGREGATORS
 
 Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
@@ -20,6 +21,8 @@ Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
 prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the gate."""
 
 LORA: tuple[Group, Group] = ("A", "B")
+PREDICTIONS = Names("predicts", "global", "local", "mixture", "blend", "statistics")
+"""What a method's `predicts` accepts. `federation/prediction.py` holds the predictors, and adds a plug-in's name."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,9 @@ class Method:
     """One line."""
     paper: str | None
     stages: tuple[Stage, ...]
-    predicts: Literal["global", "local", "mixture", "blend", "statistics"]
-    """What predicts for a client: the global expert, its local expert, both mixed in their outputs, both blended in
-    their pairs, or the discriminant of the feature sums."""
+    predicts: str
+    """The predictor's name. Built in are `global` and `local` (an expert), `mixture` (both experts, mixed in their
+    outputs), `blend` (both, blended in their pairs) and `statistics` (the discriminant of the feature sums)."""
     gate: Literal["learned", "constant", "counts"] | None = None
     """How the gate that mixes the experts is made."""
     label_prior: bool = False
@@ -94,18 +97,6 @@ class Method:
     def stage(self, name: str) -> Stage:
         """The stage of this name."""
         return next(stage for stage in self.stages if stage.name == name)
-
-    @property
-    def has_global(self) -> bool:
-        """Whether there is a global expert."""
-        return self.predicts != "statistics" and (
-            not self.stages or any(stage.expert == "global" for stage in self.stages)
-        )
-
-    @property
-    def has_frontier(self) -> bool:
-        """Whether predictions depend on the prior."""
-        return self.predicts == "mixture" or self.label_prior
 
     def to_dict(self) -> dict[str, Any]:
         """The method as values of JSON."""
@@ -135,6 +126,7 @@ class Method:
         if not is_name(self.name):
             raise ConfigError(f"method {self.name!r:.80}: cannot name a folder")
         where = f"method {self.name}"
+        PREDICTIONS.check(self.predicts)
         for stage in self.stages:
             try:
                 stage.check()

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fedms.core.errors import ConfigError
 from fedms.data.federated import Samples
+from fedms.federation.method import PREDICTIONS
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.model import gate as gates
 from fedms.model.arrays import prefixed
@@ -278,6 +279,16 @@ PREDICTORS: dict[str, Predictor] = {
     "statistics": DiscriminantPredictor(),
 }
 """By the name that a method's `predicts` says."""
+
+
+def register_predictor(name: str, predictor: Predictor) -> None:
+    """Let a method name this predictor.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    PREDICTIONS.add(name)
+    PREDICTORS[name] = predictor
 
 
 def find_predictor(name: str) -> Predictor:

@@ -18,6 +18,7 @@ from fedms.federation.aggregation.aggregator import Aggregator
 from fedms.federation.aggregation.registry import AGGREGATORS, register_aggregator
 from fedms.federation.method import Method
 from fedms.federation.methods import METHODS, register_method
+from fedms.federation.prediction import PREDICTORS, Predictor, register_predictor
 from fedms.model.families import FAMILIES, Family, register_family
 
 
@@ -56,6 +57,14 @@ KINDS = (
         used=lambda config: (config.federation.aggregation, config.federation.robust),
     ),
     Kind(
+        "predictor",
+        lambda thing: isinstance(thing, Predictor),
+        PREDICTORS,
+        register_predictor,
+        has_name=False,
+        used=lambda config: (METHODS[config.method].predicts,) if config.method in METHODS else (),
+    ),
+    Kind(
         "model family",
         lambda thing: isinstance(thing, Family),
         FAMILIES,
@@ -78,12 +87,12 @@ _homes: dict[tuple[str, str], set[str]] = {}
 
 
 def register(thing: Any, name: str | None = None) -> None:
-    """Add a method, an aggregator, a model family or a partition rule, which a config can then name.
+    """Add a method, an aggregator, a predictor, a model family or a partition rule, which a config can then name.
 
     Args:
-        thing: a `fedms.Method`, a `fedms.Aggregator`, a `fedms.Family`, or the function of a partition rule
-            (`fedms.data.partition.Rule`).
-        name: of a family, its `model_type` in the model's config.json; of a partition rule, the value of
+        thing: a `fedms.Method`, a `fedms.Aggregator`, a `fedms.Predictor`, a `fedms.Family`, or the function of a
+            partition rule (`fedms.data.partition.Rule`).
+        name: of a predictor, the value of a method's `predicts`; of a family, its `model_type` in the model's config.json; of a partition rule, the value of
             `partition.rule`. A method and an aggregator have a name of their own.
 
     Registering the same thing again changes nothing.
