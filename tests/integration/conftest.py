@@ -175,7 +175,9 @@ class Traffic:
 
     @property
     def exchanges(self) -> list[tuple[Task, Update]]:
-        """Each task with its answer; in one process they alternate by kind: all tasks of a round, then all updates."""
+        """Each task with its answer; in one process they alternate by kind: all tasks of a round, then all
+        updates.
+        """
         waiting: dict[str, Task] = {}
         pairs = []
         for message in self.messages:
@@ -206,7 +208,9 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
 
 @pytest.fixture
 def misbehave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Have clients fail by these rules from now on, in this process and in workers; without any, all behave again."""
+    """Have clients fail by these rules from now on, in this process and in workers; without any, all behave
+    again.
+    """
     rules, site = tmp_path / "rules.json", tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text("import misbehaving\nmisbehaving.watch_imports()\n")

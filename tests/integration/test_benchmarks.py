@@ -84,7 +84,9 @@ def test_data_without_a_test_split_are_refused(versus, corpus, tmp_path):
 
 
 def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
-    """Who holds what, who is asked, how many samples are trained on; and both programs of ours end with one model."""
+    """Who holds what, who is asked, how many samples are trained on; and both programs of ours end with one
+    model.
+    """
     world = open_world(load_config(versus.ours(common, versus.SAME)))
     planned = versus.plan(world)
     names = list(world.clients)

@@ -48,7 +48,8 @@ def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny
     assert [(run["row"], run["seed"]) for run in made["runs"]] == [
         (row, seed) for seed in (0, 1) for row in ("fedms", "mixture-constant")
     ]
-    # with a first stage taken over, and without; train_flops differ, as who takes it over fills its clients' caches once more
+    # with a first stage taken over, and without; train_flops differ, as who takes it over fills its clients'
+    # caches once more
     for run in made["runs"]:
         alone = perform(f"method={run['row']}", f"seed={run['seed']}").result
         for key in ("accuracy_local", "accuracy_global", "frontier", "per_client", "uplink_bytes"):

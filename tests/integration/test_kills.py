@@ -1,4 +1,7 @@
-"""Real processes, really killed. FEDMS_KILLS says how many (default: 100); `-m "not kills"` leaves them out."""
+"""Real processes, really killed.
+
+FEDMS_KILLS says how many (default: 100); `-m "not kills"` leaves them out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Clients that lie: what is not an honest answer is refused, and what may be one cannot move a robust average far."""
+"""Clients that lie: what is not an honest answer is refused, and what may be one cannot move a robust average
+far.
+"""
 
 from __future__ import annotations
 

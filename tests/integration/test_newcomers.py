@@ -1,4 +1,6 @@
-"""What a newcomer costs: a question to clients, a predictor, an aggregator and an engine, each written here whole."""
+"""What a newcomer costs: a question to clients, a predictor, an aggregator and an engine, each written here
+whole.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,10 @@ from typing import Any, Self
 
 import pytest
 import torch
+from fedms.engines.host import respond
 from torch import Tensor
 
 from fedms.engines import registry
-from fedms.engines.host import respond
 from fedms.experiments import experiment
 from fedms.experiments.rounds import Line
 from fedms.federation.aggregation.aggregator import Aggregator
@@ -114,7 +116,9 @@ class SurerExpert(Predictor):
         everyone = runner.frozen_outputs("global", model.global_expert, samples, boundary).logits
         own = runner.outputs(model.local_expert, samples, boundary).logits
         everyone, own = everyone.log_softmax(1), own.log_softmax(1)
-        return ExpertOutputs(torch.where((own.max(1).values > everyone.max(1).values)[:, None], own, everyone))
+        return ExpertOutputs(
+            torch.where((own.max(1).values > everyone.max(1).values)[:, None], own, everyone)
+        )
 
 
 def test_a_predictor_is_one_class_and_a_methods_word(tiny, tmp_path, monkeypatch):

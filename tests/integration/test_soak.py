@@ -1,4 +1,6 @@
-"""A small version of bench/soak.py: rounds in which answers are lost leave nothing open and nothing lying about."""
+"""A small version of bench/soak.py: rounds in which answers are lost leave nothing open and nothing lying
+about.
+"""
 
 from __future__ import annotations
 

@@ -139,7 +139,9 @@ class DataConfig(Section):
         except (LookupError, ValueError):  # UnicodeError is a ValueError
             known = False
         if not known:
-            raise PydanticCustomError("encoding", "Input should be a text encoding, such as `cp1252` or `utf-16`")
+            raise PydanticCustomError(
+                "encoding", "Input should be a text encoding, such as `cp1252` or `utf-16`"
+            )
         return value
 
 

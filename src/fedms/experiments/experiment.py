@@ -58,10 +58,10 @@ def run(
 ) -> dict[str, Any]:
     """Run one experiment into the folder `out`; return what its result.json says.
 
-    `reuse` is the folder of a finished run of the first stage alone, with the same settings as far as they concern it: it
-    is taken from there, with what it cost, and not trained again. With `resume`, a run that is there is gone on with, to the
-    same result; where there is none, it begins. What the frozen blocks come to is taken from the folder `prefixes`, if there is
-    one, and left there for the next run; it changes no bit.
+    `reuse` is the folder of a finished run of the first stage alone, with the same settings as far as they
+    concern it: it is taken from there, with what it cost, and not trained again. With `resume`, a run that is
+    there is gone on with, to the same result; where there is none, it begins. What the frozen blocks come to
+    is taken from the folder `prefixes`, if there is one, and left there for the next run; it changes no bit.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -113,7 +113,8 @@ class Step:
 
     do: Callable[[], None]
     closes: bool = False
-    """Whether it ends in a checkpoint. What does not is done again after a resumption, from the same state to the same state."""
+    """Whether it ends in a checkpoint. What does not is done again after a resumption, from the same state to
+    the same state."""
 
 
 class Experiment:
@@ -154,7 +155,10 @@ class Experiment:
         return self._finish()
 
     def _steps(self, reuse: RunFolder | None) -> list[Step]:
-        """Everything before the end, in order. It follows from the config, so a number of checkpoints is a place in it."""
+        """Everything before the end, in order.
+
+        It follows from the config, so a number of checkpoints is a place in it.
+        """
         server, recipe, stages = self.server, self.recipe, self.recipe.stages
         steps = []
         if self.reused:
@@ -223,7 +227,10 @@ class Experiment:
     # ends of exchanges
 
     def _close(self, *records: dict[str, Any]) -> None:
-        """Write a checkpoint. It keeps the lines, too, so that whatever befalls metrics.jsonl afterwards is mended."""
+        """Write a checkpoint.
+
+        It keeps the lines, too, so that whatever befalls metrics.jsonl afterwards is mended.
+        """
         arrays, meta = self.server.checkpoint()
         if self.base_means is not None:
             arrays[BASE_MEANS] = self.base_means.clone()  # it may be the discriminant's own
@@ -237,7 +244,9 @@ class Experiment:
     # statistics
 
     def _statistics(self, stage: Stage | None, features: Features, evaluation: bool = False) -> None:
-        """Clients send their sums once; then the same clients' validation data choose the discriminant's temperature."""
+        """Clients send their sums once; then the same clients' validation data choose the discriminant's
+        temperature.
+        """
         server, recipe = self.server, self.recipe
         clients = server.sampling.some("statistics", self.config.statistics.clients)
         line = Line("statistics", 0, 0, len(server.active(stage)), clients)
@@ -287,7 +296,10 @@ class Experiment:
     # the end
 
     def _finish(self) -> dict[str, Any]:
-        """Every client's final model, tested on own and everyone's data. No checkpoint: it is soon done again."""
+        """Every client's final model, tested on own and everyone's data.
+
+        No checkpoint: it is soon done again.
+        """
         server = self.server
         line = Line("end", 0, 0, len(server.active(self.recipe.last_stage)), server.clients)
         selection = self._select(line)

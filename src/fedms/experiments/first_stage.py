@@ -32,7 +32,9 @@ def reusable(config: Config, path: Path) -> RunFolder:
 
 
 def shared_first_stage(config: Config) -> Stage | None:
-    """The method's first stage, if another run of it can stand in for it: the server must hold all that it trains."""
+    """The method's first stage, if another run of it can stand in for it: the server must hold all that it
+    trains.
+    """
     stages = of(config).stages
     if not stages or config.gate.features != "global" or not set(stages[0].trains) <= set(stages[0].shares):
         return None

@@ -1,4 +1,6 @@
-"""Asking clients: the line of an exchange, which answers count, and who is asked again where they are not enough."""
+"""Asking clients: the line of an exchange, which answers count, and who is asked again where they are not
+enough.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Sparsely Activated LoRA: which blocks are active, and when their number grows (FedMS, arXiv 2312.15926).
 
-k blocks are active, taken in an order; top-down by default, since going back costs what the lowest active block costs.
+k blocks are active, taken in an order; top-down by default, since going back costs what the lowest active
+block costs.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Activation:
         return list(range(self.depth - k, self.depth)) if self.config.order == "top-down" else list(range(k))
 
     def observe(self, score: float | None, left: int) -> bool:
-        """Take note of a finished round, its validation score, and how many rounds are left; True where k has grown."""
+        """Take note of a finished round, its validation score, and how many rounds are left; True where k has
+        grown.
+        """
         self.rounds += 1
         if score is not None:
             self.queue = [*self.queue, score][-self.config.queue :]

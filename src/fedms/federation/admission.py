@@ -1,9 +1,9 @@
 """Which answers count: what an honest client can have sent, given what it was asked.
 
-Everything that is checked follows from the task and the config, so no honest client is ever refused, however skewed its
-data. How far training can move a number is bounded by its steps and the learning rate (`training.reach`), for AdamW's
-steps are bounded whatever the gradients. What is plausible but untrue passes: that is for robust averages, and
-docs/reliability.md says what is not promised.
+Everything that is checked follows from the task and the config, so no honest client is ever refused, however
+skewed its data. How far training can move a number is bounded by its steps and the learning rate
+(`training.reach`), for AdamW's steps are bounded whatever the gradients. What is plausible but untrue passes:
+that is for robust averages, and docs/reliability.md says what is not promised.
 """
 
 from __future__ import annotations

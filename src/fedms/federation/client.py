@@ -36,7 +36,10 @@ KEPT_WHEN_SENT = ("global/", "discriminant.", "everyone.")
 
 
 class ClientHost:
-    """Handles tasks for any client of the world. `prefixes` is a folder of prefixes shared with other runs, if any."""
+    """Handles tasks for any client of the world.
+
+    `prefixes` is a folder of prefixes shared with other runs, if any.
+    """
 
     def __init__(
         self, world: World, folder: Path, number: int = 0, workers: int = 1, prefixes: Path | None = None
@@ -118,7 +121,9 @@ class ClientHost:
         return self._folder(task).load(RECEIVED, (self._place(task), task.round + 1))[0]
 
     def _drawn(self, task: Task, sent: Arrays) -> Arrays:
-        """The A that belong to what was sent: one that nobody trained is not sent, but drawn again by the seed."""
+        """The A that belong to what was sent: one that nobody trained is not sent, but drawn again by the
+        seed.
+        """
         blocks = {split_name(name)[0] for name in strip(sent, "global/") if name.endswith(".lora_B")}
         fresh = fresh_lora(self.world.backbone, blocks, self.world.ranks[task.client], self.config.seed)
         return prefixed({name: array for name, array in fresh.items() if group(name) == "A"}, "global/")

@@ -1,7 +1,8 @@
 """What stands behind a run's names: fingerprints of its data and its model.
 
-A config only names a file and a model. A run keeps these fingerprints, so that nobody goes on with other rows, other
-labels or other weights behind the same name, and so that one path typed in two ways stays one data set.
+A config only names a file and a model. A run keeps these fingerprints, so that nobody goes on with other
+rows, other labels or other weights behind the same name, and so that one path typed in two ways stays one
+data set.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from fedms.core.formatting import plain
 from fedms.data.sources import Dataset
 from fedms.model.backbone import Backbone
 
-IGNORED_DECLARATIONS = ("_name_or_path", "transformers_version", "_attn_implementation_autoset", "dtype", "torch_dtype")
+IGNORED_DECLARATIONS = (
+    "_name_or_path",
+    "transformers_version",
+    "_attn_implementation_autoset",
+    "dtype",
+    "torch_dtype",
+)
 """Keys of a model's config.json that say nothing of what it computes."""
 
 
@@ -96,7 +103,9 @@ class ModelIdentity:
         else:
             preprocessing = checkpoint.image_processor.to_json_string()
         declared = {
-            key: value for key, value in checkpoint.declared.to_dict().items() if key not in IGNORED_DECLARATIONS
+            key: value
+            for key, value in checkpoint.declared.to_dict().items()
+            if key not in IGNORED_DECLARATIONS
         }
         return cls(
             weights=_digest(_weights(backbone)),
@@ -110,7 +119,11 @@ class ModelIdentity:
             return "its weights are different"
         if self.declaration != now.declaration:
             return "its config.json is different"
-        return "its tokenizer or image processor is different" if self.preprocessing != now.preprocessing else None
+        return (
+            "its tokenizer or image processor is different"
+            if self.preprocessing != now.preprocessing
+            else None
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +148,10 @@ class Identity:
             data, model = values["data"], values["model"]
             kept = {each.name: data[each.name] for each in fields(DataIdentity)}
             kept["classes"] = tuple(kept["classes"])
-            return cls(DataIdentity(**kept), ModelIdentity(**{each.name: model[each.name] for each in fields(ModelIdentity)}))
+            return cls(
+                DataIdentity(**kept),
+                ModelIdentity(**{each.name: model[each.name] for each in fields(ModelIdentity)}),
+            )
         except (KeyError, TypeError):
             raise FedmsError(f"{where}: damaged: it does not say what the run was made from") from None
 

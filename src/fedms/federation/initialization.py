@@ -32,7 +32,8 @@ def expert_at_start(view: ClientView, stage: Stage) -> Expert:
 def local_start(view: ClientView, stage: Stage) -> Arrays:
     """A local expert before its first training.
 
-    It starts from the global expert, or from what else everybody starts from, or from the client's data alone.
+    It starts from the global expert, or from what else everybody starts from, or from the client's data
+    alone.
     """
     # matrices that are averaged apart from each other must begin alike everywhere
     alike = any(matrix in stage.shares for matrix in LORA)

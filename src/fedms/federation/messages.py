@@ -1,4 +1,6 @@
-"""What travels: a Task from the server to a client, an Update or a Failure back. Values only, as safetensors bytes.
+"""What travels: a Task from the server to a client, an Update or a Failure back.
+
+Values only, as safetensors bytes.
 
 These are envelopes. What an exchange asks and answers is typed in `exchanges/`, one file a question.
 """
@@ -30,7 +32,8 @@ class Situation:
     temperature: float | None = None
     """Of the discriminant, once there is one."""
     averaged: Mapping[str, Any] | None = None
-    """Stage and round of the present average, and its weights by block, for a client that takes itself out of it."""
+    """Stage and round of the present average, and its weights by block, for a client that takes itself out of
+    it."""
 
     def to_settings(self) -> dict[str, Any]:
         """As plain values of a task."""
@@ -88,7 +91,8 @@ class Failure:
 def encode(message: Task | Update | Failure) -> bytes:
     """As bytes: arrays in safetensors, the rest as JSON in its metadata.
 
-    An answer of either kind travels in one form, in which `failure` is null or the reason. A client can only say that
+    An answer of either kind travels in one form, in which `failure` is null or the reason. A client can only
+    say that
     it raised an error: the server sees all other kinds for itself.
     """
     if isinstance(message, Failure):

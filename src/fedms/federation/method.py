@@ -1,4 +1,7 @@
-"""A method is a list of stages. A stage says what is trained, what of it is shared, and which blocks are active."""
+"""A method is a list of stages.
+
+A stage says what is trained, what of it is shared, and which blocks are active.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,13 @@ from fedms.core.registry import Names
 from fedms.federation.aggregation.registry import AGGREGATORS
 
 Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
-"""Parameter groups: the two matrices of the LoRA pairs, the task head, an attention over the pooled feature, soft
-prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the gate."""
+"""Parameter groups: the two matrices of the LoRA pairs, the task head, an attention over the pooled feature,
+soft prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the gate."""
 
 LORA: tuple[Group, Group] = ("A", "B")
 PREDICTIONS = Names("predicts", "global", "local", "mixture", "blend", "statistics")
-"""What a method's `predicts` accepts. `federation/prediction.py` holds the predictors, and adds a plug-in's name."""
+"""What a method's `predicts` accepts. `federation/prediction.py` holds the predictors, and adds a plug-in's
+name."""
 
 
 @dataclass(frozen=True)
@@ -33,23 +37,24 @@ class Stage:
     budget: Literal["global", "local"]
     """Which rounds and cohort of `federation` the stage uses."""
     expert: Literal["global", "local"]
-    """Which expert is trained. Each client has its own local expert, beside the frozen global expert if an earlier
-    stage made one."""
+    """Which expert is trained. Each client has its own local expert, beside the frozen global expert if an
+    earlier stage made one."""
     trains: tuple[Group, ...]
     shares: tuple[Group, ...]
-    """The groups that are averaged over the clients; of the gate, the part that `gate.share` names. All other groups
-    stay with the client."""
+    """The groups that are averaged over the clients; of the gate, the part that `gate.share` names. All other
+    groups stay with the client."""
     activation: Literal["sal", "all", "none"]
-    """Which blocks are active: those of the activation rule (a local stage: `activation.blocks_local`), all, or none."""
+    """Which blocks are active: those of the activation rule (a local stage: `activation.blocks_local`), all,
+    or none."""
     phases: tuple[tuple[Group, ...], ...] = ()
-    """The local steps of a round are divided evenly between these groups, in this order. Default: all trained groups
-    together."""
+    """The local steps of a round are divided evenly between these groups, in this order. Default: all trained
+    groups together."""
     pull: Literal["sent", "start"] | None = None
-    """Where a proximal term of weight `training.proximal` pulls: to the arrays that the server sent in this round, or
-    to the start of the local expert."""
+    """Where a proximal term of weight `training.proximal` pulls: to the arrays that the server sent in this
+    round, or to the start of the local expert."""
     average: Literal["replaces", "beside"] = "replaces"
-    """Whether the average of the clients replaces what a client trained, or is frozen beside it as the average of all
-    other clients."""
+    """Whether the average of the clients replaces what a client trained, or is frozen beside it as the
+    average of all other clients."""
 
     @property
     def averages_products(self) -> bool:
@@ -77,7 +82,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """Which stages a method has, and what predicts at the end. A method is plain data: `to_dict` and `from_dict`."""
+    """Which stages a method has, and what predicts at the end.
+
+    A method is plain data: `to_dict` and `from_dict`.
+    """
 
     name: str
     summary: str
@@ -85,8 +93,9 @@ class Method:
     paper: str | None
     stages: tuple[Stage, ...]
     predicts: str
-    """The predictor's name. Built in are `global` and `local` (an expert), `mixture` (both experts, mixed in their
-    outputs), `blend` (both, blended in their pairs) and `statistics` (the discriminant of the feature sums)."""
+    """The predictor's name. Built in are `global` and `local` (an expert), `mixture` (both experts, mixed in
+    their outputs), `blend` (both, blended in their pairs) and `statistics` (the discriminant of the feature
+    sums)."""
     gate: Literal["learned", "constant", "counts"] | None = None
     """How the gate that mixes the experts is made."""
     label_prior: bool = False

@@ -1,7 +1,7 @@
 """How a client predicts: one predictor a way, and what each says of samples.
 
-A predictor runs a client's parts over samples once. Its outputs give predictions at any prior without another pass.
-A new way to predict is one class here, or in a plug-in, and its name in a method.
+A predictor runs a client's parts over samples once. Its outputs give predictions at any prior without another
+pass. A new way to predict is one class here, or in a plug-in, and its name in a method.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from fedms.training.runner import Runner
 PRIORS = tuple(step / 10 for step in range(11))
 """Where the frontier is measured."""
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
-"""Candidates for the scale of the gate's evidence. Validation likelihood picks one for each prior between 0 and 1."""
+"""Candidates for the scale of the gate's evidence. Validation likelihood picks one for each prior between 0
+and 1."""
 INTERPOLATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Candidates for how far local experts go from their start (0) to where training took them (1)."""
 

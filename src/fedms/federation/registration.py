@@ -87,13 +87,13 @@ _homes: dict[tuple[str, str], set[str]] = {}
 
 
 def register(thing: Any, name: str | None = None) -> None:
-    """Add a method, an aggregator, a predictor, a model family or a partition rule, which a config can then name.
+    """Add a method, an aggregator, a predictor, a model family or a partition rule, which a config can then
+    name.
 
-    Args:
-        thing: a `fedms.Method`, a `fedms.Aggregator`, a `fedms.Predictor`, a `fedms.Family`, or the function of a
-            partition rule (`fedms.data.partition.Rule`).
-        name: of a predictor, the value of a method's `predicts`; of a family, its `model_type` in the model's config.json; of a partition rule, the value of
-            `partition.rule`. A method and an aggregator have a name of their own.
+    Args: thing: a `fedms.Method`, a `fedms.Aggregator`, a `fedms.Predictor`, a `fedms.Family`, or the
+    function of a partition rule (`fedms.data.partition.Rule`). name: of a predictor, the value of a method's
+    `predicts`; of a family, its `model_type` in the model's config.json; of a partition rule, the value of
+    `partition.rule`. A method and an aggregator have a name of their own.
 
     Registering the same thing again changes nothing.
 
@@ -136,7 +136,9 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def declarations(config: Config) -> dict[str, Any]:
-    """The plug-ins that are plain data, as values of JSON. A worker process of this config gets them by `receive`.
+    """The plug-ins that are plain data, as values of JSON.
+
+    A worker process of this config gets them by `receive`.
 
     Raises:
         ConfigError: the config uses a function that none of its `plugins` registered.

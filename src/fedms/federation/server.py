@@ -28,15 +28,11 @@ from fedms.model.parts import fresh_lora, fresh_parts, trained_names
 class Server:
     """The state of a federation between rounds. It holds no samples, and nothing private of any client.
 
-    Attributes:
-        sampling: draws who is asked.
-        ledger: what is known of each client.
-        shared: what the present stage averages.
-        frozen: what no stage averages any more: the start of what is private, and the settled global expert.
-        discriminant: of the federation's sums, once clients have sent them.
-        settled: whether the global expert is finished and frozen.
-        averaged: stage, round and weights by block of the present average, where clients take themselves out of it;
-            and the clients in it.
+    Attributes: sampling: draws who is asked. ledger: what is known of each client. shared: what the present
+    stage averages. frozen: what no stage averages any more: the start of what is private, and the settled
+    global expert. discriminant: of the federation's sums, once clients have sent them. settled: whether the
+    global expert is finished and frozen. averaged: stage, round and weights by block of the present average,
+    where clients take themselves out of it; and the clients in it.
     """
 
     def __init__(
@@ -78,7 +74,9 @@ class Server:
         return self.activation.blocks() if stage.expert == "global" else self.activation.local_blocks()
 
     def boundary(self, stage: Stage | None) -> int:
-        """The lowest block that is not the frozen backbone's alone; 0 with soft prompts, which stand below all blocks."""
+        """The lowest block that is not the frozen backbone's alone; 0 with soft prompts, which stand below
+        all blocks.
+        """
         if self.recipe.has_prompt:
             return 0
         return min(self.active(stage), default=self.backbone.depth)
@@ -117,7 +115,9 @@ class Server:
         return Situation(tuple(self.active(last)), self.boundary(last), temperature, averaged)
 
     def _reads_sums(self, exchange: Exchange[Any, Any, Any], stage: Stage | None) -> bool:
-        """Whether a client needs the discriminant for this, even if it had no part in making it, or failed then."""
+        """Whether a client needs the discriminant for this, even if it had no part in making it, or failed
+        then.
+        """
         local = exchange.kind == "train" and stage is not None and stage.expert == "local"
         return (local or exchange.kind in ("weigh", "test")) and self.recipe.predicts_from_discriminant
 
@@ -152,7 +152,10 @@ class Server:
             self.shared = {name: fresh[name] for name in ADAPTER}
 
     def _lay_out(self, stage: Stage) -> None:
-        """Fresh arrays for what is shared and not there yet. A start that is not shared reaches each client once."""
+        """Fresh arrays for what is shared and not there yet.
+
+        A start that is not shared reaches each client once.
+        """
         names = trained_names(self.backbone, stage.shares, self.active(stage), self.config.head.kind)
         fresh = self._fresh(stage)
         self.frozen |= {name: array for name, array in self.shared.items() if name not in names}

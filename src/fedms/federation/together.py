@@ -15,10 +15,11 @@ Done = TypeVar("Done")
 
 
 def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Exception]:
-    """The answers of `host.handle` to tasks of kind `train` of one round, or why a client failed; in their order.
+    """The answers of `host.handle` to tasks of kind `train` of one round, or why a client failed; in their
+    order.
 
-    Clients that cannot be stacked are done one at a time. So are those of a stack that fails as a whole: then each
-    fails for itself.
+    Clients that cannot be stacked are done one at a time. So are those of a stack that fails as a whole: then
+    each fails for itself.
     """
     samples = [host.world.samples(task.client, "train") for task in tasks]
     boundary = tasks[0].settings["boundary"]

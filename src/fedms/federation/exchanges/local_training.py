@@ -1,7 +1,7 @@
 """A round of local training.
 
-What leaves a client: the arrays that the stage shares, its mean training loss, and in a local stage its hits on its
-validation data. All else that it trains stays in its folder.
+What leaves a client: the arrays that the stage shares, its mean training loss, and in a local stage its hits
+on its validation data. All else that it trains stays in its folder.
 """
 
 from __future__ import annotations
@@ -119,7 +119,9 @@ class Begun:
 
 
 class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
-    """Local training in three steps, so that several clients can train in one batch between the first and the last."""
+    """Local training in three steps, so that several clients can train in one batch between the first and the
+    last.
+    """
 
     kind = "train"
     split = "train"
@@ -184,7 +186,9 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         return declared
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """What the stage shares of what this client can train, no further from its start than training reaches."""
+        """What the stage shares of what this client can train, no further from its start than training
+        reaches.
+        """
         stage = expected.recipe.method.stage(task.stage)
         starts = _expected_starts(task, stage, expected)
         check_shapes(update.arrays, starts)
@@ -216,7 +220,10 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
 def _start_gate(
     view: ClientView, stage: Stage, samples: Samples
 ) -> tuple[Arrays, list[tuple[Tensor, float]], LossFunction | None]:
-    """The gate's arrays. With the objective `likelihood`, also what trains jointly, and the mixture's loss."""
+    """The gate's arrays.
+
+    With the objective `likelihood`, also what trains jointly, and the mixture's loss.
+    """
     if "gate" not in stage.trains:
         return {}, [], None
     config = view.config.gate

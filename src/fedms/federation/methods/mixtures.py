@@ -1,9 +1,9 @@
 """A global and a local expert on each client, weighed against each other.
 
-FedDPA: Yang et al., Dual-Personalizing Adapter for Federated Foundation Models, arXiv 2403.19211: both experts' pairs act in every layer,
-weighed for each sample by how like it is to some of the client's own.
-PFL-MoE: Guo et al., PFL-MoE: Personalized Federated Learning Based on Mixture of Experts, arXiv 2012.15589: a gate over both experts'
-outputs, trained with the local expert by the mixture's likelihood, all of it private.
+FedDPA: Yang et al., Dual-Personalizing Adapter for Federated Foundation Models, arXiv 2403.19211: both
+experts' pairs act in every layer, weighed for each sample by how like it is to some of the client's own.
+PFL-MoE: Guo et al., PFL-MoE: Personalized Federated Learning Based on Mixture of Experts, arXiv 2012.15589: a
+gate over both experts' outputs, trained with the local expert by the mixture's likelihood, all of it private.
 """
 
 from dataclasses import replace

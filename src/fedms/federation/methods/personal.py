@@ -1,7 +1,8 @@
 """A model for each client, nothing of it shared.
 
 Fine-tuning after FedAvg: Wang et al., Federated Evaluation of On-device Personalization, arXiv 1910.10252.
-Ditto: Li et al., Fair and Robust Federated Learning Through Personalization, arXiv 2012.04221. Its two problems are solved one after
+Ditto: Li et al., Fair and Robust Federated Learning Through Personalization, arXiv 2012.04221. Its two
+problems are solved one after
 the other: the global one by FedAvg, then each client's own, pulled to that.
 """
 
