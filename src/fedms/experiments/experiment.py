@@ -56,12 +56,16 @@ def run(
     resume: bool = False,
     prefixes: Path | None = None,
 ) -> dict[str, Any]:
-    """Run one experiment into the folder `out`; return what its result.json says.
+    """Run one experiment into a folder; return the content of its result.json.
 
-    `reuse` is the folder of a finished run of the first stage alone, with the same settings as far as they
-    concern it: it is taken from there, with what it cost, and not trained again. With `resume`, a run that is
-    there is gone on with, to the same result; where there is none, it begins. What the frozen blocks come to
-    is taken from the folder `prefixes`, if there is one, and left there for the next run; it changes no bit.
+    Args:
+        config: the experiment.
+        out: the run folder.
+        observer: is told of the progress.
+        reuse: the folder of a finished run of the first stage alone, with the same settings of that stage. The
+            stage is taken from there, with what it cost, and not trained again.
+        resume: continue the run in the folder, to the same result; begin where there is no run.
+        prefixes: a folder of the frozen blocks' outputs, shared by runs. It changes no bit.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -93,7 +97,11 @@ def run(
 
 
 def describe_partition(config: Config) -> dict[str, Any]:
-    """Who holds what, without loading a model: classes, clients, counts [client][class], splits [client][3]."""
+    """Who holds what, without loading a model.
+
+    Returns:
+        classes, clients, counts [client][class], splits [client][train, validation, test].
+    """
     find(config.method)
     dataset = sources.load(config.data, config.seed)
     parts = partition(dataset, config.partition, config.seed)
@@ -182,7 +190,7 @@ class Experiment:
 
     @property
     def _pictures(self) -> bool:
-        """Pictures have no class names to be compared with, so their accuracy before training stands on sums."""
+        """Whether the data are pictures. Their accuracy before training stands on sums, not on class names."""
         return self.world.backbone.kind == "image"
 
     def _start_head(self, from_names: bool) -> None:

@@ -155,7 +155,8 @@ class Rounds:
     def _too_few(self, line: Line, exchange: Exchange[Any, Any, Any], answered: int, needed: int) -> str:
         last = line.failures[-1]
         if exchange is FINAL_TEST:
-            return f"{last.client} could not be tested, so there is no result: {last.reason}; go on with --resume"
+            why = f"{last.client} could not be tested, so there is no result: {last.reason}"
+            return f"{why}; go on with --resume"
         few = f"{answered} of {plural(needed, 'answer')} needed, after {plural(self.attempts, 'attempt')}"
         why = f"{last.client} {LOST[last.kind]}: {last.reason}"
         return f"{line.place}, {exchange.kind}: {few}; {why}; go on with --resume"

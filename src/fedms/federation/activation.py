@@ -32,7 +32,7 @@ class Activation:
         return self._first(self.active)
 
     def local_blocks(self) -> list[int]:
-        """The active blocks of a local stage, ascending; the global expert's among them, on which it builds."""
+        """The active blocks of a local stage, ascending. They include those of the global expert."""
         blocks = self.config.blocks_local
         return self._first(self.depth if blocks == "all" else max(self.active, blocks or 0))
 

@@ -64,7 +64,7 @@ class Ledger:
         return total
 
     def forget_clients(self) -> None:
-        """Take the clients for new ones, which have received nothing, computed nothing and declared nothing."""
+        """Forget what clients have received, computed and declared."""
         self.delivered.clear()
         self.informed.clear()
         self.booked.clear()

@@ -184,11 +184,13 @@ class Method:
             raise ConfigError(f"federation.robust: must be `none` with {chosen}")
         if federation.robust != "none" and beside:
             raise ConfigError(
-                f"federation.robust: must be `none`, since clients of method {self.name} subtract themselves from the mean"
+                f"federation.robust: must be `none`, since clients of method {self.name} "
+                "subtract themselves from the mean"
             )
         if beside and not (aggregator.weighted_mean or aggregator.products):
             raise ConfigError(
-                f"{chosen} is no weighted mean, and clients of method {self.name} subtract themselves from the mean"
+                f"{chosen} is no weighted mean, and clients of method {self.name} "
+                "subtract themselves from the mean"
             )
         if self.predicts == "blend" and aggregator.residual and config.mixture.local_start == "scratch":
             raise ConfigError(

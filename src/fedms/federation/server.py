@@ -1,4 +1,4 @@
-"""The server's side: what is shared, what each client is sent, and how answers become the new shared state."""
+"""The server's side: what is shared, what clients are sent, and how answers become the new shared state."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Server:
         arrays: Arrays | None = None,
         asked: Asked | None = None,
     ) -> list[Task]:
-        """One task a client: the situation, these arrays, and what is frozen where it has not been delivered."""
+        """One task a client: the situation, these arrays, and frozen arrays that it does not have yet."""
         name = stage.name if stage else "end"
         asked = exchange.asked() if asked is None else asked
         made = []

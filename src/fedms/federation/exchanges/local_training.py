@@ -273,7 +273,7 @@ def _keep(view: ClientView, stage: Stage, expert: Expert, gate: Arrays) -> None:
 
 
 def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Validation:
-    """The personal model as it now stands on the client's validation data; `spent` are operations before it."""
+    """The personal model on the client's validation data; `spent` are the operations before it."""
     samples = view.samples("validation")
     arrays = received_with_temperature(view) | dict(trained)
     model = with_own_knowledge(view, PersonalModel(arrays, view.recipe.method, view.config))
