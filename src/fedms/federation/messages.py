@@ -1,12 +1,10 @@
-"""What travels: a Task from the server to a client, an Update back. Values only, as safetensors bytes.
-
-An `Update` of a client that failed carries no arrays and says why.
-"""
+"""What travels: a Task from the server to a client, an Update or a Failure back. Values only, as safetensors bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -41,13 +39,11 @@ class Update:
     weight: float = 0.0
     """Number of samples it speaks for."""
     metrics: dict[str, Any] = field(default_factory=dict)
-    failure: str | None = None
-    """Why there is no answer, in one line."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What stands in an answer's place where it is lost: an entry of `failures` in metrics.jsonl. It does not travel."""
+    """Replaces a lost answer: an entry of `failures` in metrics.jsonl. A client that fails answers with kind `error`."""
 
     client: str
     kind: FailureKind
@@ -55,14 +51,18 @@ class Failure:
     """One line."""
 
 
-Message = TypeVar("Message", Task, Update)
+Message = TypeVar("Message")
 
 
-def encode(message: Task | Update) -> bytes:
+def encode(message: Task | Update | Failure) -> bytes:
     """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
-    return encode_arrays(
-        plain(message.arrays), {key: value for key, value in vars(message).items() if key != "arrays"}
-    )
+    if isinstance(message, Failure):
+        lost = {"kind": message.kind, "reason": message.reason}
+        return encode_arrays({}, {"client": message.client, "failure": lost})
+    values = {key: value for key, value in vars(message).items() if key != "arrays"}
+    if isinstance(message, Update):
+        values["failure"] = None  # the key stays, since the number of bytes is a result
+    return encode_arrays(plain(message.arrays), values)
 
 
 def decode_task(data: bytes) -> Task:
@@ -70,10 +70,31 @@ def decode_task(data: bytes) -> Task:
 
 
 def decode_update(data: bytes) -> Update:
-    return _decode(data, Update)
+    """As `decode_answer`; FedmsError also where the client failed."""
+    answer = decode_answer(data)
+    if isinstance(answer, Failure):
+        raise FedmsError(f"{answer.client} failed: {answer.reason}")
+    return answer
 
 
-def _decode(data: bytes, form: type[Message]) -> Message:
+def decode_answer(data: bytes) -> Update | Failure:
+    """One client's answer; FedmsError where the bytes are none."""
+    return _decode(data, _answer)
+
+
+def _answer(arrays: dict[str, Tensor], failure: Any = None, **values: Any) -> Update | Failure:
+    if failure is None:
+        update = Update(arrays=arrays, **values)
+        if not isinstance(update.metrics, dict):
+            raise TypeError("metrics are not a table")
+        return update
+    lost = Failure(**values, **failure)
+    if lost.kind not in get_args(FailureKind) or not isinstance(lost.reason, str):
+        raise ValueError("a failure of an unknown kind")
+    return lost
+
+
+def _decode(data: bytes, form: Callable[..., Message]) -> Message:
     try:
         arrays, values = decode_arrays(data)
         return form(arrays=arrays, **values)

@@ -41,6 +41,11 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     return [outcomes[task.client] for task in tasks]
 
 
+def batch_key(host: ClientHost, task: Task) -> BatchKey | None:
+    """Clients with the same key can train in one batch; without a key, a client trains alone."""
+    return _Part(host, task).member.kind
+
+
 class _Part:
     """One client's task on its way through a stack."""
 
