@@ -1,8 +1,8 @@
 """In what way clients train: in how many processes, and how many together in one batch. It is measured.
 
 The measure is a few steps of real training tasks with real samples, done by the client's side. So clients
-that cannot train together are not measured as if they could. The frozen prefix is not in the measure, since it
-is computed once, in whatever way clients train.
+that cannot train together are not measured as if they could. The frozen prefix is left out, since it is computed
+once, in whatever way clients train.
 """
 
 from __future__ import annotations
@@ -88,14 +88,17 @@ def decide(world: World, workers: int, measure: Measure, scratch: Path) -> Choic
 
 
 def choose(counts: Sequence[int], stacks: Sequence[int], measure: Measure) -> Choice:
-    """The fastest of these numbers of processes and of these stacks, as measured."""
+    """The fastest of these numbers of processes and of these stacks, as measured.
+
+    Where every way fails, it is the last number of processes, which is the default, and the smallest stack.
+    """
     took: dict[Way, float] = {}
     for workers in counts:
         for before, stack in zip([None, *stacks], stacks, strict=False):
             if before and before > 1 and took[Way(workers, before)] >= took[Way(workers, stacks[0])]:
                 break  # a larger stack will not be faster either
             took[Way(workers, stack)] = measure(Way(workers, stack))
-    best = min(took, key=lambda way: took[way])
+    best = min([Way(counts[-1], stacks[0]), *took], key=lambda way: took[way])
     figures = ", ".join(f"{way} {figure:.2f}" for way, figure in took.items())
     return Choice(best, f"clients train {best}, the fastest as measured, in ms a sample: {figures}")
 

@@ -4,7 +4,7 @@ Either way a task reaches the client's side as bytes, its answer comes back as b
 lies in a folder of its own. A client always goes to the same worker, which holds its cache.
 
 A worker that dies, or is killed at the deadline, loses the answer of the client that it worked for, and no
-other. A new worker follows and goes on with the next client. No answer can be late, since its process is gone.
+other. A new worker goes on with the next client. No answer can be late, since its process is gone.
 """
 
 from __future__ import annotations

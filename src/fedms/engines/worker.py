@@ -36,8 +36,8 @@ def main() -> None:
 def end_with_parent(lifeline: int) -> None:
     """Have the kernel kill this process when the parent has ended, whatever this process does then.
 
-    The parent holds the other end of the pipe `lifeline` and never writes. However the parent ends, the kernel
-    closes that end and signals this process. Only Linux does so; elsewhere `_listen` must be enough.
+    The parent holds the other end of the pipe `lifeline` and never writes. However the parent ends, the
+    kernel closes that end and signals this process. Only Linux does so; elsewhere `_listen` must be enough.
     """
     if not hasattr(fcntl, "F_SETSIG"):
         return
@@ -115,8 +115,8 @@ def serve(stdin: IO[bytes], stdout: IO[bytes], places: list[str]) -> None:
 def _listen(stdin: IO[bytes], messages: SimpleQueue[bytes | None], idle: threading.Event) -> None:
     """Pass messages on.
 
-    Where the input ends while the worker is busy, the run was killed. Then end at once, and write nothing into
-    a folder that a resumed run may hold by now.
+    Where the input ends while the worker is busy, the run was killed. Then end at once, and write nothing
+    into a folder that a resumed run may hold by now.
     """
     from fedms.engines.pipe import read_message
 
