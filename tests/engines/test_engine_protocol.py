@@ -1,4 +1,4 @@
-"""The seam for another engine: bytes to the client's side and back, opened by name. No client can end a run."""
+"""The seam for another engine: bytes to the client's side and back. No client can end a run."""
 
 from __future__ import annotations
 

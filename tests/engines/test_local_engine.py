@@ -1,4 +1,4 @@
-"""The local engine: in this process or in workers, tasks and updates are the same bytes, and what breaks is one line."""
+"""The local engine: the same bytes in this process and in workers, and one line for whatever breaks."""
 
 import io
 import os
@@ -24,9 +24,12 @@ from fedms.runs.folder import RunFolder
 
 NOISE = """
 import os, sys
-sys.addaudithook(lambda event, _: os.write(1, b"noise") if event == "open" and "fedms.federation.client" in sys.modules else None)
+def hook(event, arguments):
+    if event == "open" and "fedms.federation.client" in sys.modules:
+        os.write(1, b"noise")
+sys.addaudithook(hook)
 """
-"""A sitecustomize that writes to standard output, by file number, whenever a file is opened once fedms is there."""
+"""A sitecustomize that writes to standard output, by file number, when fedms opens a file."""
 
 
 @pytest.fixture(autouse=True)

@@ -134,23 +134,21 @@ def respond(host, message):
     print("busy", flush=True)
     re.match("(a+)+b", 100 * "a")  # takes for ever, and lets no other thread of Python run
 """
-ASK = f"""
+ASK = """
     print(*(worker.process.pid for worker in engine.processes), flush=True)
     for worker in engine.processes:
         worker.peak_memory()
     print("ready", flush=True)
-    settings = {statistics("client-0")[0].settings}
-    engine.run([Task("statistics", name, "statistics", 0, settings=settings) for name in engine.world.clients])
+    engine.run([Task("statistics", name, "statistics", 0) for name in engine.world.clients])
 """
-IDLE = ASK[: ASK.index("    settings")] + "    __import__('time').sleep(600)"
-ENDS = [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP]
+IDLE = ASK[: ASK.index("    engine.run")] + "    __import__('time').sleep(600)"
+ENDS = [(ASK, signal.SIGKILL), (ASK, signal.SIGHUP), (IDLE, signal.SIGKILL)]
 
 
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere a worker ends when Python lets its listener run"
 )
-@pytest.mark.parametrize("number", ENDS)
-@pytest.mark.parametrize("script", [ASK, IDLE], ids=["busy", "idle"])
+@pytest.mark.parametrize(("script", "number"), ENDS, ids=["busy, killed", "busy, hung up", "idle, killed"])
 def test_workers_are_gone_within_a_second_of_their_parent(settings, tmp_path, script, number, capfd):
     run = parent(script, tmp_path, settings("engine.workers=2").to_yaml(), ("engines/host.py", BUSY))
     workers = [Path("/proc") / pid for pid in run.stdout.readline().split()]
