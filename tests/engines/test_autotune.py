@@ -184,17 +184,16 @@ def test_a_run_says_what_was_chosen_and_goes_that_way(finished, stacks, monkeypa
     monkeypatch.setattr(choice, "STACKS", (1, 3))
     monkeypatch.setattr(local, "measured", lambda world, stack, folder: 1.0 / stack)
     _, _, notes = finished("engine.workers=1", FREE)
-    assert (
-        notes[0]
-        == "clients train 3 together in one process, the fastest as measured, in ms a sample: one at a time in one process "
-        "1.00, 3 together in one process 0.33"
+    assert notes[0] == (
+        "clients train 3 together in one process, the fastest as measured, in ms a sample: "
+        "one at a time in one process 1.00, 3 together in one process 0.33"
     )
     assert set(stacks) == {3}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_environment_names_the_workers_that_train(finished, tmp_path, monkeypatch, workers):
-    """Not those that there would be by default, nor those of a resumption, which changes nothing of what is there."""
+    """Not the default number, nor that of a resumption, which changes nothing in the file."""
     monkeypatch.setattr(local, "worker_count", lambda config: 3 - workers)
     monkeypatch.setattr(local, "decide", lambda *given: choice.Choice(Way(workers, 1)))
     finished()
