@@ -16,7 +16,7 @@ import torch
 from outcomes import TIMES
 
 from fedms.config import Config, load_config
-from fedms.engines import answers, local
+from fedms.engines import host, local
 from fedms.experiments import experiment
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update
@@ -199,7 +199,7 @@ class Traffic:
 def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     """What is sent from now on."""
     seen, encode = Traffic(), local.encode
-    for side in (local, answers):
+    for side in (local, host):
         monkeypatch.setattr(
             side, "encode", lambda message: (seen.messages.append(message), encode(message))[1]
         )

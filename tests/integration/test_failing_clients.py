@@ -351,7 +351,7 @@ def test_closing_ends_a_worker_that_hangs_and_starts_no_other(misbehave, engine)
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while not there._workers[0]._busy:
+    while not there.processes[0].busy:
         assert asking.is_alive()
     there.close()
     asking.join(60)

@@ -16,7 +16,9 @@ from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
 from fedms.data import sources
 from fedms.data.partition import partition
-from fedms.engines.local import LocalEngine, check_plugins
+from fedms.engines.base import Engine
+from fedms.engines.local import check_plugins
+from fedms.engines.registry import open_engine
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
@@ -42,12 +44,14 @@ from fedms.federation.world import World, open_world
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.result import make_result
+from fedms.training.ambient import own_torch_state
 
 Features = Literal["backbone", "global"]
 
 log = logging.getLogger(__name__)
 
 
+@own_torch_state()
 def run(
     config: Config,
     out: Path,
@@ -87,7 +91,7 @@ def run(
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
         world.check()
-        with folder.claimed(config, resume), LocalEngine(world, out, prefixes) as engine:
+        with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
             folder.describe(describe_environment(config, engine.workers))
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
@@ -134,7 +138,7 @@ class Experiment:
         base_means: the federated class means of frozen features, which judge pictures before any training.
     """
 
-    def __init__(self, world: World, folder: RunFolder, engine: LocalEngine, observer: Observer) -> None:
+    def __init__(self, world: World, folder: RunFolder, engine: Engine, observer: Observer) -> None:
         self.world = world
         self.config = world.config
         self.recipe = recipe_for(self.config)
@@ -151,8 +155,8 @@ class Experiment:
     def run(self, reuse: RunFolder | None = None, resume: bool = False) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
         self.observer.begin(self.config, self._facts())
-        if self.engine.choice.why:
-            self.observer.note(self.engine.choice.why)
+        if self.engine.note:
+            self.observer.note(self.engine.note)
         self.reused = reuse is not None
         if resume:
             self._go_back()

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import plural
-from fedms.engines.local import LocalEngine
+from fedms.engines.base import Engine
 from fedms.experiments.observers import Observer
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import FINAL_TEST, TRAINING
@@ -80,7 +80,7 @@ class Rounds:
     """Has tasks done by clients, and books what that cost, until enough have answered."""
 
     def __init__(
-        self, server: Server, admission: Admission, engine: LocalEngine, folder: RunFolder, observer: Observer
+        self, server: Server, admission: Admission, engine: Engine, folder: RunFolder, observer: Observer
     ) -> None:
         self.server = server
         self.admission = admission

@@ -44,6 +44,11 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     return [outcomes[task.client] for task in tasks]
 
 
+def batch_key(host: ClientHost, task: Task) -> BatchKey | None:
+    """Clients with the same key can train in one batch; without a key, a client trains alone."""
+    return TrainingInStack.begin(host, task).key
+
+
 def _train(parts: Sequence[TrainingInStack]) -> None:
     host, view = parts[0].host, parts[0].view
     train_stack(host.runner, [part.member for part in parts], view.boundary, host.config.training)
