@@ -1,4 +1,4 @@
-"""A method is a list of stages. A stage says what is trained, what of it is shared, and which blocks are active."""
+"""Methods: lists of stages. A stage says what is trained, what is shared, and which blocks are active."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from fedms.core.paths import is_name
 from fedms.federation.aggregation.registry import AGGREGATORS
 
 Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
-"""Parameter groups: the two matrices of the LoRA pairs, the task head, an attention over the pooled feature, soft
-prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the gate."""
+"""Parameter groups: the two matrices of the LoRA pairs, the task head, an attention over the pooled feature,
+soft prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the
+gate."""
 
 LORA: tuple[Group, Group] = ("A", "B")
 
@@ -30,23 +31,24 @@ class Stage:
     budget: Literal["global", "local"]
     """Which rounds and cohort of `federation` the stage uses."""
     expert: Literal["global", "local"]
-    """Which expert is trained. Each client has its own local expert, beside the frozen global expert if an earlier
-    stage made one."""
+    """Which expert is trained. Each client has its own local expert, beside the frozen global expert if an
+    earlier stage made one."""
     trains: tuple[Group, ...]
     shares: tuple[Group, ...]
-    """The groups that are averaged over the clients; of the gate, the part that `gate.share` names. All other groups
-    stay with the client."""
+    """The groups that are averaged over the clients; of the gate, the part that `gate.share` names. All
+    other groups stay with the client."""
     activation: Literal["sal", "all", "none"]
-    """Which blocks are active: those of the activation rule (a local stage: `activation.blocks_local`), all, or none."""
+    """The active blocks: those of the activation rule (in a local stage `activation.blocks_local`), all, or
+    none."""
     phases: tuple[tuple[Group, ...], ...] = ()
-    """The local steps of a round are divided evenly between these groups, in this order. Default: all trained groups
-    together."""
+    """The local steps of a round are divided evenly between these groups, in this order. Default: all
+    trained groups together."""
     pull: Literal["sent", "start"] | None = None
-    """Where a proximal term of weight `training.proximal` pulls: to the arrays that the server sent in this round, or
-    to the start of the local expert."""
+    """Where a proximal term of weight `training.proximal` pulls: to the arrays that the server sent in this
+    round, or to the start of the local expert."""
     average: Literal["replaces", "beside"] = "replaces"
-    """Whether the average of the clients replaces what a client trained, or is frozen beside it as the average of all
-    other clients."""
+    """Whether the average of the clients replaces what a client trained, or is frozen beside it as the
+    average of all other clients."""
 
     @property
     def averages_products(self) -> bool:
@@ -74,7 +76,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """Which stages a method has, and what predicts at the end. A method is plain data: `to_dict` and `from_dict`."""
+    """The stages of a method, and what predicts at the end: plain data (`to_dict`, `from_dict`)."""
 
     name: str
     summary: str
@@ -82,8 +84,8 @@ class Method:
     paper: str | None
     stages: tuple[Stage, ...]
     predicts: Literal["global", "local", "mixture", "blend", "statistics"]
-    """What predicts for a client: the global expert, its local expert, both mixed in their outputs, both blended in
-    their pairs, or the discriminant of the feature sums."""
+    """What predicts for a client: the global expert, its local expert, both mixed in their outputs, both
+    blended in their pairs, or the discriminant of the feature sums."""
     gate: Literal["learned", "constant", "counts"] | None = None
     """How the gate that mixes the experts is made."""
     label_prior: bool = False
@@ -183,11 +185,13 @@ class Method:
             raise ConfigError(f"federation.robust: must be `none` with {chosen}")
         if federation.robust != "none" and beside:
             raise ConfigError(
-                f"federation.robust: must be `none`, since clients of method {self.name} subtract themselves from the mean"
+                "federation.robust: must be `none`, "
+                f"since clients of method {self.name} subtract themselves from the mean"
             )
         if beside and not (aggregator.weighted_mean or aggregator.products):
             raise ConfigError(
-                f"{chosen} is no weighted mean, and clients of method {self.name} subtract themselves from the mean"
+                f"{chosen} is no weighted mean, "
+                f"and clients of method {self.name} subtract themselves from the mean"
             )
         if self.predicts == "blend" and aggregator.residual and config.mixture.local_start == "scratch":
             raise ConfigError(

@@ -11,8 +11,8 @@ from fedms.config import Config
 from fedms.federation.messages import Update
 
 Combine = Callable[[Mapping[str, Tensor], Sequence[Update], Config], dict[str, Tensor]]
-"""From the shared arrays, the clients' updates and the config to the new shared arrays. It changes none of them,
-and its result does not depend on the order of the updates."""
+"""From the shared arrays, the clients' updates and the config to the new shared arrays. It changes none of
+them, and its result does not depend on the order of the updates."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,11 @@ class Aggregator:
     robust: bool = False
     """It is a value of `federation.robust`: it replaces the weighted mean where clients may lie."""
     weighted_mean: bool = False
-    """It is the mean of each array, weighted by samples. Only such a mean can be replaced by a robust one, and only
-    from such a mean can a client subtract its own part (`average: beside`)."""
+    """It is the mean of each array, weighted by samples. Only such a mean can be replaced by a robust one,
+    and only from such a mean can a client subtract its own part (`average: beside`)."""
     products: bool = False
-    """It averages the products BA. In a stage that does not share both matrices, the weighted mean is taken instead."""
+    """It averages the products BA. In a stage that does not share both matrices, the weighted mean is taken
+    instead."""
     mixed_ranks: bool = False
     """The clients' pairs may differ in rank (`lora.tiers`)."""
     residual: bool = False

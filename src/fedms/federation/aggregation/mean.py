@@ -1,8 +1,8 @@
 """The weighted mean of each array.
 
-Clients may answer with different arrays (blocks, capacities), so the weights of each array are normalised over the
-clients that trained it. An array that no client trained keeps its value. Updates are taken in the order of the
-clients' names, so the order of answers does not matter.
+Clients may answer with different arrays (blocks, capacities), so the weights of each array are normalised
+over the clients that trained it. An array that no client trained keeps its value. Updates are taken in the
+order of the clients' names, so the order of answers does not matter.
 """
 
 from __future__ import annotations
