@@ -2,8 +2,9 @@
 
     python examples/fedavg_by_hand.py
 
-Read this program to learn the parts. It needs no network and takes a few seconds: four clients share LoRA matrices
-and a head on 400 requests of the embedded corpus. Expect the validation accuracy to rise from .40 to .49.
+Read this program to learn the parts. It needs no network and takes a few seconds. Four clients hold 400
+requests of the embedded corpus and share LoRA matrices and a head. Expect validation accuracy to rise from
+.40 to .49.
 """
 
 import tempfile

@@ -1,4 +1,5 @@
-"""Plug-ins: `fedms.register`, the config key `plugins`, and the examples of docs/plugins.md with worker processes."""
+"""Plug-ins: `fedms.register`, the config key `plugins`, and the examples of docs/plugins.md with two
+workers."""
 
 import re
 import subprocess

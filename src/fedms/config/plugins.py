@@ -1,4 +1,4 @@
-"""Plug-ins: modules of the user that a config names. Importing one registers what it adds (`fedms.register`)."""
+"""Plug-ins: the user's modules that a config names. Their import registers parts (`fedms.register`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def import_plugins(names: Iterable[str], folder: Path | None = None) -> None:
 
     Args:
         names: modules on the import path, such as `my_module` or `my_package.rules`.
-        folder: also look here. The folder is added at the end of the import path, and only if it holds a named module.
+        folder: also look here. The folder becomes the last one of the import path if it holds a named module.
 
     Raises:
         ConfigError: a name is not that of a module, or the module cannot be imported.

@@ -1,7 +1,4 @@
-"""A method is a list of stages.
-
-A stage says what is trained, what of it is shared, and which blocks are active.
-"""
+"""Methods: lists of stages. A stage says what is trained, what is shared, and which blocks are active."""
 
 from __future__ import annotations
 
@@ -21,7 +18,8 @@ from fedms.federation.aggregation.registry import AGGREGATORS
 
 Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
 """Parameter groups: the two matrices of the LoRA pairs, the task head, an attention over the pooled feature,
-soft prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the gate."""
+soft prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the
+gate."""
 
 LORA: tuple[Group, Group] = ("A", "B")
 PREDICTIONS = Names("predicts", "global", "local", "mixture", "blend", "statistics")
@@ -41,14 +39,14 @@ class Stage:
     earlier stage made one."""
     trains: tuple[Group, ...]
     shares: tuple[Group, ...]
-    """The groups that are averaged over the clients; of the gate, the part that `gate.share` names. All other
-    groups stay with the client."""
+    """The groups that are averaged over the clients; of the gate, the part that `gate.share` names. All
+    other groups stay with the client."""
     activation: Literal["sal", "all", "none"]
-    """Which blocks are active: those of the activation rule (a local stage: `activation.blocks_local`), all,
-    or none."""
+    """The active blocks: those of the activation rule (in a local stage `activation.blocks_local`), all, or
+    none."""
     phases: tuple[tuple[Group, ...], ...] = ()
-    """The local steps of a round are divided evenly between these groups, in this order. Default: all trained
-    groups together."""
+    """The local steps of a round are divided evenly between these groups, in this order. Default: all
+    trained groups together."""
     pull: Literal["sent", "start"] | None = None
     """Where a proximal term of weight `training.proximal` pulls: to the arrays that the server sent in this
     round, or to the start of the local expert."""
@@ -82,10 +80,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """Which stages a method has, and what predicts at the end.
-
-    A method is plain data: `to_dict` and `from_dict`.
-    """
+    """The stages of a method, and what predicts at the end: plain data (`to_dict`, `from_dict`)."""
 
     name: str
     summary: str
@@ -184,13 +179,13 @@ class Method:
             raise ConfigError(f"federation.robust: must be `none` with {chosen}")
         if federation.robust != "none" and beside:
             raise ConfigError(
-                f"federation.robust: must be `none`, since clients of method {self.name} "
-                "subtract themselves from the mean"
+                "federation.robust: must be `none`, "
+                f"since clients of method {self.name} subtract themselves from the mean"
             )
         if beside and not (aggregator.weighted_mean or aggregator.products):
             raise ConfigError(
-                f"{chosen} is no weighted mean, and clients of method {self.name} "
-                "subtract themselves from the mean"
+                f"{chosen} is no weighted mean, "
+                f"and clients of method {self.name} subtract themselves from the mean"
             )
         if self.predicts == "blend" and aggregator.residual and config.mixture.local_start == "scratch":
             raise ConfigError(

@@ -136,9 +136,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def declarations(config: Config) -> dict[str, Any]:
-    """The plug-ins that are plain data, as values of JSON.
-
-    A worker process of this config gets them by `receive`.
+    """The plug-ins that are plain data, as values of JSON: what a worker process must `receive`.
 
     Raises:
         ConfigError: the config uses a function that none of its `plugins` registered.
@@ -148,8 +146,9 @@ def declarations(config: Config) -> dict[str, Any]:
             homes = _homes.get((kind.title, name))
             if homes and not any(_is_in(home, plugin) for home in homes for plugin in config.plugins):
                 raise ConfigError(
-                    f"{kind.title} {name!r:.80} was registered in {min(homes)}, which worker processes do "
-                    "not import: put it in a module and name that in `plugins`, or set engine.workers=1"
+                    f"{kind.title} {name!r:.80} was registered in {min(homes)}, "
+                    "which worker processes do not import: "
+                    "put it in a module and name that in `plugins`, or set engine.workers=1"
                 )
     return {
         "methods": [m.to_dict() for name, m in METHODS.items() if ("method", name) in _homes],

@@ -2,6 +2,7 @@
 
 FedEx-LoRA: Singhal et al., Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models,
 arXiv 2410.09432.
+
 FlexLoRA: Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
 Resources, arXiv 2402.11505.
 """
@@ -50,8 +51,7 @@ def exact(shared: Mapping[str, Tensor], updates: Sequence[Update], scale: float)
 
 
 def svd(shared: Mapping[str, Tensor], updates: Sequence[Update], rank: int) -> dict[str, Tensor]:
-    """The mean of the products BA, cut to the rank by singular value decomposition; all other arrays as
-    `average`.
+    """The mean of the products BA, cut to the rank by singular value decomposition; the rest as `average`.
 
     The clients' own ranks may differ. A client of rank r takes the first r rows of A and columns of B: its
     best approximation of that rank (FlexLoRA).
@@ -73,9 +73,8 @@ def svd(shared: Mapping[str, Tensor], updates: Sequence[Update], rank: int) -> d
         U, S, Vt = torch.linalg.svd(left.R @ right.R.T)
         kept = min(rank, int(S.gt(NEGLIGIBLE * S[0]).sum()))
         root = S[:kept].sqrt()
-        # A keeps its own rows where the product has fewer directions than the rank: a direction in which A
-        # and B
-        # are both zero has no gradient
+        # where the product has fewer directions than the rank, A keeps its own rows: a direction in which
+        # both A and B are zero has no gradient
         rest = shared[f"{stem}.lora_A"].double()[kept:] if kept < rank else A[:0]
         new[f"{stem}.lora_A"] = torch.cat([root[:, None] * (Vt[:kept] @ right.Q.T), rest]).float()
         new[f"{stem}.lora_B"] = F.pad(left.Q @ U[:, :kept] * root, (0, rank - kept)).float()

@@ -26,10 +26,7 @@ def register_aggregator(aggregator: Aggregator) -> None:
 
 
 def aggregator_for(config: FederationConfig, products: bool) -> Aggregator:
-    """The aggregator of a stage.
-
-    `products`: the stage shares both matrices, so their product can be averaged.
-    """
+    """The aggregator of a stage. `products`: the stage shares A and B, so their product can be averaged."""
     chosen = AGGREGATORS[config.aggregation]
     if chosen.products and products:
         return chosen

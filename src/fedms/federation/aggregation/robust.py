@@ -4,8 +4,8 @@
     multi-krum             Blanchard et al., Machine Learning with Adversaries, arXiv 1703.02757
     norm-clip              Sun et al., Can You Really Backdoor Federated Learning?, arXiv 1911.07963
 
-Each array is aggregated over the clients that trained it. Median and trimmed mean count every client alike: a
-client reports its number of samples itself, so a weight would give a liar influence. Krum selects updates
+Each array is aggregated over the clients that trained it. Median and trimmed mean count every client alike:
+a client reports its number of samples itself, so a weight would give a liar influence. Krum selects updates
 without weights and averages the selected ones by their samples. Norm-clip shortens long updates and averages
 all of them by their samples.
 """
@@ -32,9 +32,7 @@ def median(shared: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str,
 
 
 def trimmed_mean(shared: Mapping[str, Tensor], updates: Sequence[Update], liars: float) -> dict[str, Tensor]:
-    """The mean of each number without its largest and smallest values: as many at each end as clients may
-    lie.
-    """
+    """The mean of each number without the `supposed` number of values at each end."""
     return _by_number(shared, updates, lambda count: min(supposed(liars, count), (count - 1) // 2))
 
 
@@ -47,9 +45,7 @@ def multi_krum(shared: Mapping[str, Tensor], updates: Sequence[Update], liars: f
 
 
 def norm_clip(shared: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
-    """The weighted mean of the updates, each step from the shared state cut to the median length of all
-    steps.
-    """
+    """The weighted mean of the updates, with each step from the shared state cut to the median length."""
     return _by_group(shared, updates, lambda group: _clipped(shared, group))
 
 
