@@ -45,7 +45,7 @@ def one_line(stderr: str, *says: str) -> str:
     return line
 
 
-ROW = {"summary": "", "paper": "", "overrides": {}, "tuned": {}}
+DECLARED_BY_ROW = {"summary": "", "paper": "", "overrides": {}, "tuned": {}}
 
 
 def comparison_of(result: dict[str, Any]) -> bytes:
@@ -56,7 +56,7 @@ def comparison_of(result: dict[str, Any]) -> bytes:
         {
             "name": name,
             "method": name,
-            **ROW,
+            **DECLARED_BY_ROW,
             "mean": mean,
             "std": dict.fromkeys(mean, 0.1),
             "best": {},

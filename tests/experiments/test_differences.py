@@ -110,7 +110,7 @@ def test_a_comparison_is_the_same_each_time_and_whatever_fits_into_memory(monkey
     other = [result(seed, np.random.default_rng(9 + seed).uniform(size=20)) for seed in range(3)]
     found = compare(one, other, "accuracy_local")
     assert compare(one, other, "accuracy_local") == found
-    monkeypatch.setattr(statistics, "MOST_AT_ONCE", 1000)
+    monkeypatch.setattr(statistics, "MOST_DRAWS_AT_ONCE", 1000)
     assert compare(one, other, "accuracy_local") == found
 
 

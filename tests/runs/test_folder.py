@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedms.config import load_config
+from fedms.config import Config, load_config
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays, read_json, write_arrays, write_bytes, write_json
 from fedms.federation import client_folder
@@ -183,6 +183,15 @@ def test_what_was_not_used_for_longest_is_read_again(client, tmp_path, monkeypat
 # the run folder
 
 
+def started(path: Path, config: Config | None = None) -> RunFolder:
+    """A run folder as an experiment starts it."""
+    config, folder = config or load_config({}), RunFolder(path)
+    folder.admit(config, resume=False)
+    with folder.claimed(config, resume=False):
+        folder.describe({"seed": config.seed})
+    return folder
+
+
 def test_a_run_folder_is_not_made_over_anything(tmp_path):
     used, file = tmp_path / "used", tmp_path / "file"
     used.mkdir()
@@ -190,15 +199,15 @@ def test_a_run_folder_is_not_made_over_anything(tmp_path):
     file.write_text("mine")
     for path in (used, file):
         with pytest.raises(FedmsError, match="already there and not empty; name another folder with --out"):
-            RunFolder.create(path, "", {})
+            started(path)
     assert names(used) == ["thesis.txt"] and file.read_text() == "mine"
     with pytest.raises(FedmsError, match="cannot be made"):
-        RunFolder.create(file / "below", "", {})
+        started(file / "below")
 
 
 def test_a_run_folder_keeps_config_and_lines(tmp_path):
     config = load_config({"seed": 7, "gate": {"prior": 0.3}})
-    folder = RunFolder.create(tmp_path / "a" / "run", config.to_yaml(), {"seed": 7})
+    folder = started(tmp_path / "a" / "run", config)
     assert names(folder.path) == ["config.yaml", "environment.json"]
     assert folder.config() == config
     for number in range(2):
@@ -210,7 +219,7 @@ def test_a_run_folder_keeps_config_and_lines(tmp_path):
 
 
 def test_an_empty_folder_will_do(tmp_path):
-    assert names(RunFolder.create(tmp_path, "", {}).path) == ["config.yaml", "environment.json"]
+    assert names(started(tmp_path).path) == ["config.yaml", "environment.json"]
 
 
 def test_reading_loses_no_memory(tmp_path):

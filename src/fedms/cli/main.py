@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from fedms.cli.failures import Command, Commands, one_line
+from fedms.cli.failures import Command, Commands
+from fedms.core.formatting import one_line
 
 app = typer.Typer(
     name="fedms",

@@ -35,9 +35,16 @@ from fedms.config.sections import (
 )
 from fedms.config.yaml import read_yaml
 from fedms.core.errors import ConfigError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 
-SAME = ("seed", "data", "partition", "compare", "evaluation.everyone", "evaluation.validation")
+KEYS_SHARED_BY_ALL_ROWS = (
+    "seed",
+    "data",
+    "partition",
+    "compare",
+    "evaluation.everyone",
+    "evaluation.validation",
+)
 """Keys and sections in which the rows of a comparison must not differ, or it would pair results on different samples."""
 
 
@@ -115,18 +122,18 @@ class Config(Section):
                 fixed = [
                     key
                     for key in keys
-                    if key.split(".")[0] in SAME
-                    or key in SAME
+                    if key.split(".")[0] in KEYS_SHARED_BY_ALL_ROWS
+                    or key in KEYS_SHARED_BY_ALL_ROWS
                     or (key == "method" and where.startswith("tune."))
                 ]
                 if fixed:
                     raise ValueError(
-                        f"compare.{plain(where)}: {plain(fixed[0])} must be the same in all that is compared"
+                        f"compare.{excerpt(where)}: {excerpt(fixed[0])} must be the same in all that is compared"
                     )
                 try:
                     changed(self, keys)
                 except ConfigError as error:
-                    raise ValueError(f"compare.{plain(where)}: {error}") from None
+                    raise ValueError(f"compare.{excerpt(where)}: {error}") from None
 
     def to_yaml(self) -> str:
         """The experiment with every default filled in."""
@@ -157,5 +164,5 @@ def changed(config: Config, keys: Mapping[str, Any]) -> Config:
     """
     values = config.model_dump(exclude={"compare"})
     for key, value in keys.items():
-        values = placed(values, key, value, plain(key))
+        values = placed(values, key, value, excerpt(key))
     return load_config(values)

@@ -14,10 +14,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedms.core.formatting import plain
-from fedms.core.paths import RULE, alike, is_name
+from fedms.core.formatting import excerpt
+from fedms.core.paths import NAME_RULE, alike, is_name
 
-LARGEST = 2**53
+LARGEST_INTEGER = 2**53
 """Whole numbers at most: beyond it not every reader of JSON tells them apart."""
 
 
@@ -31,8 +31,8 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_whole(cls, value: object) -> object:
-        if isinstance(value, int) and value > LARGEST:
-            raise PydanticCustomError("whole", "should be at most {largest}", {"largest": LARGEST})
+        if isinstance(value, int) and value > LARGEST_INTEGER:
+            raise PydanticCustomError("whole", "should be at most {largest}", {"largest": LARGEST_INTEGER})
         return value
 
 
@@ -341,11 +341,11 @@ class CompareConfig(Section):
         for name in self.variants:
             if not is_name(name, LONGEST_ROW):
                 raise ValueError(
-                    f"variants: {plain(repr(name))} cannot name a row: no {RULE}, at most {LONGEST_ROW} bytes"
+                    f"variants: {excerpt(repr(name))} cannot name a row: no {NAME_RULE}, at most {LONGEST_ROW} bytes"
                 )
         if same := alike(self.variants):
             raise ValueError(
-                f"variants: {plain(same[0])} and {plain(same[1])} differ in nothing that every file system tells apart"
+                f"variants: {excerpt(same[0])} and {excerpt(same[1])} differ in nothing that every file system tells apart"
             )
         for key, values in {
             "methods": self.methods or (),
@@ -353,7 +353,7 @@ class CompareConfig(Section):
             **{f"tune.{k}": v for k, v in self.tune.items()},
         }.items():
             if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-                raise ValueError(f"{key}: {plain(str(twice[0]))} comes twice")
+                raise ValueError(f"{key}: {excerpt(str(twice[0]))} comes twice")
             if not values and key != "methods":
                 raise ValueError(f"{key}: must name at least one")
         if math.prod(map(len, self.tune.values())) > LARGEST_GRID:

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 
-LARGEST = 2**20
+LARGEST_CONFIG = 2**20
 """Bytes of a config at most, and of values once every alias is written out: ten lines of aliases can say a billion values."""
 
 
@@ -21,7 +21,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_document(self, node: yaml.Node) -> Any:
         self.deep_construct = True  # refuses what holds itself, which would be built otherwise
-        if _size(node, {}) > LARGEST:
+        if _size(node, {}) > LARGEST_CONFIG:
             raise yaml.constructor.ConstructorError(
                 None, None, "its aliases stand for too many values", node.start_mark
             )
@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key {plain(key.value)} comes twice", key.start_mark
+                        None, None, f"key {excerpt(key.value)} comes twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -63,11 +63,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(LARGEST_CONFIG + 1)
     except OSError as error:
         raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
-    if len(data) > LARGEST:
-        raise ConfigError(f"{path}: too large for a config, which has {LARGEST >> 20} MB at most")
+    if len(data) > LARGEST_CONFIG:
+        raise ConfigError(f"{path}: too large for a config, which has {LARGEST_CONFIG >> 20} MB at most")
     try:
         values = parse(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError:

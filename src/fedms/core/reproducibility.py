@@ -18,7 +18,10 @@ _torch_came_first = False
 
 
 def request_same_bits() -> None:
-    """Set MKL's conditional numerical reproducibility, for this process and all that it starts. A user's own setting stands."""
+    """Set MKL's conditional numerical reproducibility, for this process and its child processes.
+
+    A setting of the user's own stays.
+    """
     global _torch_came_first
     _torch_came_first = SETTING not in os.environ and "torch" in sys.modules
     os.environ.setdefault(SETTING, REPRODUCIBLE)
@@ -35,5 +38,5 @@ def same_bits_warning() -> str | None:
 
 
 def describe_reproducibility() -> dict[str, str | bool | None]:
-    """MKL's setting, and whether it stood before torch was loaded: for environment.json."""
+    """For environment.json: MKL's setting, and whether it was set before torch was loaded."""
     return {"mkl_cbwr": os.environ.get(SETTING), "mkl_cbwr_before_torch": not _torch_came_first}

@@ -11,6 +11,7 @@ from fedms.core.paths import check_no_escape
 from fedms.federation.method import Stage
 from fedms.federation.methods import of
 from fedms.runs.folder import RunFolder
+from fedms.runs.reading.run import RESULT
 
 
 def reusable(config: Config, path: Path) -> RunFolder:
@@ -24,7 +25,7 @@ def reusable(config: Config, path: Path) -> RunFolder:
         and of(other).stages == (stage,)
         and first_stage_settings(other) == first_stage_settings(config)
     )
-    if not same or not (path / "result.json").exists():
+    if not same or not (path / RESULT).exists():
         raise FedmsError(
             f"{path}: not a finished run of this experiment's first stage alone, so it cannot be reused"
         )
@@ -39,7 +40,7 @@ def shared_first_stage(config: Config) -> Stage | None:
     return stages[0]
 
 
-LATER: dict[str, set[str] | bool] = {
+KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
     "method": True,
     "federation": {"rounds_local", "cohort_local"},
     "training": {"local_learning_rate"},
@@ -58,4 +59,4 @@ LATER: dict[str, set[str] | bool] = {
 
 def first_stage_settings(config: Config) -> dict[str, Any]:
     """All that decides what a first, global stage comes to, its method apart."""
-    return config.model_dump(exclude=LATER)
+    return config.model_dump(exclude=KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE)

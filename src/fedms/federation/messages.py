@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedms.core.errors import FedmsError
-from fedms.core.files import decode_arrays, encode_arrays, plain
+from fedms.core.files import decode_arrays, encode_arrays, storable
 
 TaskKind = Literal["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
 FailureKind = Literal["error", "died", "deadline", "refused"]
@@ -61,7 +61,7 @@ Message = TypeVar("Message", Task, Update)
 def encode(message: Task | Update) -> bytes:
     """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
     return encode_arrays(
-        plain(message.arrays), {key: value for key, value in vars(message).items() if key != "arrays"}
+        storable(message.arrays), {key: value for key, value in vars(message).items() if key != "arrays"}
     )
 
 

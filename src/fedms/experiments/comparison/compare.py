@@ -18,13 +18,14 @@ from fedms.engines.local import worker_count
 from fedms.engines.memory import forget_peak
 from fedms.experiments import experiment
 from fedms.experiments.comparison.differences import summarise
-from fedms.experiments.comparison.folder import PREFIXES, claimed, is_finished
+from fedms.experiments.comparison.folder import PREFIX_FOLDER, claimed, is_finished
 from fedms.experiments.comparison.plan import PlannedRun, plan
 from fedms.experiments.comparison.rows import Row, baseline, rows
 from fedms.experiments.observers import Observer, Silent
 from fedms.experiments.tensorboard import require_tensorboard
 from fedms.runs.environment import describe_environment
 from fedms.runs.reading.comparison import read_comparison
+from fedms.runs.reading.run import read_result
 from fedms.runs.report.comparison.tables import comparison_markdown
 
 Keys = dict[str, Any]
@@ -71,7 +72,7 @@ def perform(out: Path, runs: Sequence[PlannedRun], observer: Observer, what: str
         try:
             first = out / run.first if run.first else None
             experiment.run(
-                run.config, out / run.folder, observer, first, resume=True, prefixes=out / PREFIXES
+                run.config, out / run.folder, observer, first, resume=True, prefixes=out / PREFIX_FOLDER
             )
         except FedmsError as error:
             raise type(error)(f"{run.label}: {error}") from None
@@ -104,7 +105,7 @@ def choose(out: Path, tried: Sequence[tuple[PlannedRun, Keys]], criterion: str) 
         {
             "keys": keys,
             "folder": run.folder,
-            "score": read_json(out / run.folder / "result.json")["validation"][criterion],
+            "score": read_result(out / run.folder)["validation"][criterion],
         }
         for run, keys in tried
     ]
@@ -159,12 +160,12 @@ def summed_up(
     tuning: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What comparison.json says."""
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "row": row.name,
             "seed": seed,
             "folder": run.folder,
-            "result": read_json(out / run.folder / "result.json"),
+            "result": read_result(out / run.folder),
         }
         for row, seed, run in wanted
     ]

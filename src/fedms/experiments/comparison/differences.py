@@ -43,7 +43,7 @@ METRICS = (
     "trainable_fraction",
     "peak_memory_bytes",
 )
-MOST_AT_ONCE = 4_000_000
+MOST_DRAWS_AT_ONCE = 4_000_000
 """Draws held in memory at a time."""
 DIGITS = 9
 """Decimals of a difference: accuracies are fractions of single precision, and equal ones must not differ."""
@@ -143,7 +143,7 @@ def _interval(found: Differences) -> tuple[float, float] | None:
     for place in range(len(found)):
         for seed, pairs in enumerate(found):
             mine = np.flatnonzero(drawn[:, place] == seed)
-            for part in np.array_split(mine, 1 + len(mine) * len(pairs) // MOST_AT_ONCE):
+            for part in np.array_split(mine, 1 + len(mine) * len(pairs) // MOST_DRAWS_AT_ONCE):
                 total[part] += pairs[rng.integers(len(pairs), size=(len(part), len(pairs)))].mean(1)
     low, high = (round(float(each), DIGITS) for each in np.quantile(total / len(found), (0.025, 0.975)))
     return None if low == high else (low, high)

@@ -11,12 +11,12 @@ from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.core.files import locked, make_folder, sweep, write_bytes
 from fedms.core.paths import check_no_escape
-from fedms.runs.folder import ELSEWHERE, HOW, RunFolder, difference, refuse_used
+from fedms.runs.folder import ANOTHER_FOLDER_HINT, KEYS_WITHOUT_EFFECT, RunFolder, difference, refuse_used
 
-DECLARED = "comparison.yaml"
+CONFIG_FILE = "comparison.yaml"
 """The comparison's config, every default filled in: what makes a folder a comparison's."""
 
-PREFIXES = "prefixes"
+PREFIX_FOLDER = "prefixes"
 """What the frozen blocks come to, shared by the runs while the comparison goes on."""
 
 
@@ -29,20 +29,24 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
     """
     if out.is_dir():
         check_no_escape(out)
-    if (out / DECLARED).exists():
-        if differs := difference(out / DECLARED, config, HOW | {"seed": True, "method": True}):
-            raise FedmsError(f"{out}: holds a comparison with another config: {differs}; {ELSEWHERE}")
+    if (out / CONFIG_FILE).exists():
+        if differs := difference(
+            out / CONFIG_FILE, config, KEYS_WITHOUT_EFFECT | {"seed": True, "method": True}
+        ):
+            raise FedmsError(
+                f"{out}: holds a comparison with another config: {differs}; {ANOTHER_FOLDER_HINT}"
+            )
     else:
         refuse_used(out)
     make_folder(out)
     with locked(out):
         sweep(out)
-        shutil.rmtree(out / PREFIXES, ignore_errors=True)  # of a comparison that was killed
-        write_bytes(out / DECLARED, config.to_yaml().encode())
+        shutil.rmtree(out / PREFIX_FOLDER, ignore_errors=True)  # of a comparison that was killed
+        write_bytes(out / CONFIG_FILE, config.to_yaml().encode())
         try:
             yield
         finally:
-            shutil.rmtree(out / PREFIXES, ignore_errors=True)
+            shutil.rmtree(out / PREFIX_FOLDER, ignore_errors=True)
 
 
 def is_finished(folder: Path, config: Config) -> bool:

@@ -13,7 +13,7 @@ from fedms.core.errors import FedmsError
 from fedms.core.paths import check_no_escape, is_name
 from fedms.runs.reading.run import damaged_in, number, read_mapping, read_rounds
 
-FILE = "comparison.json"
+COMPARISON_FILE = "comparison.json"
 ACCURACIES = ("accuracy_local", "accuracy_global")
 """What differences are told of: these are known for every client."""
 FEWEST_PAIRS = 6
@@ -99,7 +99,7 @@ class Moment:
 
 def is_comparison(folder: Path) -> bool:
     """Whether the folder is a comparison's, finished or not, and no run's."""
-    return (folder / FILE).exists() or (folder / "comparison.yaml").exists()
+    return (folder / COMPARISON_FILE).exists() or (folder / "comparison.yaml").exists()
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -111,13 +111,15 @@ def read_comparison(folder: Path) -> Comparison:
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     check_no_escape(folder)
-    said = read_mapping(folder, FILE, json.loads, what="comparison")
-    damaged = [key for key, kind in WHOLE.items() if not isinstance(said.get(key), kind)]
+    said = read_mapping(folder, COMPARISON_FILE, json.loads, what="comparison")
+    damaged = [key for key, kind in COMPARISON_KEYS.items() if not isinstance(said.get(key), kind)]
     if not damaged:
-        damaged += ["methods"] * (not said["methods"] or not all(_holds(row, ROW) for row in said["methods"]))
+        damaged += ["methods"] * (
+            not said["methods"] or not all(_holds(row, ROW_KEYS) for row in said["methods"])
+        )
         damaged += ["runs"] * (not all(_is_run(run) for run in said["runs"]))
     if damaged:
-        raise FedmsError(f"{folder / FILE}: damaged: {damaged[0]} is not as it should be")
+        raise FedmsError(f"{folder / COMPARISON_FILE}: damaged: {damaged[0]} is not as it should be")
     rows = [
         RowResults(
             row["name"], row, [_seed_run(folder, run) for run in said["runs"] if run["row"] == row["name"]]
@@ -130,7 +132,7 @@ def read_comparison(folder: Path) -> Comparison:
     )
 
 
-WHOLE = {
+COMPARISON_KEYS = {
     "config": dict,
     "environment": dict,
     "seeds": list,
@@ -139,7 +141,7 @@ WHOLE = {
     "runs": list,
     "tuning": dict,
 }
-ROW = {
+ROW_KEYS = {
     "name": str,
     "method": str,
     "overrides": dict,
@@ -149,7 +151,7 @@ ROW = {
     "best": dict,
     "frontier": list,
 }
-RUN = {"row": str, "seed": int, "folder": str, "result": dict}
+RUN_KEYS = {"row": str, "seed": int, "folder": str, "result": dict}
 """What a comparison, a row and a run of it have, at least."""
 
 
@@ -160,7 +162,7 @@ def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
 def _is_run(value: Any) -> bool:
     """Whether it is a run of a comparison, in a folder below that of the comparison."""
     return (
-        _holds(value, RUN)
+        _holds(value, RUN_KEYS)
         and not damaged_in(value["result"])
         and all(map(is_name, value["folder"].split("/")))
     )

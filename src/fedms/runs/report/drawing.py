@@ -150,7 +150,7 @@ def style(salt: str) -> Iterator[None]:
         yield
 
 
-def plain(name: Any, length: int = 28) -> str:
+def picture_text(name: Any, length: int = 28) -> str:
     """A name for a picture: clipped, and a dollar sign is a dollar sign, not mathematics."""
     return clip(str(name), length).replace("$", r"\$")
 
@@ -177,7 +177,7 @@ def name_ticks(set_ticks: Callable[..., Any], given: Sequence[Any], most: int, *
     """Name every tick, or every n-th when they are too many."""
     step = -(-len(given) // most)
     places = range(0, len(given), max(1, step))
-    set_ticks(places, [plain(given[place], 22) for place in places], fontsize=7, **text)
+    set_ticks(places, [picture_text(given[place], 22) for place in places], fontsize=7, **text)
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

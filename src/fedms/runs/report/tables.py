@@ -26,7 +26,7 @@ COLUMNS = (
 global expert, bytes sent by the clients, training operations, wall time."""
 
 SHADES = " ░▒▓█"
-ROWS = 50
+MOST_CLIENTS = 50
 """Most clients that a partition's table lists."""
 
 
@@ -51,15 +51,6 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Results as a Markdown table, one a line."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in result_rows(results)
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def methods_table(methods: Sequence[tuple[str, str, str]]) -> Table:
     """Name, summary and paper of each method for the terminal; only the summary gives way where it is narrow."""
     from rich.box import SIMPLE_HEAD
@@ -81,18 +72,26 @@ def partition_table(partition: Mapping[str, Any], width: int = 100) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    classes, clients, counts = partition["classes"], partition["clients"][:ROWS], partition["counts"][:ROWS]
+    classes, clients, counts = (
+        partition["classes"],
+        partition["clients"][:MOST_CLIENTS],
+        partition["counts"][:MOST_CLIENTS],
+    )
     columns = {
         "client": [clip(str(client), 16) for client in clients],
         "samples": [whole(sum(row)) for row in counts],
         "train/val/test": [
-            "/".join(str(part) for part in split) for split in (partition.get("splits") or [])[:ROWS]
+            "/".join(str(part) for part in split) for split in (partition.get("splits") or [])[:MOST_CLIENTS]
         ],
         "held": [str(sum(1 for count in row if count)) for row in counts],
         "most of": [_most(classes, row) for row in counts],
     }
     columns = {title: cells for title, cells in columns.items() if cells}
-    more = f"… {len(partition['clients']) - ROWS:,} more" if len(partition["clients"]) > ROWS else ""
+    more = (
+        f"… {len(partition['clients']) - MOST_CLIENTS:,} more"
+        if len(partition["clients"]) > MOST_CLIENTS
+        else ""
+    )
     room = width - len(more) - sum(3 + max(map(len, (title, *cells))) for title, cells in columns.items())
     if room < min(len(classes), 24) and "most of" in columns:  # the strip says it too
         room += 3 + max(map(len, ("most of", *columns.pop("most of"))))

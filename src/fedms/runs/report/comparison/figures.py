@@ -26,7 +26,7 @@ from fedms.runs.report.drawing import (
     Numbers,
     Picture,
     heat_map,
-    plain,
+    picture_text,
     style,
 )
 from fedms.runs.report.run.figures import MOST_DOTS, clients_height, dumbbells, partition_picture
@@ -126,7 +126,7 @@ def _progress(
                         zorder=3,
                     )
             axes.set_title(
-                plain(row.name, 26),
+                picture_text(row.name, 26),
                 fontsize=8.5,
                 loc="left",
                 weight="bold" if is_baseline else "normal",
@@ -199,7 +199,12 @@ def _progress_key(comparison: Comparison, shown: Sequence[RowResults]) -> list[A
     own = Line2D([], [], color=GLOBAL, marker="o", markersize=3, label="the row named")
     band = Patch(color=GLOBAL, alpha=0.2, linewidth=0, label="± 1 sd over seeds")
     baseline = Line2D(
-        [], [], color=LOCAL, linestyle=(0, (4, 2)), linewidth=1.3, label=plain(comparison.baseline.name)
+        [],
+        [],
+        color=LOCAL,
+        linestyle=(0, (4, 2)),
+        linewidth=1.3,
+        label=picture_text(comparison.baseline.name),
     )
     others = Line2D([], [], color=MUTED, alpha=0.35, label="all others")
     return [
@@ -225,7 +230,7 @@ def clients(comparison: Comparison) -> Picture | None:
     with style("clients"):
         figure = Figure(figsize=(WIDTH, clients_height(len(ordered[::step]))))
         axes = figure.subplots()
-        dumbbells(axes, ordered[::step], (plain(baseline.name, 24), plain(other, 24)))
+        dumbbells(axes, ordered[::step], (picture_text(baseline.name, 24), picture_text(other, 24)))
         axes.set_xlabel("accuracy on own test data (share)")
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -376,7 +381,7 @@ def blocks(comparison: Comparison) -> Picture | None:
                     axes.text(
                         moment.round, at, text, ha="center", va="center", fontsize=7 if last <= 16 else 5.5
                     )
-        axes.set_yticks(range(len(known)), [plain(row.name, 22) for row, _ in known], fontsize=7.5)
+        axes.set_yticks(range(len(known)), [picture_text(row.name, 22) for row, _ in known], fontsize=7.5)
         axes.tick_params(length=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("round")

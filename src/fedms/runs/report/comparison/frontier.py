@@ -29,7 +29,7 @@ from fedms.runs.report.drawing import (
     WIDTH,
     Numbers,
     Picture,
-    plain,
+    picture_text,
     style,
 )
 
@@ -40,7 +40,7 @@ MOST_CROWDED = 0.5
 COLOURS = (GLOBAL, THIRD, FOURTH, FIFTH, INK)
 MARKERS = ("o", "s", "^", "v", "P", "X", "h")
 LINES: Sequence[Any] = ("--", "-.", ":", (0, (6, 2)))
-RINGS = (1, 4, 8, 12, 16, 23, 32, 42, 54, 68, 84)
+LABEL_DISTANCES = (1, 4, 8, 12, 16, 23, 32, 42, 54, 68, 84)
 """Points between a mark and its label, tried from the nearest."""
 Box = tuple[float, float, float, float]
 
@@ -186,7 +186,7 @@ def _marks(comparison: Comparison) -> list[Mark]:
         prior = (
             number(row.runs[0].result, "prior") if row.runs and row is baseline and row.frontier() else None
         )
-        name = plain(row.name, 26) + ("" if prior is None else f", prior {prior:g}")
+        name = picture_text(row.name, 26) + ("" if prior is None else f", prior {prior:g}")
         look = (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], LINES[at % len(LINES)])
         colour, marker, line = (LOCAL, "D", "-") if row is baseline else look
         text, key = (str(at + 1), f"{at + 1}  {name}") if numbered else (name, "")
@@ -304,7 +304,7 @@ def _free(
     """How far right and up a label's middle is from its mark, and whether it needs a line; its box joins the hard obstacles."""
     (x, y), (width, height) = point, size
     best = (math.inf, 0.0, 0.0, False, (x, y, x, y))
-    for ring in RINGS:
+    for ring in LABEL_DISTANCES:
         for turn in range(24):
             across, upward = math.cos(turn * math.pi / 12), math.sin(turn * math.pi / 12)
             right, up = across * (5 + ring + width / 2), upward * (5 + ring + height / 2)

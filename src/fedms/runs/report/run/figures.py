@@ -26,7 +26,7 @@ from fedms.runs.report.drawing import (
     heat_map,
     label,
     name_ticks,
-    plain,
+    picture_text,
     style,
 )
 
@@ -250,7 +250,7 @@ def dumbbells(
     axes.set(xlabel="accuracy (share)", ylim=(-0.8, len(rows) - 0.2))
     axes.grid(axis="y", visible=False)
     if named:
-        axes.set_yticks(range(len(rows)), [plain(name, 16) for name, *_ in rows], fontsize=7.5)
+        axes.set_yticks(range(len(rows)), [picture_text(name, 16) for name, *_ in rows], fontsize=7.5)
     else:
         axes.set(yticks=[], ylabel="clients, sorted by accuracy on own data")
 
@@ -387,5 +387,5 @@ def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
             "xycoords": "axes fraction",
             "textcoords": "offset points",
         }
-        axes.annotate(plain(name), **place, fontsize=8, color=MUTED, style="italic")
+        axes.annotate(picture_text(name), **place, fontsize=8, color=MUTED, style="italic")
     return figure, axes
