@@ -1,9 +1,11 @@
 """The config: what is right comes out as it went in, what is wrong is one line that names the key."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic.fields import FieldInfo
 
 from fedms.config import Config, load_config
 from fedms.core.errors import ConfigError, FedmsError
@@ -23,7 +25,13 @@ FULL = {
 }
 
 
-def refused(values: dict, *overrides: str) -> str:
+def fields(section: str) -> dict[str, FieldInfo]:
+    """The keys of a section."""
+    found: dict[str, FieldInfo] = getattr(Config.model_fields[section].annotation, "model_fields")  # noqa: B009
+    return found
+
+
+def refused(values: dict[str, Any], *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(values, overrides)
     message = str(caught.value)
@@ -44,12 +52,14 @@ def test_the_dump_holds_every_key_with_its_default():
     dumped = yaml.safe_load(Config().to_yaml())
     assert list(dumped) == list(Config.model_fields)
     for name in SECTIONS:
-        assert list(dumped[name]) == list(Config.model_fields[name].annotation.model_fields)
+        assert list(dumped[name]) == list(fields(name))
 
 
 def test_every_key_is_documented():
+    for key, field in Config.model_fields.items():
+        assert field.description, key
     for name in SECTIONS:
-        for key, field in Config.model_fields[name].annotation.model_fields.items():
+        for key, field in fields(name).items():
             assert field.description, f"{name}.{key}"
 
 
@@ -158,6 +168,11 @@ WRONG = [
     ({"gate": {"prior": float("nan")}}, ("gate.prior:", "nan")),
     ({"cache": {"memory_mb": -1}}, ("cache.memory_mb:", "equal to 0")),
     ({"engine": {"workers": 0}}, ("engine.workers:", "equal to 1")),
+    ({"plugins": "my_methods"}, ("plugins:", "valid tuple", "my_methods")),
+    ({"plugins": ["my methods"]}, ("plugins: should be names of Python modules", "my methods")),
+    ({"plugins": ["my_methods/gates.py"]}, ("plugins: should be names of Python modules", "gates.py")),
+    ({"plugins": [".gates"]}, ("plugins: should be names of Python modules", ".gates")),
+    ({"plugins": [1]}, ("plugins.0:", "valid string")),
     # combinations
     ({"partition": {"clients": 5}}, ("federation.cohort:", "partition.clients", "5")),
     ({"federation": {"cohort_local": 21}}, ("federation.cohort_local:", "partition.clients")),

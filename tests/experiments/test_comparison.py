@@ -174,6 +174,7 @@ def test_a_row_that_cannot_name_a_folder_is_refused(name):
             "compare.variants.x: partition.alpha must be the same",
         ),
         ({"variants": {"x": {"seed": 3}}}, "compare.variants.x: seed must be the same"),
+        ({"variants": {"x": {"plugins": ["mine"]}}}, "compare.variants.x: plugins must be the same"),
         ({"tune": {"training.rate": [0.1]}}, "compare.tune.training.rate: training.rate: unknown key"),
         (
             {"tune": {"training.learning_rate": [0.1, -1.0]}},

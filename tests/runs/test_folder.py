@@ -222,6 +222,25 @@ def test_an_empty_folder_will_do(tmp_path):
     assert names(started(tmp_path).path) == ["config.yaml", "environment.json"]
 
 
+def test_a_run_resumes_with_the_same_plugins_only(tmp_path):
+    config = load_config({"plugins": ["my_methods"]})
+    folder = started(tmp_path / "run", config)
+    folder.admit(config, resume=True)
+    with pytest.raises(FedmsError, match=r"another config: plugins \('my_methods',\), not \(\)"):
+        folder.admit(load_config({}), resume=True)
+
+
+def test_a_damaged_result_counts_as_none(tmp_path):
+    """A resumed run then writes it again, with the checks that a report makes."""
+    folder = started(tmp_path / "run")
+    assert folder.result() is None
+    folder.write_result({"seed": 0, "per_client": [{"name": "client-0"}]})
+    assert folder.result() == {"seed": 0, "per_client": [{"name": "client-0"}]}
+    for damaged in ('{"seed": 0', "[]", '{"per_client": ["client-0"]}'):
+        (folder.path / "result.json").write_text(damaged)
+        assert folder.result() is None
+
+
 def test_reading_loses_no_memory(tmp_path):
     """As `safe_open` of safetensors does: two numbers for each array that it gives out."""
     path = tmp_path / "some.safetensors"

@@ -1,4 +1,4 @@
-"""What a section of a config is; dotted keys, as overrides and variants have them; what is wrong with a value in one line."""
+"""Dotted keys of overrides and variants, and pydantic's errors as one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedms.core.formatting import excerpt
 
 
 def overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
-    """The mapping with one `KEY=VALUE` of the command line put in."""
+    """The mapping after one `KEY=VALUE` of the command line."""
     key, equals, value = text.partition("=")
     option = f"--set {excerpt(text)}"
     if not equals or not key:
@@ -21,15 +21,16 @@ def overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
     return placed(values, key, parse(value, option), option)
 
 
-def placed(values: dict[str, Any], key: str, value: Any, whose: str) -> dict[str, Any]:
-    """The mapping with the value at this dotted key; `whose` it is, for the message."""
+def placed(values: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
+    """The mapping with the value at this dotted key; `source` names the origin of the value, for the
+    message."""
     out = dict(values)
     node = out
     *parents, last = key.split(".")
     for parent in parents:
         child = node.get(parent)
         if child is not None and not isinstance(child, dict):
-            raise ConfigError(f"{whose}: {excerpt(parent)} is a value, not a section")
+            raise ConfigError(f"{source}: {excerpt(parent)} is a value, not a section")
         node[parent] = dict(child or {})
         node = node[parent]
     node[last] = value
@@ -37,7 +38,7 @@ def placed(values: dict[str, Any], key: str, value: Any, whose: str) -> dict[str
 
 
 def tuples(value: Any) -> Any:
-    """The value with tuples for lists, which is what a frozen config holds."""
+    """The value with tuples in place of lists, because a config is immutable."""
     if isinstance(value, Mapping):
         return {key: tuples(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -46,7 +47,7 @@ def tuples(value: Any) -> Any:
 
 
 def first_wrong(error: ValidationError, schema: type[BaseModel]) -> str:
-    """The first thing wrong, naming the key and what is allowed."""
+    """The first error in one line, with the key and the allowed values."""
     first = error.errors(include_url=False)[0]
     key = ".".join(excerpt(str(part)) for part in first["loc"])
     kind, message, given = first["type"], first["msg"], first.get("input")
