@@ -218,7 +218,10 @@ def test_the_partition_is_a_table_and_a_picture(play: Play, config: str) -> None
     result = runner.invoke(app, ["partition", config, "--out", "pictures/partition.png"])
     assert result.exit_code == 0, result.output
     assert "client-1" in result.stdout and "7/1/2" in result.stdout and "[red]price" in result.stdout
-    assert "2 clients, 2 classes, 16 samples" in result.stdout and "\x1b" not in result.output
+    assert (
+        "2 clients, 2 classes, 16 train and validation samples" in result.stdout
+        and "\x1b" not in result.output
+    )
     assert Path("pictures/partition.png").read_bytes().startswith(b"\x89PNG")
 
 

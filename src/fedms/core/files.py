@@ -1,7 +1,8 @@
-"""Files that are written completely or not at all, and checked when they are read. Safetensors and JSON, never pickle.
+"""Files that are written completely or not at all, and checked when they are read. Safetensors and JSON,
+never pickle.
 
-Every write is a call of this module's `os`. These calls are the points at which a process, a disk or the power
-can fail, so tests fail them one by one.
+Every write is a call of this module's `os`. These calls are the points at which a process, a disk or the
+power can fail, so tests fail them one by one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ DIGEST_KEY = "sha256"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, and durably: temporary file, fsync, rename, fsync of the folder."""
+    """Write a file completely or not at all, and durably: temporary file, fsync, rename, fsync of the
+    folder."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with _errors_name(path):
@@ -241,7 +243,8 @@ def _digest(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock the folder for this process. The lock ends with the context or with the process, however that ends.
+    """Lock the folder for this process. The lock ends with the context or with the process, however that
+    ends.
 
     Raises:
         FedmsError: another process holds the lock, or the folder cannot be locked.

@@ -58,9 +58,8 @@ def check_no_escape(folder: Path) -> None:
                 for entry in entries:
                     if entry.is_symlink():
                         if os.path.commonpath([root, os.path.realpath(entry.path)]) != root:
-                            raise FedmsError(
-                                f"{entry.path}: a link that leads out of {folder}; a run's files lie in its folder"
-                            )
+                            what = f"a link that leads out of {folder}; a run's files lie in its folder"
+                            raise FedmsError(f"{entry.path}: {what}")
                     elif entry.is_dir():
                         waiting.append(entry.path)
                     elif not entry.is_file():

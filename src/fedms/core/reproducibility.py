@@ -1,8 +1,8 @@
 """The same bits, wherever the operands lie in memory.
 
-MKL picks the path through a matrix product by the alignment of its operands, and on some CPUs the last bits follow.
-Its conditional numerical reproducibility turns that off. MKL reads the setting once, so it must stand in the
-environment before torch is loaded. docs/performance.md says what it costs.
+MKL picks the path through a matrix product by the alignment of its operands, and on some CPUs the last bits
+follow. Its conditional numerical reproducibility turns that off. MKL reads the setting once, so it must stand
+in the environment before torch is loaded. docs/performance.md says what it costs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Seeds are derived for each purpose; no generator is passed on.
 
-Every generator is seeded from the run's seed and from words for its purpose, stage, round and client. So no draw
-depends on the order of work, on the engine, or on the work before a crash.
+Every generator is seeded from the run's seed and from words for its purpose, stage, round and client. So no
+draw depends on the order of work, on the engine, or on the work before a crash.
 """
 
 from __future__ import annotations

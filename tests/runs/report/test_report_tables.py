@@ -81,8 +81,8 @@ def test_many_clients_and_classes_are_cut() -> None:
     shown = text(partition_table(described, 80))
     assert f"… {500 - MOST_CLIENTS} more" in shown and "classes a mark" in shown
     assert (
-        partition_summary(described)
-        == "500 clients, 300 classes, 150,000 samples; a client holds 300 samples of 300 classes"
+        partition_summary(described) == "500 clients, 300 classes, 150,000 train and validation samples; "
+        "a client holds 300 of them, of 300 classes"
     )
 
 

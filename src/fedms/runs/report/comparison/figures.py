@@ -1,4 +1,4 @@
-"""The other pictures of a comparison: what it costs to get there, single clients, the gate, active blocks, the partition."""
+"""Pictures of a comparison: progress over costs, single clients, the gate, active blocks, the partition."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from fedms.runs.report.drawing import (
 from fedms.runs.report.run.figures import MOST_DOTS, clients_height, dumbbells, partition_picture
 
 PANELS = 4
-"""Small pictures side by side."""
+"""Panels side by side."""
 MOST_CELLS = 26
-"""Most rounds whose active blocks are written as numbers."""
+"""Up to this number of rounds, active blocks are also written as numbers."""
 
 
 def pictures(comparison: Comparison) -> list[Picture]:
@@ -85,7 +85,7 @@ def over_flops(comparison: Comparison) -> Picture | None:
 def _progress(
     comparison: Comparison, name: str, title: str, xlabel: str, unit: str, reach: Callable[[Moment], float]
 ) -> Picture | None:
-    """Validation accuracy over what `reach` says, a small picture a row, each against all others."""
+    """Validation accuracy over the cost `reach`: one panel per row, with all other rows in grey."""
     curves = {
         row.name: [moment for moment in moments(row) if moment.score is not None] for row in comparison.rows
     }
@@ -96,7 +96,7 @@ def _progress(
     power, prefix = scale(max(reached, default=0.0)) if unit else (0, "")
 
     def lines(row: RowResults) -> list[list[tuple[float, float, float]]]:
-        """A line a stage, since stages score different models."""
+        """One line per stage, because stages score different models."""
         return [
             [(reach(m) / 10**power, m.score or 0.0, m.spread or 0.0) for m in stage]
             for _, stage in groupby(curves[row.name], key=lambda moment: moment.stage)
@@ -150,9 +150,9 @@ def _progress(
     return Picture(
         name,
         title,
-        "Mean accuracy on the clients' validation data, over seeds. A line breaks between stages: a global stage scores the shared model, "
-        "a local one the clients' own."
-        + (f" Nothing to train, so no line: {', '.join(silent)}." if silent else ""),
+        "Mean accuracy on the clients' validation data, over seeds. A line breaks between stages: a global "
+        "stage scores the shared model, a local stage the clients' own models."
+        + (f" No line, because nothing is trained: {', '.join(silent)}." if silent else ""),
         figure,
         Numbers(
             (
@@ -184,7 +184,7 @@ def _progress_panel(
     others: Sequence[Sequence[tuple[float, ...]]],
 ) -> None:
     gap = [(float("nan"), float("nan"), 0.0)]
-    joined = [point for line in others for point in (*line, *gap)]  # one path, which keeps the file small
+    joined = [point for line in others for point in (*line, *gap)]  # a single path keeps the file small
     if joined:
         axes.plot(
             [p[0] for p in joined], [p[1] for p in joined], color=MUTED, alpha=0.35, linewidth=1, zorder=1
@@ -216,7 +216,7 @@ def _progress_key(comparison: Comparison, shown: Sequence[RowResults]) -> list[A
 
 
 def clients(comparison: Comparison) -> Picture | None:
-    """Each client's accuracy with the baseline and with the row that comes next."""
+    """Each client's accuracy with the baseline and with the best other row."""
     pairs = _client_pairs(comparison)
     if not pairs:
         return None
@@ -242,12 +242,12 @@ def clients(comparison: Comparison) -> Picture | None:
     both = [(one, two) for *_, one, two in pairs if one is not None and two is not None]
     ahead, level = sum(one > two for one, two in both), sum(one == two for one, two in both)
     tally = (
-        f" Over all seeds {baseline.name} is ahead {ahead} times of {len(both)}, level {level} times."
+        f" Over all seeds, {baseline.name} is higher {ahead} times of {len(both)} and equal {level} times."
         if both
         else ""
     )
     against = (
-        f" with {baseline.name} and with {other}, the best of the others on own data"
+        f" with {baseline.name} and with {other}, the best other row on own data"
         if rival
         else f" with {baseline.name}"
     )
@@ -290,7 +290,7 @@ def _client_pairs(comparison: Comparison) -> list[tuple[Any, str, float | None, 
 
 
 def gate(comparison: Comparison) -> Picture | None:
-    """The gate's share for the global expert against how unlike a client is to the rest."""
+    """Gate weight of the global expert over the distance of a client's classes from everyone's."""
     row, points = next(
         (
             (row, points)
@@ -317,16 +317,16 @@ def gate(comparison: Comparison) -> Picture | None:
             )
         axes.margins(0.12)
         axes.set(
-            xlabel="unlikeness of the client's classes to everybody's (0 to 1)",
-            ylabel="gate's share for the global expert",
+            xlabel="distance of own classes from everyone's (total variation)",
+            ylabel="gate weight of the global expert",
         )
         if 1 < len(seeds) <= len(MARKERS):
             figure.legend(loc="outside upper left", ncols=5, frameon=False, handletextpad=0.2)
     return Picture(
         "gate",
         "Gate",
-        f"How much weight the gate of {row.name} gives the global expert on a client's own test data, against how unlike that client's mix "
-        "of classes is to everybody's (total variation).",
+        f"Gate weight of the global expert of {row.name} on a client's own test data, over the distance of "
+        "that client's class shares from everyone's class shares (total variation, 0 to 1).",
         figure,
         Numbers(
             ("row", "seed", "client", "total_variation", "gate_global_share"),
@@ -336,7 +336,7 @@ def gate(comparison: Comparison) -> Picture | None:
 
 
 def _gate_points(row: RowResults) -> list[tuple[Any, str, float, float]]:
-    """(seed, client, unlikeness, share)."""
+    """(seed, client, distance, gate weight)."""
     points = []
     for run in row.runs:
         held = run.result.get("partition")
@@ -351,7 +351,7 @@ def _gate_points(row: RowResults) -> list[tuple[Any, str, float, float]]:
 
 
 def blocks(comparison: Comparison) -> Picture | None:
-    """Active blocks over rounds, a line of cells a row."""
+    """Active blocks over rounds, one line of cells per row."""
     rounds = [(row, moments(row)) for row in comparison.rows]
     known = [(row, each) for row, each in rounds if any(moment.active_blocks for moment in each)]
     if not known:
@@ -390,7 +390,8 @@ def blocks(comparison: Comparison) -> Picture | None:
     return Picture(
         "blocks",
         "Active blocks",
-        "How many transformer blocks had live LoRA matrices in each round, mean over seeds. An upright line is where a next stage begins.",
+        "Number of transformer blocks with active LoRA matrices in each round, mean over seeds. "
+        "A vertical line marks the start of a stage.",
         figure,
         Numbers(
             ("row", "stage", "round", "active_blocks"),
@@ -404,7 +405,7 @@ def blocks(comparison: Comparison) -> Picture | None:
 
 
 def partition(comparison: Comparison) -> Picture | None:
-    """Who holds what, in the baseline's first run."""
+    """The partition of the baseline's first run."""
     return (
         partition_picture(comparison.baseline.runs[0].result.get("partition"))
         if comparison.baseline.runs
