@@ -1,4 +1,4 @@
-"""Damaged folders of runs and comparisons, links that lead out of them, bad inputs of `predict`: one line, and nothing changed."""
+"""Damaged folders of runs and comparisons, links that lead out, bad inputs of `predict`: one line, nothing changed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def configured(**keys: Any) -> Damage:
 
 
 def folder(name: str) -> Damage:
-    return lambda run: (remove(name)(run), (run / name).mkdir())
+    def put(run: Path) -> None:
+        remove(name)(run)
+        (run / name).mkdir()
+
+    return put
 
 
 def link(name: str, to: str = "../../outside/secret.txt") -> Damage:
@@ -90,7 +94,11 @@ def link(name: str, to: str = "../../outside/secret.txt") -> Damage:
 
 
 def pipe(name: str) -> Damage:
-    return lambda run: (remove(name)(run), os.mkfifo(run / name))
+    def put(run: Path) -> None:
+        remove(name)(run)
+        os.mkfifo(run / name)
+
+    return put
 
 
 def facts(**changes: Any) -> Damage:
@@ -118,6 +126,11 @@ def arrays(change: Callable[[dict[str, Any]], Any]) -> Damage:
     return put
 
 
+def emptied(run: Path) -> None:
+    shutil.rmtree(run)
+    run.mkdir()
+
+
 def foreign(run: Path) -> None:
     held = load_file(run / MODEL)
     save_file(held, run / MODEL)
@@ -132,7 +145,7 @@ def flipped(run: Path) -> None:
 DEEP = "[" * 500 + "]" * 500
 RESULT: dict[str, tuple[Damage, str]] = {
     "empty": (
-        lambda run: [shutil.rmtree(run), run.mkdir()],
+        emptied,
         "run: not a finished run: it has no result.json",
     ),
     "no result": (remove("result.json"), "run: not a finished run: it has no result.json"),

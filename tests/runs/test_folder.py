@@ -1,8 +1,9 @@
-"""Files are whole or not there."""
+"""Files are complete or missing, and a run folder keeps its content."""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from fedms.runs.folder import RunFolder
 
 
 class PowerCut(BaseException):
-    """Not an Exception, as a KeyboardInterrupt is not."""
+    """A BaseException, as KeyboardInterrupt is."""
 
 
 def names(folder: Path) -> list[str]:
@@ -101,7 +102,7 @@ def test_json_has_no_nan_and_damage_is_one_line(tmp_path):
         read_json(tmp_path)
 
 
-# what a client keeps
+# the folder of a client
 
 
 @pytest.fixture
@@ -145,14 +146,17 @@ def test_kinds_are_apart_and_foreign_files_are_left_alone(client):
 
 
 class Reads:
-    """Counts what is read from disk."""
+    """Records the files that are read from disk."""
 
     def __init__(self, monkeypatch) -> None:
         self.paths: list[str] = []
         good = client_folder.read_arrays
-        monkeypatch.setattr(
-            client_folder, "read_arrays", lambda path: self.paths.append(path.name) or good(path)
-        )
+
+        def read(path: Path) -> Any:
+            self.paths.append(path.name)
+            return good(path)
+
+        monkeypatch.setattr(client_folder, "read_arrays", read)
 
 
 def test_what_was_just_written_or_read_is_not_read_again(tmp_path, monkeypatch):
@@ -242,7 +246,7 @@ def test_a_damaged_result_counts_as_none(tmp_path):
 
 
 def test_reading_loses_no_memory(tmp_path):
-    """As `safe_open` of safetensors does: two numbers for each array that it gives out."""
+    """`safe_open` of safetensors leaks two objects with each array; `read_arrays` must not."""
     path = tmp_path / "some.safetensors"
     write_arrays(path, {f"array.{number}": torch.zeros(300, 300) for number in range(20)}, {})
     read_arrays(path)

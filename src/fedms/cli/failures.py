@@ -17,7 +17,8 @@ INTERRUPTED = 130
 MISUSED = 2
 HINT = "; run again with --debug for the traceback"
 _UsageError: Any = typer.BadParameter.__base__
-"""The exception of a wrong command line. Its module depends on the version of typer, so it is found by inheritance."""
+"""The exception of a wrong command line. Its module depends on the version of typer, so it is found by
+inheritance."""
 
 
 class Commands(TyperGroup):
@@ -62,7 +63,7 @@ class Command(TyperCommand):
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader closed the pipe, as in `fedms methods | head`: typer ends without a message
+                raise  # the reader closed the pipe, as in `fedms methods | head`; typer then ends silently
             line, code = describe(error)
             if ctx.find_root().params.get("debug"):
                 import traceback

@@ -1,4 +1,4 @@
-"""Whether the first stage of one run can stand in for another's."""
+"""Reuse of a first stage: which run can take it from which other run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from fedms.runs.reading.run import RESULT
 
 
 def reusable(config: Config, path: Path) -> RunFolder:
-    """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
+    """The run folder at `path`, if its first stage is the one that this config would train.
+
+    Raises:
+        FedmsError: it is not a finished run of this first stage alone.
+    """
     check_no_escape(path)
     folder = RunFolder(path)
     other = folder.config()
@@ -33,7 +37,10 @@ def reusable(config: Config, path: Path) -> RunFolder:
 
 
 def shared_first_stage(config: Config) -> Stage | None:
-    """The method's first stage, if another run of it can stand in for it: the server must hold all that it trains."""
+    """The method's first stage if another run can provide it; None otherwise.
+
+    Another run can provide it if the server holds everything that the stage trains.
+    """
     stages = of(config).stages
     if not stages or config.gate.features != "global" or not set(stages[0].trains) <= set(stages[0].shares):
         return None
@@ -54,9 +61,9 @@ KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
     "log": True,
     "compare": True,
 }
-"""Keys that say nothing of a first, global stage: what comes after it, and how it is computed."""
+"""Keys that do not change the result of a first, global stage: later stages, and how it is computed."""
 
 
 def first_stage_settings(config: Config) -> dict[str, Any]:
-    """All that decides what a first, global stage comes to, its method apart."""
+    """All settings that change the result of a first, global stage, except the method."""
     return config.model_dump(exclude=KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE)

@@ -39,8 +39,8 @@ def require_tensorboard(config: Config) -> None:
 class Events(Silent):
     """Copies each line of a run folder's metrics.jsonl once into event files.
 
-    A resumed run writes its event files again, from the lines that are there after its first round. A step is a
-    line of metrics.jsonl, counted from 1 over the run, as in the report's pictures.
+    A resumed run writes its event files again, from the lines that are there after its first round. A step is
+    a line of metrics.jsonl, counted from 1 over the run, as in the report's pictures.
     """
 
     def __init__(self, folder: RunFolder) -> None:

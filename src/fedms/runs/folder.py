@@ -1,4 +1,5 @@
-"""The run folder, as an experiment writes it and resumes from it. Finished runs are read in `fedms.runs.reading`."""
+"""The run folder, as an experiment writes it and resumes from it. Finished runs are read in
+`fedms.runs.reading`."""
 
 from __future__ import annotations
 
@@ -45,7 +46,8 @@ KEYS_WITHOUT_EFFECT: dict[str, Any] = {
     "cache": {"enabled", "memory_mb", "disk_mb"},
     "federation": {"quorum", "deadline_seconds", "attempts"},
 }
-"""Keys that do not change a run's result, or change it only where clients fail. A resumed run may differ in them."""
+"""Keys that do not change a run's result, or change it only where clients fail. A resumed run may differ in
+them."""
 CHECKPOINTS = 2
 """Server checkpoints that are kept: the newest, and the one before it in case the newest is damaged."""
 
@@ -82,8 +84,8 @@ class RunFolder:
         """Raise unless a run with this config may start (or resume) in this folder.
 
         Raises:
-            FedmsError: the folder is in use by another process, holds other files, or holds a run with another
-                config.
+            FedmsError: the folder is in use by another process, holds other files, or holds a run with
+                another config.
         """
         if self.path.is_dir():
             with locked(self.path):
@@ -114,7 +116,8 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, config: Config, resume: bool) -> Iterator[None]:
-        """Create the folder if it is missing and lock it for this process. Raises FedmsError as `admit` does."""
+        """Create the folder if it is missing and lock it for this process. Raises FedmsError as `admit`
+        does."""
         make_folder(self.path)
         with locked(self.path):
             self._admit(config, resume)
@@ -164,7 +167,8 @@ class RunFolder:
         write_json(self.path / RESULT, result)
 
     def result(self) -> dict[str, Any] | None:
-        """The content of result.json; None if it is missing or damaged, because a resumed run writes it again."""
+        """The content of result.json; None if it is missing or damaged, because a resumed run writes it
+        again."""
         try:
             return read_result(self.path)
         except FedmsError:
@@ -173,14 +177,14 @@ class RunFolder:
     def asked(self, clients: Iterable[str]) -> None:
         """Record that these clients may have written files since the last checkpoint.
 
-        The next checkpoint looks only into their folders: a round of ten clients must not cost a look into the
-        folder of every client.
+        The next checkpoint looks only into their folders: a round of ten clients must not cost a look into
+        the folder of every client.
         """
         self._asked.update(clients)
 
-    # Checkpoint n is the state after n exchanges, with a digest of all lines of metrics.jsonl so far. The lines
-    # themselves are in server/lines.jsonl, which grows with each exchange; inside the checkpoints, every
-    # checkpoint would write all of them again.
+    # Checkpoint n is the state after n exchanges, with a digest of all lines of metrics.jsonl so far. The
+    # lines themselves are in server/lines.jsonl, which grows with each exchange; inside the checkpoints,
+    # every checkpoint would write all of them again.
 
     def checkpoint(
         self,
@@ -213,8 +217,9 @@ class RunFolder:
             note: called with one line for each damaged checkpoint.
 
         Returns:
-            The checkpoint's number, arrays and values. The values include `records`, the lines of metrics.jsonl
-            up to this checkpoint. Without any checkpoint the number is 0 and the run starts from the beginning.
+            The checkpoint's number, arrays and values. The values include `records`, the lines of
+            metrics.jsonl up to this checkpoint. Without any checkpoint the number is 0 and the run starts
+            from the beginning.
         """
         found: tuple[int, dict[str, Tensor], dict[str, Any]] = 0, {}, {"clients": {}}
         lines = b""
@@ -244,7 +249,8 @@ class RunFolder:
         return number, arrays, {**meta, "records": records}
 
     def _lines(self, number: int, count: int, sha256: str) -> bytes:
-        """The lines up to a checkpoint, from server/lines.jsonl or, if that is damaged, from metrics.jsonl."""
+        """The lines up to a checkpoint, from server/lines.jsonl or, if that is damaged, from
+        metrics.jsonl."""
         for path in (self._lines_path, self.path / METRICS):
             with suppress(OSError):
                 lines = b"".join(path.read_bytes().splitlines(keepends=True)[:count])
@@ -277,7 +283,8 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def difference(path: Path, config: Config, ignored: dict[str, Any]) -> str | None:
-    """The first key in which the config in the file differs, with both values; None if there is no difference.
+    """The first key in which the config in the file differs, with both values; None if there is no
+    difference.
 
     `ignored` names keys in the form of pydantic's `exclude`.
     """

@@ -1,4 +1,4 @@
-"""result.json: what an experiment came to."""
+"""The content of result.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedms.model.heads import zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, trained_names
 
 COSTS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops", "evaluation_flops")
-"""Of all rounds together; lines of earlier versions do not have every one."""
+"""Costs that are summed over all lines of metrics.jsonl."""
 
 
 def make_result(
@@ -27,9 +27,15 @@ def make_result(
     peak_memory: int,
     server: Server,
 ) -> dict[str, Any]:
-    """The result. `seconds` are those of all rounds, statistics and the test.
+    """The content of result.json.
 
-    Accuracies are on test data; `validation` holds the same on validation data, for choosing.
+    Accuracies are on test data. `validation` holds the same accuracies on validation data, to choose
+    settings.
+
+    Args:
+        updates: the answers of all clients to the final test.
+        records: the lines of metrics.jsonl.
+        peak_memory: bytes.
     """
     found = sorted(updates, key=lambda update: update.client)
     metrics = [update.metrics for update in found]
@@ -50,10 +56,9 @@ def make_result(
         "gate_networks_kept": sum(m["network_kept"] for m in metrics) if method.gate == "learned" else None,
         "trainable_parameters": trainable,
         "trainable_fraction": trainable / world.backbone.parameter_count,
-        **{key: sum(record.get(key, 0) for record in records) for key in COSTS},
+        **{key: sum(record[key] for record in records) for key in COSTS},
         **{
-            key: round(sum(record.get(key, 0) for record in records), 3)
-            for key in ("evaluation_seconds", "seconds")
+            key: round(sum(record[key] for record in records), 3) for key in ("evaluation_seconds", "seconds")
         },
         "peak_memory_bytes": peak_memory,
         "validation": _accuracies(metrics, "validation") if world.config.evaluation.validation else None,
@@ -106,7 +111,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def trainable_parameters(world: World, method: Method, server: Server) -> int:
-    """How many numbers training may change in one client's final model: its experts' active pairs and heads, its gate."""
+    """Number of trained parameters in a client's final model: active LoRA pairs and heads of its experts, and
+    its gate."""
     config, backbone = world.config, world.backbone
     total = 0
     for stage in {stage.expert: stage for stage in method.stages}.values():

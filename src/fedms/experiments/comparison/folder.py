@@ -1,4 +1,4 @@
-"""A comparison's folder: whose it is, and which runs are in it already."""
+"""The folder of a comparison: its lock, its config, and its finished runs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fedms.core.paths import check_no_escape
 from fedms.runs.folder import ANOTHER_FOLDER_HINT, KEYS_WITHOUT_EFFECT, RunFolder, difference, refuse_used
 
 CONFIG_FILE = "comparison.yaml"
-"""The comparison's config, every default filled in: what makes a folder a comparison's."""
+"""The comparison's config with every default filled in. This file marks the folder of a comparison."""
 
 PREFIX_FOLDER = "prefixes"
-"""What the frozen blocks come to, shared by the runs while the comparison goes on."""
+"""Folder of kept outputs of the frozen blocks, which the runs share. It is removed at the end."""
 
 
 @contextmanager
 def claimed(out: Path, config: Config) -> Iterator[None]:
-    """The folder, made or gone on with, for this process alone.
+    """Create the folder, or resume in it, and lock it for this process.
 
     Raises:
-        FedmsError: it holds something else, another comparison, or one that is going on now.
+        FedmsError: the folder holds other files or another comparison, or another process uses it.
     """
     if out.is_dir():
         check_no_escape(out)
@@ -41,7 +41,7 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
     make_folder(out)
     with locked(out):
         sweep(out)
-        shutil.rmtree(out / PREFIX_FOLDER, ignore_errors=True)  # of a comparison that was killed
+        shutil.rmtree(out / PREFIX_FOLDER, ignore_errors=True)  # left by a comparison that was killed
         write_bytes(out / CONFIG_FILE, config.to_yaml().encode())
         try:
             yield
@@ -50,10 +50,10 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether this run is there, whole; False where it is not, or was only begun.
+    """Whether the folder holds this run, finished; False if it is missing or not finished.
 
     Raises:
-        FedmsError: something else is in its place, or a run with another config.
+        FedmsError: the folder holds something else, or a run with another config.
     """
     held = RunFolder(folder)
     held.admit(config, resume=True)

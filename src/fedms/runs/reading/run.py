@@ -36,7 +36,8 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Span:
-    """A stage on the time axis of all rounds: its first and last round, counted from 1 over the whole run."""
+    """A stage on the time axis: its first and last line of metrics.jsonl, counted from 1 over the whole
+    run."""
 
     stage: str
     first: int
@@ -47,7 +48,7 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a run folder.
 
     Raises:
-        FedmsError: the folder is not there, the run did not finish, or a file of it is damaged.
+        FedmsError: the folder is missing, the run did not finish, or a file is damaged.
     """
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
@@ -77,7 +78,8 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def number(record: Mapping[str, Any], key: str) -> float | None:
-    """The number under `key`; None if it is missing, null, not a number, or at or above NUMBER_LIMIT in size."""
+    """The number under `key`; None if it is missing, null, not a number, or at or above NUMBER_LIMIT in
+    size."""
     value = record.get(key)
     if (
         isinstance(value, bool)
@@ -141,7 +143,8 @@ def damaged_in(result: Mapping[str, Any]) -> str | None:
 
 
 def _is_partition(value: Any) -> bool:
-    """Whether `classes` and `clients` are lists of names, and `counts` has one row per client, one number per class."""
+    """Whether `classes` and `clients` are lists of names, and `counts` has one row per client, one number per
+    class."""
     if not isinstance(value, dict) or not all(_all(value.get(key), str) for key in ("classes", "clients")):
         return False
     rows, classes = value.get("counts") or [], len(value["classes"])
@@ -195,7 +198,8 @@ def _invalid(path: Path) -> FedmsError:
 
 
 def _is_well_formed(value: Any) -> bool:
-    """Whether the nesting is at most DEEPEST_NESTING, and every text can be encoded (JSON allows half a character)."""
+    """Whether the nesting is at most DEEPEST_NESTING, and every text can be encoded (JSON allows half a
+    character)."""
     waiting, seen = [(value, 0)], set()
     while waiting:
         each, depth = waiting.pop()
