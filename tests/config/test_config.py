@@ -105,7 +105,7 @@ def test_a_config_cannot_be_changed():
 
 
 WRONG = [
-    # unknown keys name the key and its siblings
+    # unknown keys: the message lists the keys of the section
     ({"sead": 1}, ("sead: unknown key", "seed", "method", "gate")),
     ({"modle": {}}, ("modle: unknown key", "model")),
     ({"model": {"nam": "x"}}, ("model.nam: unknown key", "name", "max_length", "image_size")),
@@ -115,7 +115,7 @@ WRONG = [
         {"activation": {"capacity": [{"share": 1.0, "blocks": 1, "x": 1}]}},
         ("activation.capacity.0.x: unknown key", "share", "blocks"),
     ),
-    # literals name what is allowed
+    # choices: the message lists the allowed values
     ({"device": "tpu"}, ("device:", "'cpu'", "'cuda'", "'tpu'")),
     ({"model": {"pooling": "max"}}, ("model.pooling:", "'auto'", "'mean'", "'cls'")),
     ({"partition": {"rule": "iid"}}, ("partition.rule:", "'dirichlet'", "'classes'", "'column'", "'equal'")),
@@ -132,7 +132,7 @@ WRONG = [
     ({"mixture": {"on": "features"}}, ("mixture.on:", "'probabilities'", "'logits'")),
     ({"engine": {"name": "ray"}}, ("engine.name:", "'local'")),
     ({"engine": {"stack": 2}}, ("engine.stack: more than 1 wants `deterministic: false`",)),
-    # types are not guessed
+    # types are not converted
     ({"seed": "1"}, ("seed:", "integer", "'1'")),
     ({"seed": True}, ("seed:", "integer", "True")),
     ({"seed": 1.5}, ("seed:", "integer")),
@@ -188,7 +188,7 @@ WRONG = [
     ({"head": {"label_prior": 1.0}}, ("head.label_prior:", "less than 1")),
     ({"activation": {"min_rounds": 9}}, ("activation.min_rounds:", "max_rounds")),
     ({"activation": {"capacity": [{"share": 0.5, "blocks": 1}]}}, ("activation.capacity:", "add up to 1")),
-    # several things wrong: the first, and how many more
+    # several errors: the first, and the number of the others
     ({"seed": "x", "device": "tpu"}, ("seed:", "(and 1 more)")),
     # a choice of a number or a word
     (
@@ -201,7 +201,7 @@ WRONG = [
     ),
     ({"activation": {"blocks": True}}, ("activation.blocks:", "whole number")),
     ({"activation": {"blocks": None}}, ("activation.blocks:", "whole number")),
-    # what would make the message more than a line
+    # values that would break the line of the message
     ({"training": {"learning_rate": float("inf")}}, ("training.learning_rate:", "finite", "inf")),
     ({"a\nb": 1}, ("'a\\nb': unknown key",)),
     ({"model": {"a\nb": 1}}, ("model.'a\\nb': unknown key",)),
@@ -285,7 +285,8 @@ def test_a_file_that_is_no_config_is_one_line_that_names_the_file(tmp_path, cont
 def test_anchors_and_merged_keys_are_no_repetition(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
-        "federation: &a {cohort: 2}\nmixture: &b {}\nlora: {<<: *b, rank: 4}\ntraining: {<<: &c {epochs: 2}, epochs: 3}\n"
+        "federation: &a {cohort: 2}\nmixture: &b {}\nlora: {<<: *b, rank: 4}\n"
+        "training: {<<: &c {epochs: 2}, epochs: 3}\n"
     )
     assert load_config(path).training.epochs == 3
 
