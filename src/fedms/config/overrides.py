@@ -22,8 +22,7 @@ def overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def placed(values: dict[str, Any], key: str, value: Any, source: str) -> dict[str, Any]:
-    """The mapping with the value at this dotted key; `source` names the origin of the value, for the
-    message."""
+    """The mapping with the value at this dotted key. A message names `source` as the value's origin."""
     out = dict(values)
     node = out
     *parents, last = key.split(".")

@@ -1,5 +1,4 @@
-"""The sections of a config. The docstring of each key says what it does; `schema` puts the sections
-together."""
+"""The sections of a config. The docstring of each key says what it does."""
 
 from __future__ import annotations
 
@@ -36,6 +35,8 @@ class Section(BaseModel):
 
 
 class FederationConfig(Section):
+    """Rounds, cohorts, failures and aggregation."""
+
     cohort: int = Field(10, ge=1)
     """Clients asked in each round of the global stage."""
     cohort_local: int | None = Field(None, ge=1)
@@ -76,6 +77,8 @@ class FederationConfig(Section):
 
 
 class ModelConfig(Section):
+    """The frozen backbone and its input."""
+
     name: str = "minilm"
     """`minilm` (the embedded encoder), a name on the Hugging Face hub, or a local folder (`~` is the home
     folder). Weights must be safetensors."""
@@ -92,6 +95,8 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
+    """The data set and its columns."""
+
     source: str = "assistant"
     """`assistant` (the embedded corpus), a name for Hugging Face `datasets` (`name:subset` for one of several
     subsets), a file (CSV, TSV, JSONL, Parquet) or a folder."""
@@ -106,6 +111,8 @@ class DataConfig(Section):
 
 
 class PartitionConfig(Section):
+    """The assignment of samples to clients and splits."""
+
     clients: int = Field(20, ge=1, le=1_000_000)
     """Number of clients."""
     rule: Literal["dirichlet", "classes", "column", "equal"] = "dirichlet"
@@ -129,6 +136,8 @@ class PartitionConfig(Section):
 
 
 class TrainingConfig(Section):
+    """Training on a client."""
+
     epochs: int = Field(1, ge=1)
     """Passes over a client's own training data in each round."""
     batch_size: int = Field(32, ge=1)
@@ -147,16 +156,22 @@ class TrainingConfig(Section):
 
 
 class Tier(Section):
+    """A group of clients with the same capacity."""
+
     share: float = Field(gt=0, le=1)
     """Share of the clients in this tier."""
 
 
 class CapacityTier(Tier):
+    """A tier by the number of blocks."""
+
     blocks: int = Field(ge=1)
     """Capacity: the number of blocks that a client of this tier can train."""
 
 
 class RankTier(Tier):
+    """A tier by the rank of LoRA pairs."""
+
     rank: int = Field(ge=1, le=4096)
     """Rank of the LoRA pairs of a client of this tier."""
 
@@ -167,6 +182,8 @@ def _check_tiers(key: str, tiers: Sequence[Tier]) -> None:
 
 
 class ActivationConfig(Section):
+    """Sparsely activated LoRA: the number of active blocks, and its growth."""
+
     rule: Literal["plateau", "every", "fixed"] = "plateau"
     """When the number of active blocks grows: on a plateau of the validation score, every `every` rounds, or
     never."""
@@ -220,6 +237,8 @@ class ActivationConfig(Section):
 
 
 class LoraConfig(Section):
+    """The LoRA pairs of the experts."""
+
     rank: int = Field(8, ge=1, le=4096)
     """Rank r of the LoRA pairs."""
     tiers: tuple[RankTier, ...] = ()
@@ -240,6 +259,8 @@ class LoraConfig(Section):
 
 
 class HeadConfig(Section):
+    """The task heads."""
+
     kind: Literal["statistics", "means", "text-init", "text", "linear"] = "statistics"
     """How the head starts: `statistics` (federated discriminant), `means` (class means), `text-init`
     (class-name embeddings, then trained), `text` (class-name embeddings, frozen) or `linear` (zeros)."""
@@ -248,6 +269,8 @@ class HeadConfig(Section):
 
 
 class StatisticsConfig(Section):
+    """Federated feature statistics and the discriminant."""
+
     shrinkage: float | None = Field(None, gt=0, le=1)
     """Weight of the identity in the covariance; default: d / (d + n), at least 0.05."""
     rank: int | None = Field(None, ge=1)
@@ -258,6 +281,8 @@ class StatisticsConfig(Section):
 
 
 class GateConfig(Section):
+    """The gate between the global and the local expert."""
+
     objective: Literal["own-or-everyone", "likelihood"] = "own-or-everyone"
     """What the gate learns: whether an input comes from own data or everyone's data, or to raise the
     likelihood of the mixture. The gate collapses with `likelihood`."""
@@ -283,6 +308,8 @@ class GateConfig(Section):
 
 
 class MixtureConfig(Section):
+    """The mixture of the global and the local expert."""
+
     on: Literal["probabilities", "logits"] = "probabilities"
     """The outputs of the two experts that are mixed."""
     local_start: Literal["global", "scratch"] = "global"
@@ -293,6 +320,8 @@ class MixtureConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """Validation and test."""
+
     every: int = Field(1, ge=1)
     """Rounds between two validations in the global stage."""
     clients: int | None = Field(None, ge=1)
@@ -312,6 +341,8 @@ class EvaluationConfig(Section):
 
 
 class CacheConfig(Section):
+    """Kept outputs of the frozen prefix."""
+
     enabled: bool = True
     """Whether outputs of the frozen prefix are kept for every sample."""
     memory_mb: int = Field(2048, ge=0)
@@ -326,6 +357,8 @@ class CacheConfig(Section):
 
 
 class EngineConfig(Section):
+    """The processes in which clients run."""
+
     name: Literal["local"] = "local"
     """Where clients run; `local` is this machine."""
     workers: int | None = Field(None, ge=1, le=1024)
@@ -337,6 +370,8 @@ class EngineConfig(Section):
 
 
 class LogConfig(Section):
+    """Logs beside the run folder's own files."""
+
     tensorboard: bool = False
     """Whether TensorBoard event files are also written, into the run folder's `tensorboard/`. Needs the extra
     `fedms[tensorboard]`."""

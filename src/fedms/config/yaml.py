@@ -21,6 +21,7 @@ class _Loader(yaml.SafeLoader):
     """YAML in which `1e-3` is a number. A repeated key, and a value that contains itself, are errors."""
 
     def construct_document(self, node: yaml.Node) -> Any:
+        """The value of a document, after a check of its size."""
         self.deep_construct = True  # so that a value that contains itself is an error
         if _size(node, {}) > LARGEST_CONFIG:
             raise yaml.constructor.ConstructorError(
@@ -29,6 +30,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, after a check for repeated keys."""
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode):
@@ -46,8 +48,7 @@ _Loader.add_implicit_resolver(
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values in a node after aliases. A node that contains itself counts once; it is an error
-    later."""
+    """Number of values in a node after aliases; a node that contains itself counts once."""
     if id(node) not in known:
         known[id(node)] = 1
         parts = (
@@ -87,14 +88,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_yaml(text: str) -> Any:
-    """The value of a YAML text. Raises yaml.YAMLError, ValueError or RecursionError if the text is not
-    valid."""
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: the text is not valid.
+    """
     return yaml.load(text, _Loader)
 
 
 def parse(text: str, source: str) -> Any:
-    """The value of a YAML text; `source` names its origin, for the message. Raises ConfigError if it is not
-    valid."""
+    """The value of a YAML text.
+
+    Raises:
+        ConfigError: the text is not valid. The message names `source` as its origin.
+    """
     try:
         return load_yaml(text)
     except yaml.YAMLError as error:

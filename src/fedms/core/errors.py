@@ -10,8 +10,7 @@ class FedmsError(Exception):
 
 
 class StorageError(FedmsError):
-    """A file or folder cannot be written: the disk is full or broken, or there is no permission. Earlier
-    content stays."""
+    """A file or folder cannot be written, such as on a full disk. Earlier content stays."""
 
 
 class ConfigError(FedmsError):

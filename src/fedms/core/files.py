@@ -1,5 +1,4 @@
-"""Files that are written completely or not at all, and checked when they are read. Safetensors and JSON,
-never pickle.
+"""Files that are written completely or not at all: safetensors and JSON, never pickle.
 
 Every write is a call of this module's `os`. These calls are the points at which a process, a disk or the
 power can fail, so tests fail them one by one.
@@ -35,8 +34,7 @@ DIGEST_KEY = "sha256"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all, and durably: temporary file, fsync, rename, fsync of the
-    folder."""
+    """Write a file completely or not at all: temporary file, fsync, rename, fsync of the folder."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with _errors_name(path):
@@ -243,8 +241,7 @@ def _digest(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock the folder for this process. The lock ends with the context or with the process, however that
-    ends.
+    """Lock the folder for this process, until the context or the process ends.
 
     Raises:
         FedmsError: another process holds the lock, or the folder cannot be locked.

@@ -74,14 +74,12 @@ def tally(failures: Iterable[Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with every character that a terminal would obey replaced. Names come from data, which may hold
-    anything."""
+    """The text without control characters. Names come from data, which may hold anything."""
     return "".join(character if character.isprintable() else REPLACEMENT for character in text)
 
 
 def one_line(text: object) -> str:
-    """A whole message on one line: white space becomes one blank each, and nothing that does not print
-    stays."""
+    """A message on one line, without control characters and with single blanks."""
     return printable(" ".join(str(text).split()))
 
 

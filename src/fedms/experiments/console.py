@@ -103,14 +103,15 @@ class Live(Silent):
 
 
 class Remaining:
-    """Remaining time, from the measured times of the last rounds of each stage. Its text counts down by
-    itself.
+    """Remaining time, from the times of the last rounds of each stage. Its text counts down.
 
     A stage that has not started is assumed to take as long per round as the last measured stage. Without any
-    measurement the remaining time is unknown.
+        measurement the remaining time is unknown.
     """
 
-    def __init__(self, plan: Sequence[Mapping[str, Any]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: Sequence[Mapping[str, Any]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._plan = [(str(stage["stage"]), int(stage["rounds"])) for stage in plan]
         self._times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=5))
         self._clock = clock

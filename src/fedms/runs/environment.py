@@ -43,8 +43,7 @@ def _version(name: str) -> str | None:
 
 
 def _sources() -> dict[str, Any]:
-    """Commit of the package's sources, and whether the work tree differs from it; None outside a work
-    tree."""
+    """Commit of the package's work tree, and whether files differ from it; None without one."""
     # an installed copy may lie inside the work tree of another project
     if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"git_commit": None, "git_dirty": None}

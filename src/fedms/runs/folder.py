@@ -1,5 +1,4 @@
-"""The run folder, as an experiment writes it and resumes from it. Finished runs are read in
-`fedms.runs.reading`."""
+"""The run folder, as an experiment writes it and resumes from it."""
 
 from __future__ import annotations
 
@@ -116,8 +115,11 @@ class RunFolder:
 
     @contextmanager
     def claimed(self, config: Config, resume: bool) -> Iterator[None]:
-        """Create the folder if it is missing and lock it for this process. Raises FedmsError as `admit`
-        does."""
+        """Create the folder if it is missing and lock it for this process.
+
+        Raises:
+            FedmsError: as `admit`.
+        """
         make_folder(self.path)
         with locked(self.path):
             self._admit(config, resume)
@@ -134,9 +136,11 @@ class RunFolder:
 
     @property
     def clients(self) -> Path:
+        """Folder of all clients' folders."""
         return self.path / "clients"
 
     def client(self, name: str) -> ClientFolder:
+        """The folder of one client. Raises FedmsError if the name could lead elsewhere."""
         if not is_name(name):
             raise FedmsError(f"{self.path}: {excerpt(repr(name))} cannot be a client's name: no {NAME_RULE}")
         return ClientFolder(self.clients / name)
@@ -146,6 +150,7 @@ class RunFolder:
         return {path.name: ClientFolder(path) for path in sorted(found) if path.is_dir()}
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
         append_line(self.path / METRICS, _line(record))
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -164,11 +169,14 @@ class RunFolder:
         return self.path / "server" / f"after-{stage}.safetensors"
 
     def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which marks the run as finished."""
         write_json(self.path / RESULT, result)
 
     def result(self) -> dict[str, Any] | None:
-        """The content of result.json; None if it is missing or damaged, because a resumed run writes it
-        again."""
+        """The content of result.json; None if it is missing or damaged.
+
+        A resumed run writes a damaged one again.
+        """
         try:
             return read_result(self.path)
         except FedmsError:
@@ -249,8 +257,7 @@ class RunFolder:
         return number, arrays, {**meta, "records": records}
 
     def _lines(self, number: int, count: int, sha256: str) -> bytes:
-        """The lines up to a checkpoint, from server/lines.jsonl or, if that is damaged, from
-        metrics.jsonl."""
+        """The lines up to a checkpoint, from server/lines.jsonl or else from metrics.jsonl."""
         for path in (self._lines_path, self.path / METRICS):
             with suppress(OSError):
                 lines = b"".join(path.read_bytes().splitlines(keepends=True)[:count])
@@ -283,8 +290,7 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def difference(path: Path, config: Config, ignored: dict[str, Any]) -> str | None:
-    """The first key in which the config in the file differs, with both values; None if there is no
-    difference.
+    """The first key in which the config in the file differs, with both values; None if none does.
 
     `ignored` names keys in the form of pydantic's `exclude`.
     """

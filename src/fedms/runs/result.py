@@ -111,8 +111,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def trainable_parameters(world: World, method: Method, server: Server) -> int:
-    """Number of trained parameters in a client's final model: active LoRA pairs and heads of its experts, and
-    its gate."""
+    """Number of trained parameters of a client's final model: LoRA pairs, heads and gate."""
     config, backbone = world.config, world.backbone
     total = 0
     for stage in {stage.expert: stage for stage in method.stages}.values():

@@ -84,8 +84,10 @@ def summarise(results: Mapping[str, Sequence[Result]], baseline: str) -> dict[st
 
 
 def compare(results: Sequence[Result], others: Sequence[Result], key: str) -> dict[str, Any]:
-    """One row minus another over pairs: `difference`, its interval `low` to `high`, `p`, `pairs`,
-    `distinguishable`.
+    """One row minus another, over pairs of clients.
+
+    Returns:
+        `difference`, its interval `low` to `high`, `p`, `pairs` (a count) and `distinguishable`.
 
     `low` and `high` are null without an interval; `p` is also null if all pairs of every seed are equal.
     """
@@ -103,8 +105,7 @@ def compare(results: Sequence[Result], others: Sequence[Result], key: str) -> di
 
 
 def differences(results: Sequence[Result], others: Sequence[Result], key: str) -> Differences:
-    """For each common seed, an array over its common clients: the value of one row minus that of the
-    other."""
+    """For each common seed, the differences of its common clients: float64 [clients]."""
     theirs = {other["seed"]: _per_client(other, key) for other in others}
     out = []
     for result in sorted(results, key=lambda result: int(result["seed"])):

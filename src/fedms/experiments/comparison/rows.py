@@ -1,5 +1,4 @@
-"""The rows of a comparison: methods, and variants of methods. They are checked without loading data or
-models."""
+"""The rows of a comparison: methods, and variants of methods. No data or model is loaded here."""
 
 from __future__ import annotations
 
@@ -38,8 +37,7 @@ class Row:
             raise ConfigError(f"{self.name}: {error}") from None
 
     def grid(self, config: Config) -> list[dict[str, Any]]:
-        """Every combination of candidates for keys that affect this row; one empty combination if there are
-        none."""
+        """Every combination of candidates for keys that affect this row; at least one, maybe empty."""
         keys = [
             key for key in config.compare.tune if key not in self.overrides and _matters(key, self.method)
         ]

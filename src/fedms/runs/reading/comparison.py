@@ -196,8 +196,11 @@ def moments(row: RowResults) -> list[Moment]:
 
 
 def unlikeness(counts: Sequence[Sequence[float]]) -> list[float]:
-    """Distance of each client's class shares from everyone's: total variation, 0 (the same) to 1 (no common
-    class)."""
+    """Total variation between each client's class shares and everyone's, from 0 to 1 (no common class).
+
+    Args:
+        counts: [clients][classes].
+    """
     everyone = _shares([sum(column) for column in zip(*counts, strict=True)])
     return [
         sum(abs(own - other) for own, other in zip(_shares(row), everyone, strict=True)) / 2 for row in counts

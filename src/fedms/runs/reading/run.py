@@ -36,8 +36,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Span:
-    """A stage on the time axis: its first and last line of metrics.jsonl, counted from 1 over the whole
-    run."""
+    """A stage with its first and last line of metrics.jsonl, counted from 1."""
 
     stage: str
     first: int
@@ -78,8 +77,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def number(record: Mapping[str, Any], key: str) -> float | None:
-    """The number under `key`; None if it is missing, null, not a number, or at or above NUMBER_LIMIT in
-    size."""
+    """The number under `key`; None if it is missing, null, not a number, or beyond NUMBER_LIMIT."""
     value = record.get(key)
     if (
         isinstance(value, bool)
@@ -143,8 +141,7 @@ def damaged_in(result: Mapping[str, Any]) -> str | None:
 
 
 def _is_partition(value: Any) -> bool:
-    """Whether `classes` and `clients` are lists of names, and `counts` has one row per client, one number per
-    class."""
+    """Whether `classes` and `clients` are lists of names, and `counts` is [clients][classes] or empty."""
     if not isinstance(value, dict) or not all(_all(value.get(key), str) for key in ("classes", "clients")):
         return False
     rows, classes = value.get("counts") or [], len(value["classes"])
@@ -198,8 +195,7 @@ def _invalid(path: Path) -> FedmsError:
 
 
 def _is_well_formed(value: Any) -> bool:
-    """Whether the nesting is at most DEEPEST_NESTING, and every text can be encoded (JSON allows half a
-    character)."""
+    """Whether the nesting is at most DEEPEST_NESTING, and every text can be encoded in UTF-8."""
     waiting, seen = [(value, 0)], set()
     while waiting:
         each, depth = waiting.pop()

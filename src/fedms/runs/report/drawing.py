@@ -1,5 +1,4 @@
-"""The style and the files of pictures: PNG and SVG on white, SVG in the colours of a page's theme, numbers as
-CSV.
+"""The style of pictures, and their files: PNG, SVG, and the numbers as CSV.
 
 The colours below are the light theme. In a page's SVG each of them becomes a CSS variable, so that the page
 selects the theme. Series colours are from the set of Okabe and Ito, two of them darker for contrast on white.
@@ -95,8 +94,7 @@ class Picture:
 
     @cached_property
     def laid_out(self) -> Figure:
-        """The figure with a fixed layout, the same in every file. Finding the layout is the slow part of
-        drawing."""
+        """The figure with a fixed layout. Finding the layout is the slow part of drawing."""
         with style(self.name):
             self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
@@ -145,8 +143,7 @@ def to_svg(picture: Picture) -> str:
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """The style of every picture. `salt`, the picture's name, makes the identifiers in its SVG
-    reproducible."""
+    """The style of every picture. `salt`, its name, makes the identifiers in its SVG reproducible."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
         # a name in a script that the font lacks; the SVG shows it nevertheless
         warnings.filterwarnings("ignore", message="Glyph")

@@ -139,6 +139,7 @@ def subject(config: Mapping[str, Any]) -> str:
     """Model and data set of a config."""
 
     def name(part: str, key: str) -> str:
+        """The value of a key of a section."""
         values = config.get(part)
         return clip(str(values.get(key, MISSING)) if isinstance(values, dict) else MISSING, 60)
 

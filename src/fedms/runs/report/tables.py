@@ -53,8 +53,7 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def methods_table(methods: Sequence[tuple[str, str, str]]) -> Table:
-    """Name, summary and paper of each method, for the terminal. In a narrow terminal only the summary
-    wraps."""
+    """Name, summary and paper of each method, for the terminal. Only the summary wraps."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

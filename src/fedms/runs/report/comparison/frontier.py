@@ -1,5 +1,4 @@
-"""The main picture of a comparison: accuracy on own data over accuracy on everyone's data, every row
-labelled."""
+"""The main picture of a comparison: accuracy on own data over accuracy on everyone's data."""
 
 from __future__ import annotations
 
@@ -102,8 +101,7 @@ def close_up(comparison: Comparison) -> Picture | None:
 
 
 def _crowd(comparison: Comparison, marks: Sequence[Mark]) -> Box | None:
-    """A frame around the baseline's curve, if it contains several rows but only a small part of the
-    picture."""
+    """A frame around the baseline's curve, if it holds several rows in a small part of the picture."""
     points = [
         (x, y)
         for mark in marks
@@ -135,8 +133,7 @@ def _drawn(
     frame: Box | None = None,
     limits: Box | None = None,
 ) -> Figure:
-    """The figure of these marks. Marks in `frame` are named in a key, because the close-up has room for
-    labels."""
+    """The figure of these marks. Marks in `frame` are named in a key; the close-up labels them."""
     keyed = frame is not None or any(mark.key for mark in marks)
     below = 0.17 * math.ceil(len(marks) / 2) + 0.1 if keyed else 0.0
     labelled = [
@@ -243,8 +240,7 @@ def _handle(mark: Mark) -> Line2D:
 def _label(
     axes: Axes, marks: Sequence[Mark], labelled: Sequence[Mark], baseline: RowResults, frame: Box | None
 ) -> None:
-    """Write labels that cover neither marks nor other labels. A distant label is joined to its mark by a thin
-    line."""
+    """Write labels that cover no mark and no label; a thin line joins a distant label to its mark."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
@@ -252,6 +248,7 @@ def _label(
     unit = figure.dpi / 72
 
     def place(x: float, y: float) -> tuple[float, float]:
+        """A data point's position in points."""
         across, up = axes.transData.transform((x, y))
         return across / unit, up / unit
 

@@ -1,5 +1,4 @@
-"""The report of a comparison: one HTML file without network or script, in light and dark, readable on a
-phone."""
+"""The report of a comparison: one HTML file without network or script."""
 
 from __future__ import annotations
 
@@ -33,14 +32,13 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def write_comparison_report(folder: Path) -> Path:
-    """Write `report.html`, and each picture as PNG, SVG and CSV under `figures/`, into a finished
-    comparison's folder.
+    """Write report.html and figures/ (each picture as PNG, SVG and CSV) into a finished comparison's folder.
 
     Returns:
-        The report's path.
+            The report's path.
 
-    Raises:
-        FedmsError: the folder is not a finished comparison, or a file of it is damaged.
+        Raises:
+            FedmsError: the folder is not a finished comparison, or a file of it is damaged.
     """
     comparison = read_comparison(folder)
     drawn = pictures(comparison)

@@ -218,8 +218,12 @@ def clients_height(count: int) -> float:
 def dumbbells(
     axes: Axes, rows: Sequence[tuple[Any, float | None, float | None]], labels: tuple[str, str]
 ) -> None:
-    """Draw two accuracies of each client, joined by a line. Rows are (name, one, other), from the bottom
-    up."""
+    """Draw two accuracies of each client, joined by a line.
+
+    Args:
+        rows: (name, one, other) of each client, from the bottom up.
+        labels: the names of both accuracies.
+    """
     named = len(rows) <= MOST_NAMES
     size = 24 if named else 8
     pairs = [
@@ -359,9 +363,7 @@ def partition_figure(described: Mapping[str, Any]) -> Figure:
         name_ticks(axes.set_xticks, classes, 64, rotation=90)
         name_ticks(axes.set_yticks, names, 48)
         axes.set(xlabel=f"classes ({len(classes):,})", ylabel=f"clients ({len(names):,})")
-        bar = figure.colorbar(
-            image, ax=axes, pad=0.01, aspect=30, label="train and validation samples (count)"
-        )
+        bar = figure.colorbar(image, ax=axes, pad=0.01, aspect=30, label="samples (count)")
         bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         bar.ax.grid(False)
     return figure

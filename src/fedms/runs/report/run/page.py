@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file without network or script, in light and dark, readable on a phone."""
+"""The report of a run: one HTML file without network or script."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ MOST_ROWS = 1000
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html`, and each picture as PNG, SVG and CSV under `figures/`, into a finished run's
-    folder.
+    """Write report.html and figures/ (each picture as PNG, SVG and CSV) into a finished run's folder.
 
     Returns:
-        The report's path.
+            The report's path.
 
-    Raises:
-        FedmsError: the folder is not a finished run.
+        Raises:
+            FedmsError: the folder is not a finished run.
     """
     run = read_run(folder)
     drawn = pictures(run)
