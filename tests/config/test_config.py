@@ -131,7 +131,7 @@ WRONG = [
     ({"gate": {"share": "some"}}, ("gate.share:", "'adapter'", "'none'", "'all'")),
     ({"mixture": {"on": "features"}}, ("mixture.on:", "'probabilities'", "'logits'")),
     ({"engine": {"name": "ray"}}, ("engine.name:", "'local'")),
-    ({"engine": {"stack": 2}}, ("engine.stack: more than 1 wants `deterministic: false`",)),
+    ({"engine": {"stack": 2}}, ("engine.stack: more than 1 needs `deterministic: false`",)),
     # types are not converted
     ({"seed": "1"}, ("seed:", "integer", "'1'")),
     ({"seed": True}, ("seed:", "integer", "True")),

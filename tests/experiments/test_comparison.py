@@ -60,7 +60,7 @@ class Played:
         resume: bool = False,
         **shared: Any,
     ) -> dict[str, Any]:
-        assert resume, "what was begun is gone on with"
+        assert resume, "an earlier run in the folder must be resumed"
         folder = RunFolder(out)
         with folder.claimed(config, resume):
             pass

@@ -117,7 +117,7 @@ class Config(Section):
         self.federation.check(self.partition.clients)
         if self.deterministic and (self.engine.stack or 1) > 1:
             raise ValueError(
-                "engine.stack: more than 1 wants `deterministic: false`, since the last bits differ"
+                "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"
             )
         if self.lora.tiers and self.federation.aggregation != "svd":
             raise ValueError(

@@ -32,7 +32,7 @@ def require_tensorboard(config: Config) -> None:
     """Raise FedmsError if the config asks for event files and TensorBoard is not installed."""
     if config.log.tensorboard and find_spec("tensorboard") is None:
         raise FedmsError(
-            "log.tensorboard: wants TensorBoard, which is not installed: pip install 'fedms[tensorboard]'"
+            "log.tensorboard: needs TensorBoard, which is not installed: pip install 'fedms[tensorboard]'"
         )
 
 

@@ -163,7 +163,7 @@ def _progress_panel(
 
 
 def _progress_key(comparison: Comparison, shown: Sequence[RowResults]) -> list[Any]:
-    own = Line2D([], [], color=GLOBAL, marker="o", markersize=3, label="the row named")
+    own = Line2D([], [], color=GLOBAL, marker="o", markersize=3, label="this row")
     band = Patch(color=GLOBAL, alpha=0.2, linewidth=0, label="± 1 sd over seeds")
     baseline = Line2D(
         [],
@@ -173,7 +173,7 @@ def _progress_key(comparison: Comparison, shown: Sequence[RowResults]) -> list[A
         linewidth=1.3,
         label=picture_text(comparison.baseline.name),
     )
-    others = Line2D([], [], color=MUTED, alpha=0.35, label="all others")
+    others = Line2D([], [], color=MUTED, alpha=0.35, label="all other rows")
     return [
         own,
         band,
