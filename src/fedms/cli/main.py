@@ -125,7 +125,10 @@ def compare(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
-    """Compare methods on the same partitions and budget, over seeds; resume an interrupted comparison."""
+    """Compare methods on the same partitions and budget.
+
+    Every method runs once with each seed. The command resumes a comparison that was interrupted.
+    """
     from fedms.config import load_config
     from fedms.experiments.comparison.rows import narrowed, rows
 
@@ -166,7 +169,7 @@ def partition(
         typer.Option("--out", metavar="FILE", help="Write the picture of the report: .png, .svg or .csv."),
     ] = None,
 ) -> None:
-    """Show the samples and classes of each client, without training."""
+    """Show the samples and classes of each client."""
     from fedms.config import load_config
 
     checked = load_config(config, overrides or [])
@@ -203,7 +206,10 @@ def partition(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")],
 ) -> None:
-    """Write the reports of finished runs or comparisons again, and show their results in one table."""
+    """Write reports of finished runs or comparisons again.
+
+    Also show their results in one table.
+    """
     from fedms.runs.reading.comparison import is_comparison, read_comparison
     from fedms.runs.reading.run import read_run
     from fedms.runs.report.comparison.page import write_comparison_report
@@ -247,7 +253,10 @@ def predict(
         bool, typer.Option("--json", help="One JSON object a line, with every class.")
     ] = False,
 ) -> None:
-    """Predict with one client's model; without TEXT or FILE, for each line of standard input."""
+    """Predict with one client's model.
+
+    Without TEXT or FILE, each line of standard input is one input.
+    """
     from fedms.runs.predict import load
 
     model = load(folder, client)
@@ -275,7 +284,10 @@ def export(
     client: ClientName,
     to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
 ) -> None:
-    """Write one client's experts as PEFT adapters, with their heads and the gate."""
+    """Write one client's model as PEFT adapters.
+
+    The folder also holds the heads and the gate.
+    """
     from fedms.runs.export.export import export_client
     from fedms.runs.predict import load
 
@@ -285,7 +297,10 @@ def export(
 
 @app.command(cls=Command)
 def methods() -> None:
-    """List all methods: a table, or in a pipe one line each with tabs between name, summary and paper."""
+    """List all methods with their summaries and papers.
+
+    On a terminal this is a table, else one line per method with tabs between the cells.
+    """
     from fedms.federation.methods import METHODS
 
     listed = [(method.name, method.summary, method.paper or "") for method in METHODS.values()]
