@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fedms.cli.failures import Command, Commands
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import one_line
 
 SUMMARY = (
@@ -177,8 +178,6 @@ def partition(
     from fedms.runs.report.drawing import SUFFIXES, save_picture
 
     if out is not None and out.suffix not in SUFFIXES:
-        from fedms.core.errors import ConfigError
-
         raise ConfigError(f"--out {out}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
     from fedms.experiments import experiment
@@ -333,8 +332,6 @@ def _show_comparison(folder: Path) -> None:
 
 def _whole_numbers(text: str | None, option: str) -> list[int] | None:
     """Whole numbers between commas; None for None."""
-    from fedms.core.errors import ConfigError
-
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
@@ -355,8 +352,6 @@ def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
 
 def _texts(argument: str) -> list[str]:
     """The lines of a .txt file, or the argument as one text."""
-    from fedms.core.errors import FedmsError
-
     path = Path(argument)
     try:
         is_file = path.is_file()
@@ -374,8 +369,6 @@ def _texts(argument: str) -> list[str]:
 
 def _lines(data: bytes, where: str) -> list[str]:
     """All lines that are not blank. Raises FedmsError if the data is not UTF-8."""
-    from fedms.core.errors import FedmsError
-
     try:
         return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
