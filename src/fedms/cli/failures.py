@@ -17,8 +17,7 @@ INTERRUPTED = 130
 MISUSED = 2
 HINT = "; run again with --debug for the traceback"
 _UsageError: Any = typer.BadParameter.__base__
-"""The exception of a wrong command line. Its module depends on the version of typer, so it is found by
-inheritance."""
+"""The exception of a wrong command line, found by inheritance: its module depends on typer's version."""
 
 
 class Commands(TyperGroup):
@@ -81,7 +80,7 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         what = error.strerror[0].lower() + error.strerror[1:]
         return (f"{error.filename}: {what}" if error.filename else what), 1
-    if "No space left on device" in str(error):  # as libraries report it that are not written in Python
+    if "No space left on device" in str(error):  # libraries in other languages report a full disk so
         return "no space left on device", 1
     if isinstance(error, MemoryError):
         return "out of memory", 1

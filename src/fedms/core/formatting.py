@@ -10,7 +10,7 @@ MISSING = "–"
 """Shown in place of a value that is not there."""
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 LONGEST_EXCERPT = 80
-"""Characters of a key or value in a message, at most."""
+"""Upper bound on the characters of a key or value in a message."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:

@@ -28,7 +28,7 @@ def request_same_bits() -> None:
 
 
 def same_bits_warning() -> str | None:
-    """One line where the last bits are not promised; None where they are."""
+    """One line if the last bits are not promised; None if they are."""
     if _torch_came_first:
         remedy = f"import fedms first, or set {SETTING}={REPRODUCIBLE} in the environment"
         return f"torch was loaded before fedms, so the last bits of results are not promised; {remedy}"
