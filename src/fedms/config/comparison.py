@@ -23,7 +23,7 @@ class CompareConfig(Section):
     methods: tuple[str, ...] | None = None
     """Methods to compare, by their names in `fedms methods`; default: all methods."""
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Further rows: names with the keys that differ, as in `{"prior 0.9": {method: fedms, gate.prior: 0.9}}`."""
+    """Further rows: names with the keys that differ, as in `{"rank 4": {method: fedms, lora.rank: 4}}`."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; every row runs once with each seed."""
     baseline: str = "fedms"

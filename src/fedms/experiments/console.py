@@ -52,7 +52,7 @@ class Live(Silent):
     """A bar over all rounds with stage, blocks, score, loss and remaining time; notes appear above it."""
 
     def __init__(self) -> None:
-        # rich is imported here so that workers and the silent never pay for it
+        # imported here, because workers and quiet runs do not need rich
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(

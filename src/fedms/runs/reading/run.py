@@ -52,9 +52,7 @@ def read_run(folder: Path) -> FinishedRun:
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     check_no_escape(folder)
-    result = read_result(
-        folder
-    )  # first, because a run writes it last: if the run did not finish, it is missing
+    result = read_result(folder)  # first: a run writes this file last, so without it the run did not finish
     return FinishedRun(
         folder=folder,
         config=read_mapping(folder, CONFIG, load_yaml),
