@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from fedms.cli.main import app
 from fedms.experiments.comparison.compare import compare
-from fedms.experiments.comparison.folder import PREFIXES
+from fedms.experiments.comparison.folder import PREFIX_FOLDER
 from fedms.experiments.observers import Silent
 from fedms.model.backbone import Backbone
 
@@ -60,7 +60,7 @@ def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny
         and fedms["versus_baseline"] is None
         and constant["versus_baseline"]["accuracy_local"]["pairs"] == 8
     )
-    assert not (tmp_path / "c" / PREFIXES).exists()
+    assert not (tmp_path / "c" / PREFIX_FOLDER).exists()
     assert len(fedms["frontier"]) == 11 and fedms["std"]["accuracy_local"] is not None
 
 

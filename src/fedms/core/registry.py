@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fedms.core.errors import ConfigError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 
 
 class Names:
@@ -33,7 +33,7 @@ class Names:
             ConfigError: it is there already.
         """
         if name in self._names:
-            raise ConfigError(f"{self.key}: the name {plain(repr(name))} is taken already")
+            raise ConfigError(f"{self.key}: the name {excerpt(repr(name))} is taken already")
         self._names.append(name)
 
     def remove(self, name: str) -> None:
@@ -43,4 +43,4 @@ class Names:
     def check(self, name: str) -> None:
         """Raise ConfigError unless this is one of the names."""
         if name not in self._names:
-            raise ConfigError(f"{self.key}: input should be {self}, not {plain(repr(name))}")
+            raise ConfigError(f"{self.key}: input should be {self}, not {excerpt(repr(name))}")

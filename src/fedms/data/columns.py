@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plain, plural
+from fedms.core.formatting import plural
 from fedms.core.paths import alike
 from fedms.data.images import Place
 from fedms.data.table import Table
@@ -106,11 +106,11 @@ def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> l
         first = next((b, a) for b, a in zip(found, spelled, strict=True) if b != a)
         lines.append(
             f"{source}: {plural(changed, 'label')} rewritten without outer blanks, and `.0` where the whole number is "
-            f"a class too: {plain(repr(first[0]))} is read as {plain(repr(first[1]))}"
+            f"a class too: {excerpt(repr(first[0]))} is read as {excerpt(repr(first[1]))}"
         )
     if same := alike(sorted(set(spelled))):
         lines.append(
-            f"{source}: {plain(repr(same[0]))} and {plain(repr(same[1]))} are two classes, though they look the same"
+            f"{source}: {excerpt(repr(same[0]))} and {excerpt(repr(same[1]))} are two classes, though they look the same"
         )
     return lines
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedms.core import seeds
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.data.images import Images
 from fedms.data.partition import ClientSplit, Partition
 from fedms.data.sources import Dataset
@@ -160,7 +160,9 @@ class FederatedDataset:
             FedmsError: this data set was not handed them.
         """
         if self.evaluation is None or split not in self.evaluation.splits:
-            raise FedmsError(f"everyone's {plain(split)} samples are not held here: hand them to `of_client`")
+            raise FedmsError(
+                f"everyone's {excerpt(split)} samples are not held here: hand them to `of_client`"
+            )
         return _samples(f"everyone/{split}", self.evaluation.splits[split], self.evaluation.rows)
 
     def counts(self) -> np.ndarray:
@@ -192,7 +194,7 @@ class FederatedDataset:
     def _client(self, name: str) -> ClientSplit:
         if name not in self.clients:
             some = ", ".join(list(self.clients)[:3]) + (", ..." if len(self.clients) > 3 else "")
-            raise FedmsError(f"no client {plain(repr(name))} in this data set; it holds {some}")
+            raise FedmsError(f"no client {excerpt(repr(name))} in this data set; it holds {some}")
         return self.clients[name]
 
 

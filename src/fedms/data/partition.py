@@ -10,7 +10,7 @@ import numpy as np
 from fedms.config.sections import PARTITION_RULES, PartitionConfig
 from fedms.core import seeds
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.core.paths import is_name
 from fedms.data.partition_rules import bincount, by_shares, test_sizes, too_few
 from fedms.data.sources import Dataset
@@ -93,11 +93,11 @@ def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition
 
 def _check(names: list[str], owner: np.ndarray, dataset: Dataset, config: PartitionConfig) -> None:
     """Raise FedmsError unless the rule returned what it must."""
-    rule, rows = f"partition.rule {plain(config.rule)}", len(dataset.labels)
+    rule, rows = f"partition.rule {excerpt(config.rule)}", len(dataset.labels)
     if len(names) != config.clients:
         raise FedmsError(f"{rule}: made {len(names)} clients, but partition.clients is {config.clients}")
     if bad := [name for name in names if not is_name(name)]:
-        raise FedmsError(f"{rule}: {plain(repr(bad[0]))} cannot name a client's folder")
+        raise FedmsError(f"{rule}: {excerpt(repr(bad[0]))} cannot name a client's folder")
     if len({name.casefold() for name in names}) < len(names):
         raise FedmsError(f"{rule}: two clients have one name")
     if owner.shape != (rows,) or owner.dtype != np.int64 or not ((owner >= 0) & (owner < len(names))).all():

@@ -14,7 +14,7 @@ from typing import Any
 
 from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.data.table import Table, brief
 
 TAB_NAMES = ("tab", "\\t")
@@ -114,7 +114,7 @@ def _check_header(where: str, header: list[str], separator: str) -> None:
         if likely:
             name = "tab" if likely == "\t" else likely
             raise FedmsError(
-                f"{where}: the header has one column, {plain(repr(header[0]))}: "
+                f"{where}: the header has one column, {excerpt(repr(header[0]))}: "
                 f"if {name!r} stands between its values, set data.separator={name!r}"
             )
     if len(set(header)) != len(header):
@@ -160,7 +160,7 @@ def _check_not_one_object(path: Path, text: str) -> None:
         return
     if isinstance(value, dict) and (name := next((k for k, v in value.items() if _is_long(v)), None)):
         raise FedmsError(
-            f"{path}: row 1 holds many rows under {plain(repr(name))}: write one object a line, each with its text "
+            f"{path}: row 1 holds many rows under {excerpt(repr(name))}: write one object a line, each with its text "
             "and its label (in pandas: to_json(path, orient='records', lines=True))"
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from fedms.config import Config
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.data.sources import Dataset
 from fedms.model.backbone import Backbone
 
@@ -73,7 +73,7 @@ class DataIdentity:
             gone = [name for name in self.classes if name not in now.classes]
             new = [name for name in now.classes if name not in self.classes]
             if gone and new:
-                return f"class {plain(repr(gone[0]))} is gone, and {plain(repr(new[0]))} is new"
+                return f"class {excerpt(repr(gone[0]))} is gone, and {excerpt(repr(new[0]))} is new"
             return "its classes come in another order"
         if self.content != now.content:
             return "samples or their labels are different"
@@ -158,9 +158,9 @@ class Identity:
     def change(self, now: Identity, config: Config) -> str | None:
         """What is different now, in one line that names it; None where nothing is."""
         if change := self.data.change(now.data):
-            return f"data {plain(config.data.source)} changed since then: {change}"
+            return f"data {excerpt(config.data.source)} changed since then: {change}"
         if change := self.model.change(now.model):
-            return f"model {plain(config.model.name)} changed since then: {change}"
+            return f"model {excerpt(config.model.name)} changed since then: {change}"
         return None
 
 

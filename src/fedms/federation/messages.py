@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedms.core.errors import FedmsError
-from fedms.core.files import decode_arrays, encode_arrays, plain
+from fedms.core.files import decode_arrays, encode_arrays, storable
 
 Message = TypeVar("Message")
 FailureKind = Literal["error", "died", "deadline", "refused"]
@@ -95,7 +95,7 @@ def encode(message: Task | Update | Failure) -> bytes:
     values = {key: value for key, value in vars(message).items() if key != "arrays"}
     if isinstance(message, Update):
         values["failure"] = None  # an answer of either kind travels in one form
-    return encode_arrays(plain(message.arrays), values)
+    return encode_arrays(storable(message.arrays), values)
 
 
 def decode_task(data: bytes) -> Task:

@@ -14,7 +14,7 @@ import torch
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.model.backbone import Backbone
 from fedms.model.families import _CLIP, FAMILIES
 
@@ -112,7 +112,7 @@ def _refuse_detours(name: str, source: str) -> None:
     for part in sorted(map(str, parts)):
         if not part.endswith(".safetensors") or Path(part).name != part:
             raise FedmsError(
-                f"model {name}: no usable safetensors weights: model.safetensors.index.json names {plain(part)}"
+                f"model {name}: no usable safetensors weights: model.safetensors.index.json names {excerpt(part)}"
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import read_arrays
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.data.federated import Samples
 from fedms.data.images import decode
 from fedms.data.sources import Dataset
@@ -223,7 +223,7 @@ def load(run: str | Path, client: str) -> Client:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise FedmsError(f"{path}: damaged: not a client's model") from None
     if whose != client:
-        raise FedmsError(f"{path}: damaged: it is the model of {plain(whose)}")
+        raise FedmsError(f"{path}: damaged: it is the model of {excerpt(whose)}")
     try:
         config = folder.config()
         personal = PersonalModel(arrays, of(config), config, kept, scales)
