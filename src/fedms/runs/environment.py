@@ -16,7 +16,8 @@ PACKAGES = ("fedms", "torch", "transformers", "datasets", "safetensors", "numpy"
 
 
 def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
-    """Versions, seed, workers (None where each run has its own), threads, device, git commit and whether the work tree differs from it."""
+    """Versions, seed, workers (None where each run has its own), threads, device, git commit and whether the
+    work tree differs from it, and the absolute folder of the model, null for a hub name."""
     import torch
 
     return {
@@ -27,9 +28,16 @@ def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         **describe_reproducibility(),
+        "model_folder": _model_folder(config.model.name),
         "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
         **_sources(),
     }
+
+
+def _model_folder(name: str) -> str | None:
+    """Where the model lies, so that a relative name works from other folders, too."""
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for an unknown user
+    return str(folder.resolve()) if name != "minilm" and folder.is_dir() else None
 
 
 def _version(name: str) -> str | None:
@@ -40,7 +48,7 @@ def _version(name: str) -> str | None:
 
 
 def _sources() -> dict[str, Any]:
-    """The commit that the package's sources are of, and whether their work tree differs from it; null outside of one."""
+    """The commit of the package's sources, and whether their work tree differs from it; null outside of one."""
     if (
         _git("ls-files", "--error-unmatch", Path(__file__).name) is None
     ):  # an installed copy, perhaps inside another's work tree
