@@ -163,6 +163,32 @@ def test_what_cannot_be_asked(finished):  # noqa: F811
         fedms.load(finished(method="fedavg"), "client-0").predict(TEXTS, 0.5)
 
 
+# --- a model that has moved ----------------------------------------------------------------------
+
+
+def test_a_model_that_has_moved_is_named(finished, checkpoint, tmp_path, monkeypatch):  # noqa: F811
+    shutil.copytree(checkpoint("bert"), tmp_path / "place" / "bert")
+    shutil.copytree(finished(), tmp_path / "run")
+    config = RunFolder(tmp_path / "run").config()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": "place/bert"})})
+    (tmp_path / "run" / "config.yaml").write_text(config.to_yaml())
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["model_folder"] == str(checkpoint("bert"))
+    environment["model_folder"] = str(tmp_path / "place" / "bert")
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
+    expected = fedms.load(finished(), "client-0").predict(TEXTS)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert fedms.load(tmp_path / "run", "client-0").predict(TEXTS) == expected
+    (tmp_path / "place").rename(tmp_path / "moved")
+    with pytest.raises(FedmsError, match=r"place/bert: there is no such folder; if it has moved, .*--model"):
+        fedms.load(tmp_path / "run", "client-0")
+    for model in (tmp_path / "moved" / "bert", "../moved/bert"):
+        assert fedms.load(tmp_path / "run", "client-0", model=model).predict(TEXTS) == expected
+    with pytest.raises(FedmsError, match=r"model \.\./gone: there is no such folder$"):
+        fedms.load(tmp_path / "run", "client-0", model="../gone")
+
+
 # --- the public face -------------------------------------------------------------------------------------------------------------------
 
 

@@ -48,7 +48,7 @@ def _version(name: str) -> str | None:
 
 
 def _sources() -> dict[str, Any]:
-    """The commit of the package's sources, and whether their work tree differs from it; null outside of one."""
+    """The commit of the package's sources, and whether the work tree differs from it; null outside of one."""
     if (
         _git("ls-files", "--error-unmatch", Path(__file__).name) is None
     ):  # an installed copy, perhaps inside another's work tree
