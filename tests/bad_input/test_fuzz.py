@@ -24,7 +24,8 @@ from fedms.data import sources
 from fedms.data.partition import partition
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.model.checkpoints import load_backbone as load_backbone
-from fedms.runs.export.peft import from_peft, write_peft
+from fedms.model.peft import from_peft
+from fedms.runs.export.peft import write_peft
 from fedms.runs.reading.comparison import read_comparison
 from fedms.runs.reading.run import read_run
 from fedms.runs.report.comparison.figures import pictures as comparison_pictures

@@ -1,4 +1,4 @@
-"""One client on new input: what the experiment measured, what an export says, and one line for what cannot be."""
+"""One client on new input: what the experiment measured, what an export says, and one line for all else."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import fedms
 from fedms.core.errors import ConfigError, FedmsError
+from fedms.data.images import upright
 from fedms.federation.world import open_world
 from fedms.runs.export.export import export_client
 from fedms.runs.folder import RunFolder
@@ -189,11 +192,12 @@ def test_a_model_that_has_moved_is_named(finished, checkpoint, tmp_path, monkeyp
         fedms.load(tmp_path / "run", "client-0", model="../gone")
 
 
-# --- the public face -------------------------------------------------------------------------------------------------------------------
+# --- the public face -----------------------------------------------------------------------------
 
 
 def test_the_package_opens_at_once():
-    code = "import sys, fedms; assert not {'torch', 'pydantic', 'numpy', 'fedms.runs.predict'} & set(sys.modules); fedms.Config; fedms.Client"
+    heavy = {"torch", "pydantic", "numpy", "fedms.runs.predict"}
+    code = f"import sys, fedms; assert not {heavy} & set(sys.modules); fedms.Config; fedms.Client"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert all(hasattr(fedms, name) for name in fedms.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -216,7 +220,7 @@ def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch)
     assert all(given == (config, tmp_path / "out", None, None, False) for given in asked)
 
 
-# --- export ----------------------------------------------------------------------------------------------------------------------------
+# --- export --------------------------------------------------------------------------------------
 
 
 def program_of(folder):
@@ -238,6 +242,7 @@ def test_an_export_predicts_the_same_without_fedms(finished, tmp_path, monkeypat
         [Image.new("RGB", (40, 40), shade) for shade in ("white", "red")] if client.kind == "image" else TEXTS
     )
     monkeypatch.chdir(tmp_path / "deep" / "out")
+    monkeypatch.setenv("BASE_MODEL", client.personal.config.model.name)
     program = program_of(tmp_path / "deep" / "out")
     for prior in (None, 0.0, 0.9) if (tmp_path / "deep" / "out" / "gate.json").exists() else (None,):
         found = program["probabilities"](samples, *([] if prior is None else [prior]))
@@ -324,3 +329,71 @@ def test_an_export_is_whole_or_not_at_all(finished, tmp_path, monkeypatch):  # n
     with pytest.raises(OSError, match="No space"):
         export_client(client, tmp_path / "broken")
     assert {path.name for path in tmp_path.iterdir()} == {"full", "file", "empty"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"family": "vit"}, {"method": "fedavg"}], ids=str)
+def test_an_export_names_no_place_of_this_machine(finished, tmp_path, monkeypatch, changes):  # noqa: F811
+    client = fedms.load(finished(**changes), "client-0")
+    files = export_client(client, tmp_path / "out")
+    model = Path(client.personal.config.model.name)
+    for path in files:
+        data = path.read_bytes()
+        assert not any(str(place).encode() in data for place in (model, model.parent, tmp_path, Path.home()))
+    for path in (tmp_path / "out").glob("*/adapter_config.json"):
+        assert json.loads(path.read_text())["base_model_name_or_path"] == model.name
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert f"a folder that was called `{model.name}`" in page
+    assert "Set the environment variable `BASE_MODEL` to the frozen model's folder." in page
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(SystemExit, match=f"BASE_MODEL .* was called {model.name}"):
+        program_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("somebody/some-encoder", "somebody/some-encoder"),
+        ("some-encoder", "some-encoder"),
+    ],
+)
+def test_an_export_names_the_model_of_the_hub(finished, checkpoint, tmp_path, name, said):  # noqa: F811
+    shutil.copytree(finished(), tmp_path / "run")
+    config = RunFolder(tmp_path / "run").config()
+    named = config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
+    (tmp_path / "run" / "config.yaml").write_text(named.to_yaml())
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment | {"model_folder": None}))
+    client = fedms.load(tmp_path / "run", "client-0", model=checkpoint("bert"))
+    export_client(client, tmp_path / "out")
+    for path in (tmp_path / "out").glob("*/adapter_config.json"):
+        assert json.loads(path.read_text())["base_model_name_or_path"] == said
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert f'BASE = os.environ.get("BASE_MODEL", "{said}")' in page
+    assert f"It takes `{said}` from the hub" in page
+
+
+def test_an_exports_program_reads_pictures_as_fedms_does(finished, tmp_path, monkeypatch):  # noqa: F811
+    client = fedms.load(finished(family="vit"), "client-0")
+    export_client(client, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setenv("BASE_MODEL", client.personal.config.model.name)
+    picture = program_of(tmp_path / "out")["picture"]
+    noise = Image.effect_noise((40, 30), 60)
+    for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK"):
+        path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
+        noise.convert(mode).save(path)
+        assert np.array_equal(picture(path), upright(Image.open(path))), mode
+    turned = Image.Exif()
+    turned[274] = 6
+    noise.save(tmp_path / "turned.jpg", exif=turned)
+    assert picture(tmp_path / "turned.jpg").size == (30, 40)
+    ramp = np.array([[0, 1, 257, 258, 32768, 65534, 65535]], np.uint16)
+    for name, dtype in (("deep.png", np.uint16), ("deep.tif", np.uint16), ("big.tif", ">u2")):
+        Image.fromarray(ramp.astype(dtype)).save(tmp_path / name)
+        grey = np.array([[0, 0, 1, 1, 128, 255, 255]], np.uint8)
+        assert np.array_equal(np.asarray(picture(tmp_path / name)), np.stack([grey] * 3, axis=2)), name
+    for name, dtype in (("float.tif", np.float32), ("whole.tif", np.int32)):
+        Image.fromarray(ramp.astype(dtype)).save(tmp_path / name)
+        with pytest.raises(SystemExit, match=f"{name}: cannot read the image: 32 bits a pixel"):
+            picture(tmp_path / name)

@@ -20,6 +20,9 @@ from fedms.model.families import _CLIP, FAMILIES
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+"""Where the hub has the embedded encoder."""
+
 
 def locate(name: str) -> str:
     """The folder or hub name behind `model.name`; `minilm` is the embedded encoder, `~` the home folder."""
@@ -50,7 +53,7 @@ def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
     transformers.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     source = locate(config.name)
-    if _looks_local(config.name) and not Path(source).is_dir():
+    if looks_local(config.name) and not Path(source).is_dir():
         raise FedmsError(f"model {config.name}: there is no such folder")
     try:
         declared = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -116,7 +119,8 @@ def _refuse_detours(name: str, source: str) -> None:
             )
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
+    """Whether a model's name can only be a folder's."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 

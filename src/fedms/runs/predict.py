@@ -25,6 +25,7 @@ from fedms.federation.methods import of
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.prediction import EVEN, ClientOutputs
 from fedms.model.backbone import Backbone
+from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
 from fedms.runs.backbones import SharedBackbone, shared_backbone
 from fedms.runs.folder import RunFolder
 from fedms.runs.reading.run import read_run
@@ -67,6 +68,7 @@ class Client:
         prior: how often it meets its own kind of data, unless `predict` is told otherwise.
         personal: its experts and its gate.
         boundary: the lowest block that carries a pair.
+        hub_name: the frozen model's name on the hub; None if the run had a folder of its own.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Client:
         shared: SharedBackbone,
         prior: float,
         boundary: int,
+        hub_name: str | None = None,
     ) -> None:
         self.name = name
         self.classes = tuple(classes)
         self.personal = personal
         self.prior = prior
         self.boundary = boundary
+        self.hub_name = hub_name
         self._shared = shared
 
     @property
@@ -275,12 +279,14 @@ def load(run: str | Path, client: str, model: str | Path | None = None) -> Clien
     if whose != client:
         raise FedmsError(f"{path}: damaged: it is the model of {plain(whose)}")
     try:
-        config = _with_model(folder.config(), finished.environment, model)
+        declared = folder.config()
+        config = _with_model(declared, finished.environment, model)
         personal = PersonalModel(arrays, of(config), config, kept, scales)
         shared = shared_backbone(config)
     except ConfigError as error:
         raise FedmsError(f"{folder.path / 'config.yaml'}: damaged: {error}") from None
-    found = Client(client, classes, personal, shared, prior, boundary)
+    hub_name = _hub_name(declared.model.name, finished.environment)
+    found = Client(client, classes, personal, shared, prior, boundary, hub_name)
     if not found.fits():
         raise FedmsError(f"{path}: damaged: it does not fit the run's config, its model or its classes")
     return found
@@ -316,3 +322,11 @@ def _with_model(config: Config, environment: Mapping[str, Any], model: str | Pat
         raise FedmsError(f"model {plain(str(place))}: there is no such folder{hint}")
     moved = config.model.model_copy(update={"name": str(folder)})
     return config.model_copy(update={"model": moved})
+
+
+def _hub_name(name: str, environment: Mapping[str, Any]) -> str | None:
+    """The name of the run's model on the hub; None if it was a folder."""
+    if name == "minilm":
+        return MINILM_HUB_NAME
+    was_folder = environment.get("model_folder") is not None or Path(locate(name)).is_dir()
+    return None if was_folder or looks_local(name) else name
