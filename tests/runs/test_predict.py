@@ -393,7 +393,9 @@ def test_an_exports_program_reads_pictures_as_fedms_does(finished, tmp_path, mon
         Image.fromarray(ramp.astype(dtype)).save(tmp_path / name)
         grey = np.array([[0, 0, 1, 1, 128, 255, 255]], np.uint8)
         assert np.array_equal(np.asarray(picture(tmp_path / name)), np.stack([grey] * 3, axis=2)), name
-    for name, dtype in (("float.tif", np.float32), ("whole.tif", np.int32)):
+    Image.fromarray(np.array([[0, 0.25, 1]], np.float32)).save(tmp_path / "float.tif")
+    assert np.asarray(picture(tmp_path / "float.tif"))[0, :, 0].tolist() == [0, 64, 255]
+    for name, dtype in (("wide.tif", np.float32), ("whole.tif", np.int32)):
         Image.fromarray(ramp.astype(dtype)).save(tmp_path / name)
-        with pytest.raises(SystemExit, match=f"{name}: cannot read the image: 32 bits a pixel"):
+        with pytest.raises(SystemExit, match=f"{name}: cannot read the image: pixels outside 0 to"):
             picture(tmp_path / name)

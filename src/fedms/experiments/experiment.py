@@ -20,12 +20,14 @@ from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Asking, Round
 from fedms.experiments.tensorboard import Events, require_tensorboard
+from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
 from fedms.federation.method import Stage
 from fedms.federation.methods import find, of
 from fedms.federation.prediction import gate_reads_statistics
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
+from fedms.model.arrays import Arrays
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.result import make_result
@@ -67,11 +69,12 @@ def run(
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
         world.dataset.check()
+        adapter = adapter_pairs(config, world.backbone)
         with folder.claimed(config, resume), LocalEngine(world, out, prefixes) as engine:
             folder.describe(describe_environment(config, engine.workers))
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-            return Experiment(world, folder, engine, Several(watchers)).run(first, resume)
+            return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
     finally:
         torch.set_num_threads(threads)
 
@@ -110,14 +113,16 @@ class Experiment:
         reused: whether the first stage is another run's.
     """
 
-    def __init__(self, world: World, folder: RunFolder, engine: LocalEngine, observer: Observer) -> None:
+    def __init__(
+        self, world: World, folder: RunFolder, engine: LocalEngine, observer: Observer, adapter: Arrays
+    ) -> None:
         self.world = world
         self.config = world.config
         self.folder = folder
         self.engine = engine
         self.observer = observer
         self.method = of(self.config)
-        self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks)
+        self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks, adapter)
         self.asking = Asking(
             self.server, Admission(self.server, world.classes, world.capacities), engine, folder, observer
         )

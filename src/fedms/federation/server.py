@@ -39,6 +39,7 @@ class Server:
         declared: by client, of how many samples it has said that it holds them, by split.
         averaged: of what round the present average is, and of how many samples by block, where clients take themselves out of it;
             and who is in it.
+        adapter: the pairs from which the global expert starts (`model.adapter`).
         prior: how often a client meets its own kind of data, as the mixture will assume.
         interpolation: how far the local experts go from where they started to where training took them; until it is known, all the way.
         evidence_scales: how far the gate's evidence is trusted at each prior between 0 and 1, chosen on all clients' validation data.
@@ -51,8 +52,10 @@ class Server:
         backbone: Backbone,
         clients: Sequence[str],
         ranks: Mapping[str, int],
+        adapter: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.config = config
+        self.adapter = adapter or {}
         self.method = method
         self.ranks = ranks
         self.backbone = backbone
@@ -228,6 +231,7 @@ class Server:
     def _fresh(self, stage: Stage) -> Arrays:
         config = self.config
         pairs = fresh_lora(self.backbone, self.active(stage), config.lora.rank, config.seed)
+        pairs |= {name: array for name, array in self.adapter.items() if name in pairs}
         return pairs | fresh_parts(self.backbone, stage.shares, (), config.model.prompt_tokens, config.seed)
 
     def settle(self) -> None:

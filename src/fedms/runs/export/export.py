@@ -140,8 +140,7 @@ def _write(client: Client, folder: Path) -> None:
 
 
 def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The content of gate.json, and the gate's tensors: two linear layers for the evidence, and the network if
-    it is kept."""
+    """The content of gate.json, and the tensors: the evidence as two linear layers, and the network."""
     personal, config = client.personal, client.personal.config
     described = {
         "client": client.name,

@@ -88,12 +88,17 @@ POOLING = {
 }
 PICTURE = """
 def picture(path):
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I;16"):  # 65535 is 255
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        sys.exit(f"{path}: cannot read the image: 32 bits a pixel have no known range; save it with 8 or 16")
-    return image.convert("RGB")
+    image = Image.open(path)
+    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    turned = ImageOps.exif_transpose(image)
+    if mode in ("F", "I") or mode.startswith("I;16"):
+        brightest = 1 if mode == "F" else 2 ** tags.get(258, (16,))[0] - 1
+        values = np.asarray(turned).astype(np.float64) / brightest
+        if brightest > 65535 or not ((values >= 0) & (values <= 1)).all():
+            sys.exit(f"{path}: cannot read the image: pixels outside 0 to {min(brightest, 65535):,}")
+        grey = np.floor(values * 255 + 0.5)
+        turned = Image.fromarray((255 - grey if tags.get(262) == 0 else grey).astype(np.uint8))
+    return turned.convert("RGB")
 
 """
 LOG_R = (
