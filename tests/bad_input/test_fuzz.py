@@ -1,4 +1,4 @@
-"""Whatever a file, a config or a message holds: it is read, or refused in one line. FEDMS_FUZZ=100 looks a hundred times as long."""
+"""Whatever bytes are read, the answer is a value or one line: files, messages, adapters, run folders."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from fedms.core.errors import FedmsError
 from fedms.core.formatting import plain
 from fedms.model.backbone import Backbone
 from fedms.model.families import _CLIP, FAMILIES
+from fedms.model.formats import adapter_refusal, check_format
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -53,6 +54,7 @@ def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
     transformers.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     source = locate(config.name)
+    check_format(config.name, source)
     if looks_local(config.name) and not Path(source).is_dir():
         raise FedmsError(f"model {config.name}: there is no such folder")
     try:
@@ -111,7 +113,7 @@ def _refuse_detours(name: str, source: str) -> None:
     except Exception as error:
         raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
     if adapter is not None:
-        raise FedmsError(f"model {name}: holds adapter_config.json, so it is an adapter and no whole model")
+        raise adapter_refusal(name, adapter)
     for part in sorted(map(str, parts)):
         if not part.endswith(".safetensors") or Path(part).name != part:
             raise FedmsError(
