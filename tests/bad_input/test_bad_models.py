@@ -21,7 +21,11 @@ CODE = "import os\nos.mkdir('executed')\n"
 
 
 def remove(*names: str) -> Callable[[Path], object]:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def put(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return put
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:

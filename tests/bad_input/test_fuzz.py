@@ -1,4 +1,7 @@
-"""Whatever bytes are read, the answer is a value or one line: files, messages, adapters, run folders."""
+"""Whatever a file, a config or a message holds, it is read or refused in one line.
+
+FEDMS_FUZZ=100 searches a hundred times as long.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from fedms.experiments import experiment
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.methods import of
 from fedms.federation.server import Server
-from fedms.model.arrays import group, strip
+from fedms.model.arrays import Arrays, group, strip
 from fedms.runs.export.export import export_client
 from fedms.runs.folder import RunFolder
 from tiny_run import finished  # noqa: F401 (a fixture)
@@ -22,7 +22,7 @@ def adapter(finished, tmp_path):  # noqa: F811
     """The global expert of a finished run, as an adapter and as arrays."""
     client = fedms.load(finished(), "client-0")
     export_client(client, tmp_path / "export")
-    arrays = client.personal.global_expert.arrays
+    arrays = strip(client.personal.arrays, "global/")
     pairs = {name: array for name, array in arrays.items() if name.startswith("block.")}
     return tmp_path / "export" / "global", pairs
 
@@ -41,7 +41,7 @@ def pairs_of(arrays):
 def test_the_first_round_begins_with_the_adapters_pairs(finished, adapter, tmp_path, monkeypatch):  # noqa: F811
     folder, pairs = adapter
     config = started(finished, folder, **{"activation.rule": "fixed"})
-    sent = []
+    sent: list[Arrays] = []
     real = Server.tasks
 
     def tasks(self, kind, clients, stage, number, arrays=None, **settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,7 +94,8 @@ def test_the_line_says_which_input_it_is(finished, odd, words):  # noqa: F811
 
 def test_pictures_that_are_none_are_one_line(finished):  # noqa: F811
     client = fedms.load(finished(family="vit"), "client-0")
-    for odd in (np.zeros((9, 9, 3), np.uint8), None, b"", 3):
+    odds: list[Any] = [np.zeros((9, 9, 3), np.uint8), None, b"", 3]
+    for odd in odds:
         with pytest.raises(FedmsError, match="input 1: the model reads images, not"):
             client.predict([odd])
     with pytest.raises(FedmsError, match="cannot read the image") as caught:
@@ -115,7 +117,7 @@ def test_a_picture_can_be_asked_about_again(finished, tmp_path):  # noqa: F811
         )
 
 
-def test_memory_does_not_grow_with_the_inputs(finished):  # noqa: F811
+def test_memory_does_not_grow_with_the_inputs(finished, monkeypatch):  # noqa: F811
     """Of many inputs, no more than a chunk is read ahead, and each chunk is answered as it would be alone."""
     client = fedms.load(finished(), "client-0")
     read, judged = 0, []
@@ -127,7 +129,12 @@ def test_memory_does_not_grow_with_the_inputs(finished):  # noqa: F811
             yield f"play music {'louder ' * (number % 5)}"
 
     real = client.judge
-    client.judge = lambda chunk, before: judged.append((len(chunk), read)) or real(chunk, before)
+
+    def judge(chunk, before):
+        judged.append((len(chunk), read))
+        return real(chunk, before)
+
+    monkeypatch.setattr(client, "judge", judge)
     texts = list(islice(endless(), 2 * CHUNK + 10))
     read = 0
     found = client.predict_proba(islice(endless(), 2 * CHUNK + 10))

@@ -6,9 +6,11 @@ import gc
 import shutil
 import threading
 import weakref
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,18 +84,9 @@ def test_a_model_that_has_changed_is_loaded_again(finished, checkpoint, tmp_path
 
 # the caller's torch state
 
-AMBIENT = {
-    "inference mode": torch.inference_mode,
-    "no gradients": torch.no_grad,
-    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
-    "another device": lambda: torch.device("meta"),
-    "float64": lambda: default_dtype(torch.float64),
-    "bfloat16": lambda: default_dtype(torch.bfloat16),
-}
-
 
 @contextmanager
-def default_dtype(dtype):
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -101,6 +94,16 @@ def default_dtype(dtype):
         assert torch.get_default_dtype() == dtype, "it is the caller's"
     finally:
         torch.set_default_dtype(before)
+
+
+AMBIENT: dict[str, Callable[[], Any]] = {
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "another device": lambda: torch.device("meta"),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+}
 
 
 @pytest.mark.parametrize("ambient", AMBIENT.values(), ids=AMBIENT)
