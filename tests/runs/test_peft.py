@@ -19,8 +19,9 @@ from fedms.model.checkpoints import load_backbone, locate
 from fedms.model.expert import Expert
 from fedms.model.heads import head
 from fedms.model.parts import fresh_lora
+from fedms.model.peft import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS, WEIGHTS, from_peft
 from fedms.model.statistics import normalise
-from fedms.runs.export.peft import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS, WEIGHTS, from_peft, to_peft, write_peft
+from fedms.runs.export.peft import to_peft, write_peft
 
 LORA = LoraConfig(rank=4, alpha=6.0)
 SCALE = LORA.alpha / LORA.rank

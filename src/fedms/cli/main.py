@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from fedms.cli.failures import Command, Commands
+from fedms.cli.streams import prepare_streams
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import one_line
 
@@ -35,6 +36,10 @@ app = typer.Typer(
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="The client.")]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="FOLDER", help="The folder of the run's frozen model, if it has moved."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable."),
@@ -251,6 +256,7 @@ def predict(
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, with every class.")
     ] = False,
+    model_folder: ModelFolder = None,
 ) -> None:
     """Predict with one client's model.
 
@@ -258,7 +264,7 @@ def predict(
     """
     from fedms.runs.predict import load
 
-    model = load(folder, client)
+    model = load(folder, client, model_folder)
     samples = _samples(inputs, model.kind)
     predictions = model.predict(samples, prior)
     width = max((len(each.label) for each in predictions), default=0)
@@ -282,6 +288,7 @@ def export(
     folder: RunFolder,
     client: ClientName,
     to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
+    model_folder: ModelFolder = None,
 ) -> None:
     """Write one client's model as PEFT adapters.
 
@@ -290,7 +297,7 @@ def export(
     from fedms.runs.export.export import export_client
     from fedms.runs.predict import load
 
-    for path in export_client(load(folder, client), to):
+    for path in export_client(load(folder, client, model_folder), to):
         typer.echo(path)
 
 
@@ -390,4 +397,5 @@ def _print(table: Any) -> None:
 
 def main() -> None:
     """The entry point."""
+    prepare_streams()
     app(prog_name="fedms")

@@ -110,6 +110,9 @@ class ModelConfig(Section):
     images."""
     prompt_tokens: int = Field(8, ge=1, le=1024)
     """Number of soft prompt tokens, for method `promptfl`."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter of rank `lora.rank` from which the global expert's pairs start; default: a random
+    A, and a B of zeros. A block gets its pairs when it is activated."""
 
 
 class DataConfig(Section):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plural
+from fedms.core.formatting import excerpt, plural
 from fedms.core.paths import alike
 from fedms.data.images import Place
 from fedms.data.table import Table

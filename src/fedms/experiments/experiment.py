@@ -23,6 +23,7 @@ from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
+from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import (
     CALIBRATION,
@@ -41,6 +42,7 @@ from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
+from fedms.model.arrays import Arrays
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.result import make_result
@@ -91,11 +93,12 @@ def run(
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
         world.check()
+        adapter = adapter_pairs(config, world.backbone)
         with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
             folder.describe(describe_environment(config, engine.workers))
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-            return Experiment(world, folder, engine, Several(watchers)).run(first, resume)
+            return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
     finally:
         torch.set_num_threads(threads)
 
@@ -138,14 +141,16 @@ class Experiment:
         base_means: the federated class means of frozen features, which judge pictures before any training.
     """
 
-    def __init__(self, world: World, folder: RunFolder, engine: Engine, observer: Observer) -> None:
+    def __init__(
+        self, world: World, folder: RunFolder, engine: Engine, observer: Observer, adapter: Arrays
+    ) -> None:
         self.world = world
         self.config = world.config
         self.recipe = recipe_for(self.config)
         self.folder = folder
         self.engine = engine
         self.observer = observer
-        self.server = Server(self.recipe, world.backbone, list(world.clients), world.ranks)
+        self.server = Server(self.recipe, world.backbone, list(world.clients), world.ranks, adapter)
         admission = Admission(self.server, world.classes, world.capacities)
         self.rounds = Rounds(self.server, admission, engine, folder, observer)
         self.closed = 0

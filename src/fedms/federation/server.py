@@ -28,17 +28,28 @@ from fedms.model.parts import fresh_lora, fresh_parts, trained_names
 class Server:
     """The state of a federation between rounds. It holds no samples, and nothing private of any client.
 
-    Attributes: sampling: draws who is asked. ledger: what is known of each client. shared: what the present
-    stage averages. frozen: what no stage averages any more: the start of what is private, and the settled
-    global expert. discriminant: of the federation's sums, once clients have sent them. settled: whether the
-    global expert is finished and frozen. averaged: stage, round and weights by block of the present average,
-    where clients take themselves out of it; and the clients in it.
+    Attributes:
+        sampling: draws who is asked.
+        ledger: what is known of each client.
+        shared: what the present stage averages.
+        frozen: what no stage averages any more: the start of what is private, and the settled global expert.
+        discriminant: of the federation's sums, once clients have sent them.
+        settled: whether the global expert is finished and frozen.
+        averaged: stage, round and weights by block of the present average, where clients take themselves out
+            of it; and the clients in it.
+        adapter: the pairs from which the global expert starts (`model.adapter`).
     """
 
     def __init__(
-        self, recipe: Recipe, backbone: Backbone, clients: Sequence[str], ranks: Mapping[str, int]
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        clients: Sequence[str],
+        ranks: Mapping[str, int],
+        adapter: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.recipe = recipe
+        self.adapter = adapter or {}
         self.ranks = ranks
         self.backbone = backbone
         self.sampling = Sampling(recipe.config, clients)
@@ -164,6 +175,7 @@ class Server:
     def _fresh(self, stage: Stage) -> Arrays:
         config = self.config
         pairs = fresh_lora(self.backbone, self.active(stage), config.lora.rank, config.seed)
+        pairs |= {name: array for name, array in self.adapter.items() if name in pairs}
         return pairs | fresh_parts(self.backbone, stage.shares, (), config.model.prompt_tokens, config.seed)
 
     def settle(self) -> None:

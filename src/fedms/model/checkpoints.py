@@ -17,8 +17,12 @@ from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
 from fedms.model.backbone import Backbone
 from fedms.model.families import _CLIP, FAMILIES
+from fedms.model.formats import adapter_refusal, check_format
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+"""Where the hub has the embedded encoder."""
 
 
 def locate(name: str) -> str:
@@ -50,7 +54,8 @@ def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
     transformers.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     source = locate(config.name)
-    if _looks_local(config.name) and not Path(source).is_dir():
+    check_format(config.name, source)
+    if looks_local(config.name) and not Path(source).is_dir():
         raise FedmsError(f"model {config.name}: there is no such folder")
     try:
         declared = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -108,7 +113,7 @@ def _refuse_detours(name: str, source: str) -> None:
     except Exception as error:
         raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
     if adapter is not None:
-        raise FedmsError(f"model {name}: holds adapter_config.json, so it is an adapter and no whole model")
+        raise adapter_refusal(name, adapter)
     for part in sorted(map(str, parts)):
         if not part.endswith(".safetensors") or Path(part).name != part:
             raise FedmsError(
@@ -116,7 +121,8 @@ def _refuse_detours(name: str, source: str) -> None:
             )
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
+    """Whether a model's name can only be a folder's."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 

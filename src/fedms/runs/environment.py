@@ -30,9 +30,16 @@ def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         **describe_reproducibility(),
+        "model_folder": _model_folder(config.model.name),
         "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
         **_sources(),
     }
+
+
+def _model_folder(name: str) -> str | None:
+    """Where the model lies, so that a relative name works from other folders, too."""
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for an unknown user
+    return str(folder.resolve()) if name != "minilm" and folder.is_dir() else None
 
 
 def _version(name: str) -> str | None:

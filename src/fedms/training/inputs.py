@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,9 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset
 from fedms.model.backbone import Backbone, attention_mask
 from fedms.model.checkpoints import first_line, locate
+
+_tokenizing = threading.Lock()
+"""A tokenizer holds the length at which it truncates, and threads and clients share it."""
 
 
 class Inputs(Protocol):
@@ -43,9 +47,9 @@ class TextInputs:
     def _of(self, rows: np.ndarray) -> list[np.ndarray]:
         new = [int(row) for row in rows if int(row) not in self._ids]
         if new:
-            encoded = self._tokenizer(
-                [self._texts[row] for row in new], truncation=True, max_length=self._max_length
-            )
+            texts = [self._texts[row] for row in new]
+            with _tokenizing:
+                encoded = self._tokenizer(texts, truncation=True, max_length=self._max_length)
             for row, ids in zip(new, encoded["input_ids"], strict=True):
                 self._ids[row] = np.asarray(ids, dtype=np.int32)
         return [self._ids[int(row)] for row in rows]
