@@ -23,7 +23,7 @@ from fedms.data.images import decode
 from fedms.data.sources import Dataset
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
-from fedms.federation.prediction import ClientOutputs
+from fedms.federation.prediction import ClientOutputs, judge
 from fedms.federation.recipe import recipe_for
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
