@@ -1,8 +1,8 @@
 """In what way clients train: in how many processes, and how many together in one batch. It is measured.
 
-The measure is a few steps of real training tasks with real samples, done by the client's side. So clients that
-cannot train together are not measured as if they could. The frozen prefix is left out: it is computed once, in
-whatever way clients train.
+The measure is a few steps of real training tasks with real samples, done by the client's side. So clients
+that cannot train together are not measured as if they could. The frozen prefix is left out, since it is
+computed once, in whatever way clients train.
 """
 
 from __future__ import annotations
