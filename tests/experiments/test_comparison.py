@@ -386,13 +386,13 @@ def test_an_interrupted_comparison_does_only_what_is_missing(played, tmp_path):
     compare(config_of(), out, notes)
     assert played.names(out)[2:] == ["runs/fedavg-sal-1", "runs/fedms-1"]
     assert notes.notes == [
-        "2 of 4 runs are there",
+        "2 of 4 runs are finished already",
         "run 3 of 4: fedavg-sal, seed 1",
         "run 4 of 4: fedms, seed 1",
     ]
     before = json.loads((out / "comparison.json").read_text())
     compare(config_of(), out, notes)
-    assert len(played.ran) == 4 and notes.notes[-1] == "4 of 4 runs are there"
+    assert len(played.ran) == 4 and notes.notes[-1] == "4 of 4 runs are finished already"
     assert json.loads((out / "comparison.json").read_text()) == before
 
 
@@ -412,7 +412,7 @@ def test_a_comparison_can_grow_and_a_spent_first_stage_may_go(played, tmp_path):
         out,
         notes,
     )
-    assert notes.notes[0] == "2 of 5 runs are there" and len(played.ran) == 6 and made["seeds"] == [0, 1]
+    assert notes.notes[0] == "2 of 5 runs are finished already" and len(played.ran) == 6 and made["seeds"] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def test_the_command_shows_a_table_and_says_where_it_is(tiny, tmp_path, monkeypa
     )
     assert len(list((tmp_path / "runs/tiny-compare").glob("runs/*/tensorboard/events.*"))) == 4
     again = CliRunner().invoke(app, command)
-    assert "4 of 4 runs are there" in again.stdout and "global 1/2" not in again.stdout
+    assert "4 of 4 runs are finished already" in again.stdout and "global 1/2" not in again.stdout
     assert CliRunner().invoke(app, ["report", "runs/tiny-compare"]).exit_code == 0
     values = json.loads((tmp_path / "runs/tiny-compare/comparison.json").read_text())
     assert (
