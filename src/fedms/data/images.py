@@ -3,10 +3,10 @@
 `decode` is the one way from a picture to what a model's processor gets. Its rules:
 
 - An orientation that the camera noted (EXIF) is applied.
-- 16-bit greyscale is divided by its format's range: 65,535, or 4,095 in a 12-bit TIFF. A TIFF in which 0 is white
-  is inverted.
+- 16-bit greyscale is divided by its format's range: 65,535, or 4,095 in a 12-bit TIFF. A TIFF in which 0 is
+  white is inverted.
 - Float pixels must lie between 0 and 1, and are multiplied by 255.
-- 32-bit integers have no fixed range: they are refused, except from PNG and PGM, which define 65,535 as white.
+- 32-bit integers have no fixed range: they are refused, except from PNG and PGM (65,535 is white).
 - Palette, CMYK, YCbCr, HSV, 1-bit and greyscale pictures are converted by Pillow. Transparency is dropped.
 - Of several pages or frames, the first counts (of a `PIL.Image`, the current one).
 """
@@ -41,7 +41,7 @@ Place = tuple[Opener, int, str]
 
 
 class Images(Sequence[Any]):
-    """Images read from their place each time they are asked for, so memory holds none of them. Can be pickled."""
+    """Images read from their place each time they are asked for: memory holds none. Can be pickled."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
@@ -77,10 +77,10 @@ class Images(Sequence[Any]):
 
 
 def decode(picture: Image.Image | str | Path | Opener, where: str) -> Image.Image:
-    """One picture as a model's processor gets it: whole, upright, 8-bit RGB (the rules are in the module's text).
+    """One picture as a model's processor gets it: whole, upright, 8-bit RGB.
 
     Args:
-        picture: decoded or opened by Pillow, a path, or what opens it. A `PIL.Image` that is given stays open.
+        picture: decoded or opened by Pillow, a path, or an opener. A `PIL.Image` stays open.
         where: what the message calls it.
 
     Raises:
