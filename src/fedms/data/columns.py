@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
@@ -116,7 +116,7 @@ def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> l
     return lines
 
 
-def classes(source: str, train: set[str], test: set[str], declared: Sequence[str]) -> tuple[str, ...]:
+def classes(source: str, train: set[str], test: set[str], declared: Collection[str]) -> tuple[str, ...]:
     """The classes that training samples have: in their declared order, the rest sorted.
 
     Raises:

@@ -231,8 +231,8 @@ def repeated(digests: Sequence[bytes], parts: Partition) -> str | None:
     if not same:
         return None
     return (
-        f"{len(same):,} of {len(tests):,} test samples are also training or validation samples, such as sample "
-        f"{same[0] + 1}, the same as sample {known[digests[same[0]]] + 1}: the test accuracy will be too high"
+        f"{len(same):,} of {len(tests):,} test samples are also training or validation samples "
+        f"(sample {same[0] + 1} is the same as {known[digests[same[0]]] + 1}): test accuracy will be too high"
     )
 
 

@@ -117,14 +117,27 @@ def upright(image: Image.Image) -> Image.Image:
     """
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
-    image.load()
     range_of = _range(image)
+    _load(image)
     turned = ImageOps.exif_transpose(image)
     if range_of is not None:
         turned = _grey(turned, *range_of)
     elif turned.mode == "La":  # Pillow has no direct way to RGB
         turned = turned.convert("LA")
     return turned.convert("RGB")
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the pixels. Pillow 13 maps a plain TIFF by its name, and scrambles one that must be turned."""
+    name = getattr(image, "filename", "")
+    if name and image.format == "TIFF":
+        image.filename = ""  # type: ignore[attr-defined]
+        try:
+            image.load()
+        finally:
+            image.filename = name  # type: ignore[attr-defined]
+    else:
+        image.load()
 
 
 def _range(image: Image.Image) -> tuple[float, bool] | None:

@@ -163,7 +163,7 @@ def _log_gamma(generator: np.random.Generator, alpha: float, shape: tuple[int, .
 def _shards(
     totals: np.ndarray, clients: int, each: int, generator: np.random.Generator, class_names: tuple[str, ...]
 ) -> np.ndarray:
-    """Which classes every client holds: 0 or 1 [client, class]; `each` ones a row, columns as even as can be."""
+    """Which classes every client holds: 0 or 1 [client, class], `each` ones a row, columns nearly even."""
     classes = len(totals)
     if each > classes:
         raise ConfigError(
@@ -184,8 +184,9 @@ def _shards(
     if (short := totals < holds.sum(0)).any():
         c = int(np.argmax(short))
         raise FedmsError(
-            f"class {class_names[c]!r} has {totals[c]} training samples for the {int(holds[:, c].sum())} clients "
-            "that should hold it: use fewer partition.clients or partition.classes_per_client"
+            f"class {class_names[c]!r} has {totals[c]} training samples for the "
+            f"{int(holds[:, c].sum())} clients that should hold it: "
+            "use fewer partition.clients or partition.classes_per_client"
         )
     return holds
 
@@ -227,7 +228,7 @@ def allocate(
 
 
 def _deal(stratum: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Each row's client, int64 [n]: the rows of a group's class, shuffled, `counts` of them to each member."""
+    """Each row's client, int64 [n]: a group's rows of a class, shuffled, `counts` of them to each member."""
     groups, members, classes = counts.shape
     order = generator.permutation(len(stratum))
     order = order[np.argsort(stratum[order], kind="stable")]

@@ -88,7 +88,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
     labels = same_value(found)
     sizes = {split: sum(table.rows for table in tables) for split, tables in splits.items()}
     train, test = labels[: sizes["train"]], labels[sizes["train"] :]
-    declared = [name.strip() for name in tables[0].class_names.get(label, ())]
+    declared = dict.fromkeys(name.strip() for name in tables[0].class_names.get(label, ()))
     inputs = places(tables, image) if image else values(tables, text or "", "text")
     class_names = classes(config.source, set(train), set(test), declared)
     index = {name: i for i, name in enumerate(class_names)}
