@@ -2,6 +2,8 @@
 
 import io
 import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +174,12 @@ def test_a_picture_that_git_lfs_did_not_fetch_is_named_as_such(tmp_path: Path) -
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
     with pytest.raises(FedmsError, match="a Git LFS pointer, not the file itself: run `git lfs pull`"):
         decode(path, str(path))
+
+
+def test_threads_leave_the_warning_filters_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    saved(COLOUR.quantize(4), "PNG").save(path, transparency=b"\0\1\2\3")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: decode(path, "x").tobytes(), range(200)))
+    assert len(set(found)) == 1 and warnings.filters == before
