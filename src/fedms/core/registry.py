@@ -1,4 +1,4 @@
-"""Names that a config key accepts. A room above `config` adds its own, so that `config` need not import it."""
+"""Names that a config key accepts. A room above `config` adds its own: `config` imports none of them."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def _is_known(schema: Any, name: str) -> bool:
 
 
 def from_datasets(where: str, data: Any) -> Table:
-    """A `datasets.Dataset` as a table: scalars as text, classes by their names, images left where they are."""
+    """A `datasets.Dataset` as a table: scalars as text, classes by their names, images not yet decoded."""
     import datasets
 
     data = data.with_format(None)
@@ -89,8 +89,8 @@ def _is_binary(feature: Any) -> bool:
 def _pictures(where: str, column: Any, name: str, feature: Any) -> Sequence[Opener] | None:
     """What opens the pictures of a column; None where it holds none.
 
-    A column of pictures has the type `datasets.Image`, or it holds objects with a key `bytes` (and any others), or
-    the bytes of picture files.
+    A column of pictures has the type `datasets.Image`, or it holds objects with a key `bytes` (and any
+    others), or the bytes of picture files.
     """
     import datasets
 

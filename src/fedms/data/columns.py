@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
@@ -68,8 +68,8 @@ def values(tables: Sequence[Table], name: str, what: str) -> list[str]:
         if name in table.nested:
             row, kind = table.nested[name]
             raise FedmsError(
-                f"{table.where}: row {row} has {kind} for its {what} (column {name!r}): each sample needs one value; "
-                f"mend it, or name another column in data.{what}"
+                f"{table.where}: row {row} has {kind} for its {what} (column {name!r}): each sample needs "
+                f"one value; mend it, or name another column in data.{what}"
             )
         if name not in table.scalars:
             raise FedmsError(f"{table.where}: no column {name!r} for the {what}; columns: {table.names}")
@@ -105,17 +105,18 @@ def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> l
     if changed:
         first = next((b, a) for b, a in zip(found, spelled, strict=True) if b != a)
         lines.append(
-            f"{source}: {plural(changed, 'label')} rewritten without outer blanks, and `.0` where the whole number is "
-            f"a class too: {excerpt(repr(first[0]))} is read as {excerpt(repr(first[1]))}"
+            f"{source}: {plural(changed, 'label')} rewritten, so that one class has one spelling: "
+            f"{excerpt(repr(first[0]))} is read as {excerpt(repr(first[1]))}"
         )
     if same := alike(sorted(set(spelled))):
         lines.append(
-            f"{source}: {excerpt(repr(same[0]))} and {excerpt(repr(same[1]))} are two classes, though they look the same"
+            f"{source}: {excerpt(repr(same[0]))} and {excerpt(repr(same[1]))} are two classes, "
+            "though they differ in case or in how a letter is encoded alone"
         )
     return lines
 
 
-def classes(source: str, train: set[str], test: set[str], declared: Sequence[str]) -> tuple[str, ...]:
+def classes(source: str, train: set[str], test: set[str], declared: Collection[str]) -> tuple[str, ...]:
     """The classes that training samples have: in their declared order, the rest sorted.
 
     Raises:

@@ -1,8 +1,8 @@
 """Who holds which samples: the whole federation's data set, and the view of one client.
 
-A client is opened from `FederatedDataset.of_client`, in a simulation and at a real site alike. That view holds the
-client's own rows and the evaluation rows that it was handed, and nothing else. Rows keep their numbers, so that
-caches and seeds do not depend on who opens a client.
+A client is opened from `FederatedDataset.of_client`, in a simulation and at a real site alike. That view
+holds the client's own rows and the evaluation rows that it was handed, and nothing else. Rows keep their
+numbers, so that caches and seeds do not depend on who opens a client.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Rows:
 
 
 class OpenRows(Sequence[Any]):
-    """Inputs by row number, of all the rows that were added. What reads inputs in a process reads them from here."""
+    """Inputs by row number, of all the rows that were added: all inputs that a process may read."""
 
     def __init__(self, *blocks: Rows) -> None:
         self._blocks: list[Rows] = []
@@ -176,13 +176,13 @@ class FederatedDataset:
     def of_client(self, name: str, evaluation: EvaluationRows | None = None) -> FederatedDataset:
         """The data set of one client: its own rows, under the numbers that they have here, and no other rows.
 
-        The view has its own lists of texts and of places of pictures. A picture in Parquet or in a saved `datasets`
-        folder stays in its table; the view holds the row numbers of its own pictures there.
+        The view has its own lists of texts and of places of pictures. A picture in Parquet or in a saved
+        `datasets` folder stays in its table; the view holds the row numbers of its own pictures there.
 
         Args:
             name: the client.
-            evaluation: the evaluation rows that the client is handed; default: none, as at a real site without a
-                public file.
+            evaluation: the evaluation rows that the client is handed; default: none, as at a real site
+                without a public file.
 
         Raises:
             FedmsError: this data set does not hold that client.
@@ -233,8 +233,8 @@ def repeated(digests: Sequence[bytes], parts: Partition) -> str | None:
     if not same:
         return None
     return (
-        f"{len(same):,} of {len(tests):,} test samples are also training or validation samples (sample {same[0] + 1} "
-        f"is the same as {known[digests[same[0]]] + 1}): the test accuracy will be too high"
+        f"{len(same):,} of {len(tests):,} test samples are also training or validation samples "
+        f"(sample {same[0] + 1} is the same as {known[digests[same[0]]] + 1}): test accuracy will be too high"
     )
 
 

@@ -1,8 +1,10 @@
-"""Folders as sources: files or sub-folders named by split, one sub-folder of images per class, saved `datasets`.
+"""Folders as sources: files or sub-folders named by split, one sub-folder of images per class, saved
+`datasets`.
 
 One rule says which entries are samples, at every level. Hidden entries (names that begin with a dot, as
-`.ipynb_checkpoints` and the `._x` of macOS) and the folders and files of operating systems are none of them. A split
-is a file `train.*`, numbered files as the hub names them (`train-00000-of-00002.parquet`), or a folder `train/`.
+`.ipynb_checkpoints` and the `._x` of macOS) and the folders and files of operating systems are none of them.
+A split is a file `train.*`, numbered files as the hub names them (`train-00000-of-00002.parquet`), or a
+folder `train/`.
 """
 
 from __future__ import annotations
@@ -147,7 +149,7 @@ def _nothing_here(folder: Path, entries: Iterable[Path]) -> str:
 
 
 def _split_folders(folder: Path, folders: Iterable[Path], config: DataConfig) -> Source:
-    """`train/`, and `validation/` and `test/` where they exist: tables, or one sub-folder of images per class."""
+    """`train/`, `validation/`, `test/`: each holds tables, or one sub-folder of images per class."""
     tables: dict[str, list[Table]] = {}
     notes: list[str] = []
     for path in folders:

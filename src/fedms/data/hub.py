@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, and folders that the `datasets` library saved. No code of theirs is ever run."""
+"""Data sets of the Hugging Face hub, and folders that `datasets` saved. None of their code is ever run."""
 
 from __future__ import annotations
 

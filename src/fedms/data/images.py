@@ -3,10 +3,10 @@
 `decode` is the one way from a picture to what a model's processor gets. Its rules:
 
 - An orientation that the camera noted (EXIF) is applied.
-- 16-bit greyscale is divided by its format's range: 65,535, or 4,095 in a 12-bit TIFF. A TIFF in which 0 is white
-  is inverted.
+- 16-bit greyscale is divided by its format's range: 65,535, or 4,095 in a 12-bit TIFF. A TIFF in which 0 is
+  white is inverted.
 - Float pixels must lie between 0 and 1, and are multiplied by 255.
-- 32-bit integers have no fixed range: they are refused, except from PNG and PGM, which define 65,535 as white.
+- 32-bit integers have no fixed range: they are refused, except from PNG and PGM (65,535 is white).
 - Palette, CMYK, YCbCr, HSV, 1-bit and greyscale pictures are converted by Pillow. Transparency is dropped.
 - Of several pages or frames, the first counts (of a `PIL.Image`, the current one).
 """
@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ Place = tuple[Opener, int, str]
 
 
 class Images(Sequence[Any]):
-    """Images read from their place each time they are asked for, so memory holds none of them. Can be pickled."""
+    """Images read from their place each time they are asked for: memory holds none. Can be pickled."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
@@ -77,10 +78,10 @@ class Images(Sequence[Any]):
 
 
 def decode(picture: Image.Image | str | Path | Opener, where: str) -> Image.Image:
-    """One picture as a model's processor gets it: whole, upright, 8-bit RGB (the rules are in the module's text).
+    """One picture as a model's processor gets it: whole, upright, 8-bit RGB.
 
     Args:
-        picture: decoded or opened by Pillow, a path, or what opens it. A `PIL.Image` that is given stays open.
+        picture: decoded or opened by Pillow, a path, or an opener. A `PIL.Image` stays open.
         where: what the message calls it.
 
     Raises:
@@ -117,14 +118,27 @@ def upright(image: Image.Image) -> Image.Image:
     """
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are more than {MOST_PIXELS:,}")
-    image.load()
     range_of = _range(image)
+    _load(image)
     turned = ImageOps.exif_transpose(image)
     if range_of is not None:
         turned = _grey(turned, *range_of)
     elif turned.mode == "La":  # Pillow has no direct way to RGB
         turned = turned.convert("LA")
     return turned.convert("RGB")
+
+
+def _load(image: Image.Image) -> None:
+    """Decode the pixels. Pillow 13 maps a plain TIFF by its name, and scrambles one that must be turned."""
+    name = getattr(image, "filename", "")
+    if name and image.format == "TIFF":
+        image.filename = ""  # type: ignore[attr-defined]
+        try:
+            image.load()
+        finally:
+            image.filename = name  # type: ignore[attr-defined]
+    else:
+        image.load()
 
 
 def _range(image: Image.Image) -> tuple[float, bool] | None:
@@ -161,12 +175,37 @@ def _digest(opener: Opener, where: str) -> bytes:
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
 
 
+class _Quiet:
+    """Ignores warnings while any thread is inside: Python keeps one list of filters for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._caught.__exit__(None, None, None)
+
+
+_quiet = _Quiet()
+
+
 @contextmanager
 def told(where: str) -> Iterator[None]:
     """Whatever Pillow and its decoders say of a broken picture, as one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet:
             yield
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -16,8 +16,8 @@ from fedms.data.partition_rules import bincount, by_shares, test_sizes, too_few
 from fedms.data.sources import Dataset
 
 Rule = Callable[[Dataset, PartitionConfig, int], tuple[list[str], np.ndarray]]
-"""From data set, config and seed to the clients' names [K] and each row's client, int64 [n] (places in the names).
-Where the source has a test split (`Dataset.is_test`), its rows are dealt out, too."""
+"""From data set, config and seed to the clients' names [K] and each row's client, int64 [n] (places in the
+names). Where the source has a test split (`Dataset.is_test`), its rows are dealt out, too."""
 
 RULES: dict[str, Rule] = dict.fromkeys(("dirichlet", "classes", "column", "equal"), by_shares)
 """The rules that `partition.rule` can name; `register_partition` adds one."""
@@ -26,8 +26,9 @@ RULES: dict[str, Rule] = dict.fromkeys(("dirichlet", "classes", "column", "equal
 def register_partition(name: str, function: Rule) -> None:
     """Let `partition.rule: NAME` divide the data by a function of your own.
 
-    fedms cuts each client's validation and test split, and checks what the rule returns: `partition.clients` names
-    that can be folders, one client for each row, and at least `partition.min_samples` samples for each client.
+    fedms cuts each client's validation and test split, and checks what the rule returns: `partition.clients`
+    names that can be folders, one client for each row, and at least `partition.min_samples` samples for each
+    client.
 
     Raises:
         ConfigError: the name belongs to another rule.
@@ -111,8 +112,9 @@ def _cut(
 ) -> np.ndarray:
     """Choose `sizes[client]` of every client's rows, stratified by class: bool [n].
 
-    Systematic sampling: a client's rows sorted by class (shuffled inside one), every (n / size)-th taken from a random start.
-    So each class has its share to within one sample, and rare classes are together represented as they should be.
+    Systematic sampling: a client's rows sorted by class (shuffled inside one), every (n / size)-th taken
+    from a random start. So each class has its share to within one sample, and rare classes are together
+    represented as they should be.
     """
     held = bincount(owner, len(sizes))
     order = np.lexsort((generator.random(len(owner)), labels, owner))

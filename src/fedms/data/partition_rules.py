@@ -1,8 +1,8 @@
 """The rules of fedms itself: each client gets a share of every class, drawn or fixed.
 
-One matrix of shares [client, class] divides the training rows and the test rows alike, so that a client's splits
-have one distribution. Arrays are [group, member, class]: a group is one value of `partition.column` (the other
-rules have one group), and its members are its clients.
+One matrix of shares [client, class] divides the training rows and the test rows alike, so that a client's
+splits have one distribution. Arrays are [group, member, class]: a group is one value of `partition.column`
+(the other rules have one group), and its members are its clients.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ATTEMPTS = 200
 def by_shares(dataset: Dataset, config: PartitionConfig, seed: int) -> tuple[list[str], np.ndarray]:
     """Divide every class over the clients by shares.
 
-    `dirichlet`: Dirichlet(alpha) shares of each class (Hsu, Qi & Brown 2019, arXiv:1909.06335). `classes`: each
-    client gets shards of `classes_per_client` classes (McMahan et al. 2017, arXiv:1602.05629). `column`: each
-    value of the column has its own clients, with Dirichlet(alpha) shares among them or equal shares. `equal`:
-    the same share of every class for all.
+    `dirichlet`: Dirichlet(alpha) shares of each class (Hsu, Qi & Brown 2019, arXiv:1909.06335). `classes`:
+    each client gets shards of `classes_per_client` classes (McMahan et al. 2017, arXiv:1602.05629).
+    `column`: each value of the column has its own clients, with Dirichlet(alpha) shares among them or equal
+    shares. `equal`: the same share of every class for all.
 
     A client below `min_samples`, or without a test sample, has its shares drawn again. A Dirichlet draw is
     independent gammas divided by their sum, so the other clients keep theirs.
@@ -75,16 +75,17 @@ def _groups(dataset: Dataset, config: PartitionConfig) -> tuple[list[str], np.nd
     column = dataset.columns.get(config.column or "")
     if column is None:
         raise FedmsError(
-            f"partition.column: no column {config.column!r} in the data; columns: {', '.join(dataset.columns) or 'none'}"
+            f"partition.column: no column {config.column!r} in the data; "
+            f"columns: {', '.join(dataset.columns) or 'none'}"
         )
     if (column == "").any():
-        raise FedmsError(
-            f"partition.column: sample {int(np.argmax(column == '')) + 1} has no value in column {config.column!r}"
-        )
+        sample = int(np.argmax(column == "")) + 1
+        raise FedmsError(f"partition.column: sample {sample} has no value in column {config.column!r}")
     values, group = np.unique(column, return_inverse=True)
     if config.clients % len(values):
         raise ConfigError(
-            f"partition.clients: {config.clients} must be a multiple of {len(values)}, the number of values in column {config.column!r}"
+            f"partition.clients: {config.clients} must be a multiple of {len(values)}, "
+            f"the number of values in column {config.column!r}"
         )
     return [str(value) for value in values], group.astype(np.int64)
 
@@ -113,7 +114,7 @@ def _draw(
     names: list[str],
     class_names: tuple[str, ...],
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """How many rows of each class every client gets, of training and test rows: int64 [group, member, class]."""
+    """Rows of each class for every client, training and test rows apart: int64 [group, member, class]."""
     groups, classes = totals.shape
     log_shares = np.zeros((groups, members, classes))
     skewed = config.rule == "dirichlet" or (config.rule == "column" and config.alpha is not None)
@@ -133,7 +134,7 @@ def _draw(
             tests = test_sizes(counts.sum(2), config.test)
             left = counts.sum(2) - tests
         else:
-            # by what the clients did get, not by what was drawn: so no client is tested on a class that it never had
+            # by the counts, not by the shares: no client is tested on a class that it does not train on
             test_counts = allocate(
                 np.where(totals[:, None] > 0, counts, shares), test_totals, generator, even=True
             )
@@ -153,7 +154,7 @@ def _draw(
 
 
 def _log_gamma(generator: np.random.Generator, alpha: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Logarithms of Gamma(alpha) draws; as Gamma(alpha + 1) U^(1/alpha), which does not underflow for a small alpha."""
+    """Logarithms of Gamma(alpha) draws, as Gamma(alpha + 1) U^(1/alpha): a small alpha does not underflow."""
     return np.log(generator.standard_gamma(alpha + 1, shape)) + np.log1p(-generator.random(shape)) / max(
         alpha, 1e-9
     )
@@ -162,7 +163,7 @@ def _log_gamma(generator: np.random.Generator, alpha: float, shape: tuple[int, .
 def _shards(
     totals: np.ndarray, clients: int, each: int, generator: np.random.Generator, class_names: tuple[str, ...]
 ) -> np.ndarray:
-    """Which classes every client holds: [client, class] of 0 and 1, `each` ones in a row, columns as even as can be."""
+    """Which classes every client holds: 0 or 1 [client, class], `each` ones a row, columns nearly even."""
     classes = len(totals)
     if each > classes:
         raise ConfigError(
@@ -174,7 +175,7 @@ def _shards(
         )
     dealt: list[int] = []
     while len(dealt) < clients * each:
-        # A deck of all classes after the other. A client whose hand spans two decks must not get a class twice.
+        # One shuffled deck of all classes after another. No client gets one class from two decks.
         hand = set(dealt[len(dealt) - len(dealt) % each :])
         deck = generator.permutation(classes).tolist()
         dealt += [c for c in deck if c not in hand] + [c for c in deck if c in hand]
@@ -183,7 +184,8 @@ def _shards(
     if (short := totals < holds.sum(0)).any():
         c = int(np.argmax(short))
         raise FedmsError(
-            f"class {class_names[c]!r} has {totals[c]} training samples for the {int(holds[:, c].sum())} clients that should hold it: "
+            f"class {class_names[c]!r} has {totals[c]} training samples for the "
+            f"{int(holds[:, c].sum())} clients that should hold it: "
             "use fewer partition.clients or partition.classes_per_client"
         )
     return holds
@@ -192,13 +194,15 @@ def _shards(
 def allocate(
     shares: np.ndarray, totals: np.ndarray, generator: np.random.Generator, even: bool
 ) -> np.ndarray:
-    """Whole numbers by largest remainders: each group's total of each class, over its members by their shares.
+    """Whole numbers by largest remainders: each group's total of each class, over its members by their
+    shares.
 
     Args:
         shares: non-negative [group, member, class], of any sum over the members.
         totals: int64 [group, class].
-        even: carry what a member got too little from class to class, so that its sum over the classes is close to its due as well.
-            Not for drawn shares: it would scatter single samples of classes over clients that hardly have a share in them.
+        even: carry what a member got too little from class to class, so that its sum over the classes is
+            close to its due as well. Not for drawn shares: it would scatter single samples of classes over
+            clients that hardly have a share in them.
 
     Returns:
         int64 [group, member, class], less than 1 from the exact quota; the sum over members is `totals`.
@@ -224,7 +228,7 @@ def allocate(
 
 
 def _deal(stratum: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Each row's client, int64 [n]: the rows of a stratum (group and class) in random order, `counts` of them to each member."""
+    """Each row's client, int64 [n]: a group's rows of a class, shuffled, `counts` of them to each member."""
     groups, members, classes = counts.shape
     order = generator.permutation(len(stratum))
     order = order[np.argsort(stratum[order], kind="stable")]
@@ -252,5 +256,6 @@ def too_few(who: str, own: int, tests: int, split: object, config: PartitionConf
         else f"{own} samples to train and test on"
     )
     return FedmsError(
-        f"{who} would hold {what}, but each client needs partition.min_samples ({config.min_samples}) and a test: {remedy}"
+        f"{who} would hold {what}, but each client needs partition.min_samples ({config.min_samples}) "
+        f"and a test: {remedy}"
     )

@@ -1,8 +1,8 @@
 """Where samples come from: the embedded corpus, a file, a folder, or the Hugging Face hub.
 
-Every source becomes the same `Dataset`. Plain files are read strictly (a short line is an error, not a gap), nothing
-is cached beside them, and no code of a data set is ever run. The `datasets` library is imported only where its formats
-need it.
+Every source becomes the same `Dataset`. Plain files are read strictly (a short line is an error, not a gap),
+nothing is cached beside them, and no code of a data set is ever run. The `datasets` library is imported only
+where its formats need it.
 """
 
 from __future__ import annotations
@@ -64,14 +64,15 @@ class Dataset:
 def load(config: DataConfig, seed: int) -> Dataset:
     """Read the source that the config names.
 
-    A source is `assistant`, a file (CSV, TSV, JSONL, JSON, Parquet), a folder (files or folders named `train` and
-    `test`, one sub-folder of images per class, a saved `datasets` folder, or a clone of a data set of the hub), or a
-    name on the hub, `name:subset` where it has several. A validation split is joined to the training split: every
-    client cuts its own. `limit` keeps that many samples of each split, in their order.
+    A source is `assistant`, a file (CSV, TSV, JSONL, JSON, Parquet), a folder (files or folders named
+    `train` and `test`, one sub-folder of images per class, a saved `datasets` folder, or a clone of a data
+    set of the hub), or a name on the hub, `name:subset` where it has several. A validation split is joined
+    to the training split: every client cuts its own. `limit` keeps that many samples of each split, in their
+    order.
 
     Raises:
-        FedmsError: no such source, it cannot be read, a column does not exist, a value is missing, or its classes
-            cannot be learned.
+        FedmsError: no such source, it cannot be read, a column does not exist, a value is missing, or its
+            classes cannot be learned.
     """
     source = _read(config)
     splits = source.splits
@@ -87,13 +88,13 @@ def load(config: DataConfig, seed: int) -> Dataset:
     labels = same_value(found)
     sizes = {split: sum(table.rows for table in tables) for split, tables in splits.items()}
     train, test = labels[: sizes["train"]], labels[sizes["train"] :]
-    declared = [name.strip() for name in tables[0].class_names.get(label, ())]
+    declared = dict.fromkeys(name.strip() for name in tables[0].class_names.get(label, ()))
+    inputs = places(tables, image) if image else values(tables, text or "", "text")
     class_names = classes(config.source, set(train), set(test), declared)
     index = {name: i for i, name in enumerate(class_names)}
 
     kept = {split: _limited(size, config.limit, seed, split) for split, size in sizes.items()}
     rows = np.concatenate([kept["train"], sizes["train"] + kept["test"]]) if "test" in kept else kept["train"]
-    inputs = places(tables, image) if image else values(tables, text or "", "text")
     return Dataset(
         kind="image" if image else "text",
         inputs=Images(_pick(inputs, rows)) if image else _pick(inputs, rows),

@@ -20,7 +20,7 @@ SPLITS = {
 
 @dataclass
 class Source:
-    """The tables of each split (`train`, and `test` where the source has one), and lines about what was left out."""
+    """The tables of `train`, and of `test` if the source has one; and lines about what was left out."""
 
     splits: dict[str, list[Table]]
     notes: list[str] = field(default_factory=list)

@@ -23,7 +23,7 @@ class Table:
     images: dict[str, Sequence[Callable[[], Any]]] = field(default_factory=dict)
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     nested: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """Columns that hold more than one value in a row: the first such row, from 1, and what it holds (`a list`)"""
+    """Columns with several values in a row: the first such row, from 1, and what it holds (`a list`)"""
 
     @property
     def names(self) -> str:

@@ -1,4 +1,4 @@
-"""Tables in text files: CSV, TSV, JSON and JSONL. They are read strictly: a short line is an error, not a gap."""
+"""Tables in text files: CSV, TSV, JSON, JSONL. Reading is strict: a short line is an error, not a gap."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TAB_NAMES = ("tab", "\\t")
 """What `data.separator` accepts for a tab, which is hard to type."""
 LIKELY_SEPARATORS = (";", "\t", "|", ",")
 CSV_WRITTEN = re.compile(r'(?:(?:"(?:[^"]|"")*+"|[^"\t\r\n]*+)(?:\t|\r\n|\n|\r))*+')
-"""A whole file with tabs, its last line ended, as a CSV writer makes it: a value with a quotation mark stands in
-quotation marks, and those inside are doubled."""
+"""A whole file with tabs, its last line ended, as a CSV writer makes it: a value with a quotation mark
+stands in quotation marks, and those inside are doubled."""
 
 
 def read_csv(path: Path, config: DataConfig) -> Table:
@@ -50,9 +50,9 @@ def _encoding(config: DataConfig) -> str:
 def tabbed(where: str, text: str) -> Table:
     """A table with tabs. Quotation marks are part of the text, unless a CSV writer made the file.
 
-    They are a CSV writer's where every value with a quotation mark stands in quotation marks, with those inside
-    doubled, and either each line is a whole row all the same, or lines must be joined to give whole rows. So a text
-    that begins with a quotation mark never swallows the rows below it.
+    They are a CSV writer's where every value with a quotation mark stands in quotation marks, with those
+    inside doubled, and either each line is a whole row all the same, or lines must be joined to give whole
+    rows. So a text that begins with a quotation mark never swallows the rows below it.
     """
     lines = re.split(r"\r\n|\n|\r", text)
     width = lines[0].count("\t") + 1
@@ -121,9 +121,16 @@ def _check_header(where: str, header: list[str], separator: str) -> None:
         raise FedmsError(f"{where}: the header names a column twice: {', '.join(header)}")
 
 
+def _check_no_nul(where: str, text: str) -> None:
+    """Raise FedmsError where the beginning of a file shows that it is in UTF-16."""
+    if "\0" in text:
+        raise FedmsError(f"{where}: begins with NUL characters: set data.encoding, for example utf-16-le")
+
+
 def read_json(path: Path, config: DataConfig) -> Table:
     """One array of objects, or one object a line."""
     text = path.read_text(encoding=_encoding(config))
+    _check_no_nul(str(path), text[:4])
     lines = (
         [(1, text)]
         if text.lstrip().startswith("[")
@@ -160,8 +167,8 @@ def _check_not_one_object(path: Path, text: str) -> None:
         return
     if isinstance(value, dict) and (name := next((k for k, v in value.items() if _is_long(v)), None)):
         raise FedmsError(
-            f"{path}: row 1 holds many rows under {excerpt(repr(name))}: write one object a line, each with its text "
-            "and its label (in pandas: to_json(path, orient='records', lines=True))"
+            f"{path}: row 1 holds many rows under {excerpt(repr(name))}: write one object a line, each with "
+            "its text and its label (in pandas: to_json(path, orient='records', lines=True))"
         )
 
 
