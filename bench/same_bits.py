@@ -1,7 +1,7 @@
 """Check whether two versions of fedms give the same bits: digests of all arrays and results of several runs.
 
-    python bench/same_bits.py record before.json [--data ../shared/data] [--fedms PATH/TO/fedms]
-    python bench/same_bits.py record after.json  [--data ../shared/data]
+    python bench/same_bits.py record before.json [--data DATA] [--fedms PATH/TO/fedms]
+    python bench/same_bits.py record after.json  [--data DATA]
     python bench/same_bits.py compare before.json after.json
 
 The runs are examples/assistant.yaml with several methods and seed 0, and a small PACS run if DATA has PACS.
