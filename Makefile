@@ -1,5 +1,5 @@
-# install   a virtual environment in .venv with fedms in it       demo   the embedded experiment into runs/demo
-# test      ruff, mypy and all tests                              lint   ruff and mypy alone
+# install   a virtual environment in .venv with fedms in it     demo   the embedded experiment into runs/demo
+# test      ruff, mypy and all tests                            lint   ruff and mypy alone
 # clean     caches and build leftovers (to start afresh: rm -rf .venv)
 # results   all tables and pictures of docs/results.md, from the data in DATA; takes most of a day on 2 cores
 #           and continues if interrupted
@@ -17,8 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 install: $(VENV)/.installed
 	@:
 
-# torch comes first, at its exact version, so that pip takes a CPU build if it finds one (PIP_FIND_LINKS). A looser
-# request would choose the newest torch, which on Linux brings gigabytes of CUDA.
+# torch comes first, at its exact version, so that pip takes a CPU build if it finds one (PIP_FIND_LINKS).
+# A looser request would choose the newest torch, which on Linux brings gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	    { echo "fedms needs Python 3.11 or newer and $(PYTHON) is not that; name one: make install PYTHON=python3.12" >&2; exit 1; }
