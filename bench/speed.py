@@ -39,9 +39,10 @@ from common.pages import PERFORMANCE, splice
 from fedms.config import Config, load_config
 from fedms.engines.local import LocalEngine
 from fedms.engines.memory import peak_memory
-from fedms.federation import client
+from fedms.federation.exchanges import EXCHANGES, local_training
 from fedms.federation.messages import Update
 from fedms.federation.methods import of
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.checkpoints import locate
@@ -75,7 +76,7 @@ class Round:
         self.engine = LocalEngine(self.world, folder)
         self.stage = of(config).stages[0]
         self.server = Server(
-            config, of(config), self.world.backbone, list(self.world.clients), self.world.ranks
+            recipe_for(config, of(config)), self.world.backbone, list(self.world.clients), self.world.ranks
         )
         self.server.start_head(self.world.classes, None)
         self.server.begin(self.stage)
@@ -83,7 +84,7 @@ class Round:
         self.flops = 0
 
     def __call__(self) -> None:
-        tasks = self.server.tasks("train", self.cohort, self.stage, 1, arrays=self.server.shared)
+        tasks = self.server.tasks(EXCHANGES["train"], self.cohort, self.stage, 1, arrays=self.server.shared)
         updates = self.engine.run(tasks)
         self.server.record_delivery(tasks, [update for update in updates if isinstance(update, Update)])
         self.flops = 0
@@ -156,7 +157,7 @@ def overhead(config: Config, folder: Path, world: World) -> Callable[[], float]:
     """A function that measures the share of a round of many clients outside the training steps."""
     many = Round(config, folder, MANY, world)
     spent = 0.0
-    train = client.train_expert  # type: ignore[attr-defined]
+    train = local_training.train_expert  # type: ignore[attr-defined]
 
     def timed(*given: Any, **named: Any) -> float:
         nonlocal spent
@@ -167,11 +168,11 @@ def overhead(config: Config, folder: Path, world: World) -> Callable[[], float]:
 
     def share() -> float:
         nonlocal spent
-        client.train_expert, spent = timed, 0.0  # type: ignore[attr-defined]
+        local_training.train_expert, spent = timed, 0.0  # type: ignore[attr-defined]
         try:
             whole = seconds(many)
         finally:
-            client.train_expert = train  # type: ignore[attr-defined]
+            local_training.train_expert = train  # type: ignore[attr-defined]
         return 1 - spent / whole
 
     many()  # fills the cache

@@ -9,10 +9,14 @@ import pytest
 
 from fedms.config import Config, load_config
 from fedms.federation.client import ClientHost
-from fedms.federation.messages import Task, TaskKind, Update, decode_task, decode_update, encode
+from fedms.federation.exchanges import FINAL_TEST, TRAINING
+from fedms.federation.exchanges.base import Asked, Exchange
+from fedms.federation.exchanges.testing import FinalTestAsked
+from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.federation.method import Stage
 from fedms.federation.methods import METHODS, of
-from fedms.federation.prediction import EVEN
+from fedms.federation.personal_model import UNSCALED
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.arrays import Arrays
@@ -71,7 +75,9 @@ class Federation:
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
         self.method = of(world.config)
-        self.server = Server(world.config, self.method, world.backbone, list(world.clients), world.ranks)
+        self.server = Server(
+            recipe_for(world.config, self.method), world.backbone, list(world.clients), world.ranks
+        )
         self.host = ClientHost(world, folder)
         self.folder = folder
         self.exchanges: list[tuple[Task, Update]] = []
@@ -80,12 +86,15 @@ class Federation:
         self.server.begin(self.stage)
 
     def ask(
-        self, kind: TaskKind, clients: Sequence[str], stage: Stage | None, number: int, **settings: Any
+        self,
+        exchange: Exchange[Any, Any, Any],
+        clients: Sequence[str],
+        stage: Stage | None,
+        number: int,
+        asked: Asked | None = None,
     ) -> list[Update]:
-        tasks = [
-            decode_task(encode(task))
-            for task in self.server.tasks(kind, clients, stage, number, self.server.shared, **settings)
-        ]
+        made = self.server.tasks(exchange, clients, stage, number, self.server.shared, asked)
+        tasks = [decode_task(encode(task)) for task in made]
         updates = [decode_update(encode(self.host.handle(task))) for task in tasks]
         self.server.record_delivery(tasks, updates)
         self.exchanges += zip(tasks, updates, strict=True)
@@ -93,7 +102,7 @@ class Federation:
 
     def round(self, number: int, clients: Sequence[str] | None = None) -> dict[str, Update]:
         """One round of the present stage, with these clients or all; their updates by name."""
-        updates = self.ask("train", clients or self.server.clients, self.stage, number)
+        updates = self.ask(TRAINING, clients or self.server.clients, self.stage, number)
         self.server.aggregate(self.stage, number, updates)
         return {update.client: update for update in updates}
 
@@ -104,7 +113,8 @@ class Federation:
     def finish(self) -> dict[str, Arrays]:
         """What each client predicts with in the end."""
         self.server.settle()
-        self.ask("test", self.server.clients, None, 0, prior=self.server.prior, evidence_scales=EVEN)
+        asked = FinalTestAsked(self.server.config.gate.prior, 1.0, list(UNSCALED))
+        self.ask(FINAL_TEST, self.server.clients, None, 0, asked)
         return {
             name: read_arrays(self.folder / "clients" / name / "model.safetensors")[0]
             for name in self.server.clients

@@ -35,6 +35,7 @@ from fedms.core.errors import FedmsError
 from fedms.data import sources
 from fedms.engines.local import worker_count
 from fedms.federation.methods import of
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.checkpoints import locate
@@ -118,9 +119,9 @@ def plan(world: World) -> dict[str, Any]:
     """The training rows of each client and the cohort of each round, as fedms will choose them."""
     config = world.config
     names = list(world.clients)
-    server = Server(config, of(config), world.backbone, names, world.ranks)
+    server = Server(recipe_for(config, of(config)), world.backbone, names, world.ranks)
     stage = server.method.stages[0]
-    cohorts = [server.cohort(stage, number) for number in range(1, server.rounds(stage) + 1)]
+    cohorts = [server.sampling.cohort(stage, number) for number in range(1, server.recipe.rounds(stage) + 1)]
     return {
         "clients": [client.train.tolist() for client in world.partition.clients],
         "tests": {client.name: len(client.test) for client in world.partition.clients},

@@ -15,8 +15,10 @@ from fedms.engines.local import LocalEngine, worker_count
 from fedms.engines.pipe import read_message, write_message
 from fedms.experiments.experiment import run
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import EXCHANGES
 from fedms.federation.messages import Task, Update, encode
 from fedms.federation.methods import METHODS
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import open_world
 from fedms.runs.folder import RunFolder
@@ -49,11 +51,15 @@ def engine(settings, tmp_path):
 
 def training(engine: LocalEngine, world) -> tuple[list[Task], list[Task]]:
     """Two rounds' tasks of the first stage."""
-    server = Server(world.config, METHODS["fedms"], world.backbone, list(world.clients), world.ranks)
+    server = Server(
+        recipe_for(world.config, METHODS["fedms"]), world.backbone, list(world.clients), world.ranks
+    )
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     return tuple(
-        server.tasks("train", server.clients, server.method.stages[0], number, arrays=server.shared)
+        server.tasks(
+            EXCHANGES["train"], server.clients, server.method.stages[0], number, arrays=server.shared
+        )
         for number in (1, 2)
     )
 
@@ -157,14 +163,15 @@ def breaking(monkeypatch):
     """Have some clients raise in a kind of task."""
 
     def put(kind: str, *clients: str, error: BaseException | None = None) -> None:
-        good = getattr(ClientHost, f"_{kind}")
+        exchange = type(EXCHANGES[kind])
+        good = exchange.answer
 
-        def broken(self, task):
-            if task.client in clients:
+        def broken(self, view, asked):
+            if view.client in clients:
                 raise error or RuntimeError("the disk\nis full of sand")
-            return good(self, task)
+            return good(self, view, asked)
 
-        monkeypatch.setattr(ClientHost, f"_{kind}", broken)
+        monkeypatch.setattr(exchange, "answer", broken)
 
     return put
 

@@ -9,9 +9,9 @@ from PIL import Image
 from torch.nn import functional as F
 
 import fedms
-from fedms.federation.client import REFERENCES
+from fedms.federation.assembly import REFERENCES
 from fedms.federation.methods import METHODS
-from fedms.federation.personal_model import PersonalModel
+from fedms.federation.prediction import BlendPredictor
 from fedms.federation.world import open_world
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
@@ -56,14 +56,14 @@ def test_a_blend_weighs_both_pairs_in_every_layer(generator):
 def test_at_its_ends_feddpa_is_one_of_its_experts(finished, monkeypatch, weight, expert):  # noqa: F811
     client = opened(finished(method="feddpa"))
     monkeypatch.setattr(
-        PersonalModel,
-        "_likeness",
-        lambda self, runner, samples, boundary: torch.full((len(samples),), weight),
+        BlendPredictor,
+        "likeness",
+        lambda self, model, runner, samples, boundary: torch.full((len(samples),), weight),
     )
     blended = client.judge(TEXTS)
     client.personal.method = METHODS["mixture-constant"]
     apart = client.judge(TEXTS)
-    torch.testing.assert_close(blended.local_logits, getattr(apart, f"{expert}_logits"), **CLOSE)
+    torch.testing.assert_close(blended.logits, getattr(apart, f"{expert}_logits"), **CLOSE)
     assert not torch.allclose(apart.global_logits, apart.local_logits, atol=1e-3), (
         "the experts do not differ, so nothing was held"
     )
@@ -155,7 +155,7 @@ def test_the_label_prior_is_put_on_fedavgs_logits_and_nothing_more_is_trained_or
         [torch.bincount(world.samples(name, "train").labels, minlength=4) for name in world.clients]
     ).sum(0)
     everyone = every / every.sum()
-    judged, logits = shifted.judge(TEXTS), plain.judge(TEXTS).global_logits
+    judged, logits = shifted.judge(TEXTS), plain.judge(TEXTS).logits
     assert torch.equal(judged.log_probabilities(0.0), plain.judge(TEXTS).log_probabilities(0.0))
     for prior in (0.3, 0.9):
         shift = (prior * counts / counts.sum() + (1 - prior) * everyone).log() - everyone.log()
@@ -174,7 +174,7 @@ def test_fedncm_is_the_nearest_mean_of_all_clients_data_pooled(finished):  # noq
     means = torch.stack([x[labels == label].mean(0) for label in range(4)])
     samples = world.everyone["test"]
     cosine = F.cosine_similarity(frozen_features(world, samples)[:, None], means[None], dim=2)
-    found = client.judge([world.dataset.inputs[row] for row in samples.rows]).global_logits
+    found = client.judge([world.dataset.inputs[row] for row in samples.rows]).logits
     torch.testing.assert_close(found, 20 * cosine, atol=1e-3, rtol=1e-4)
     assert result(run)["rounds"] == 0 and {line["stage"] for line in RunFolder(run).metrics()} == {
         "statistics",

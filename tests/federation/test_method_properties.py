@@ -133,7 +133,8 @@ def test_ditto_is_finetuning_pulled_to_where_it_starts(federation):
 def test_ditto_is_pulled_to_one_place_in_all_rounds(federation, monkeypatch):
     plans = []
     monkeypatch.setattr(
-        "fedms.federation.client.train_expert", lambda *given: plans.append(given[2]) or train_expert(*given)
+        "fedms.federation.exchanges.local_training.train_expert",
+        lambda *given: plans.append(given[2]) or train_expert(*given),
     )
     _, start = finetuned(federation("ditto", "training.proximal=1"))
     local = [plan for plan in plans if plan.proximal]

@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import EXCHANGES, WEIGHTS
+from fedms.federation.exchanges.selection import Selection
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.federation.methods import METHODS
-from fedms.federation.prediction import EVEN, PRIORS, SCALES, scale_at
+from fedms.federation.personal_model import UNSCALED
+from fedms.federation.prediction import PRIORS, SCALES, scale_at
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.model.arrays import block_of
 
@@ -21,7 +25,9 @@ def server(settings, backbone):
         config = settings(
             "partition.clients=30", "federation.cohort=7", "head.kind=linear", f"method={method}", *overrides
         )
-        return Server(config, METHODS[method], backbone, clients, dict.fromkeys(clients, config.lora.rank))
+        return Server(
+            recipe_for(config, METHODS[method]), backbone, clients, dict.fromkeys(clients, config.lora.rank)
+        )
 
     return make
 
@@ -33,7 +39,7 @@ def begun(server: Server) -> Server:
 
 
 def cohorts(server: Server, stage: int = 0) -> list[list[str]]:
-    return [server.cohort(server.method.stages[stage], number) for number in range(1, 6)]
+    return [server.sampling.cohort(server.method.stages[stage], number) for number in range(1, 6)]
 
 
 # who is asked
@@ -64,17 +70,17 @@ def test_the_local_stage_asks_everybody_or_a_cohort_of_its_own(server):
 def test_who_is_asked_beside_the_cohort_is_drawn_from_all_others(server):
     made = server()
     stage = made.method.stages[0]
-    drawn = [made.others(stage, number) for number in range(1, 6)]
+    drawn = [made.sampling.others(stage, number) for number in range(1, 6)]
     assert drawn == [server(clients=CLIENTS[::-1]).others(stage, number) for number in range(1, 6)]
     for cohort, others in zip(cohorts(made), drawn, strict=True):
         assert sorted(cohort + others) == CLIENTS
         assert others != sorted(others), "names that come first would be asked more often"
-    assert made.others(made.method.stages[1], 1) == []
+    assert made.sampling.others(made.method.stages[1], 1) == []
 
 
 def test_rounds_are_those_of_the_stages_budget(server):
     made = server("local", "federation.rounds_global=4", "federation.rounds_local=2")
-    assert [made.rounds(stage) for stage in made.method.stages] == [4, 2]
+    assert [made.recipe.rounds(stage) for stage in made.method.stages] == [4, 2]
 
 
 # what is sent
@@ -84,7 +90,7 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
     made = begun(server())
     early = {
         name
-        for task in made.tasks("train", CLIENTS, made.method.stages[0], 1)
+        for task in made.tasks(EXCHANGES["train"], CLIENTS, made.method.stages[0], 1)
         for name in task.arrays
         if "/" in name
     }
@@ -94,7 +100,7 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
     made.begin(made.method.stages[1])
 
     def sent(clients):
-        tasks = made.tasks("train", clients, made.method.stages[1], 1)
+        tasks = made.tasks(EXCHANGES["train"], clients, made.method.stages[1], 1)
         made.record_delivery(
             tasks, [Update(client) for client in clients if client != "client-01"]
         )  # which fails the first time
@@ -178,7 +184,7 @@ def asked(server: Server, host: ClientHost, number: int) -> tuple[list[Task], li
     stage = server.method.stages[0]
     tasks = [
         decode_task(encode(task))
-        for task in server.tasks("train", server.clients, stage, number, arrays=server.shared)
+        for task in server.tasks(EXCHANGES["train"], server.clients, stage, number, arrays=server.shared)
     ]
     return tasks, [decode_update(encode(host.handle(task))) for task in tasks]
 
@@ -189,7 +195,9 @@ def asked(server: Server, host: ClientHost, number: int) -> tuple[list[Task], li
 def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order, active):
     rule = ("activation.rule=every", "activation.every=1", f"activation.order={order}")
     world = opened("method=fedavg-sal", "head.kind=linear", *rule)
-    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients), world.ranks)
+    server = Server(
+        recipe_for(world.config, METHODS["fedavg-sal"]), world.backbone, list(world.clients), world.ranks
+    )
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     host = ClientHost(world, tmp_path)
@@ -204,7 +212,9 @@ def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order
 
 def test_training_moves_what_is_active_and_nothing_that_is_frozen(opened, tmp_path):
     world = opened("method=fedavg-sal", "head.kind=linear", "activation.rule=fixed", "activation.blocks=2")
-    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients), world.ranks)
+    server = Server(
+        recipe_for(world.config, METHODS["fedavg-sal"]), world.backbone, list(world.clients), world.ranks
+    )
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     weights = {name: array.clone() for name, array in world.backbone.state_dict().items()}
@@ -223,7 +233,9 @@ def test_training_moves_what_is_active_and_nothing_that_is_frozen(opened, tmp_pa
 def test_a_weak_client_trains_the_top_blocks_alone_and_the_mean_is_over_those_that_did(opened, tmp_path):
     tiers = "activation.capacity=[{share: 0.5, blocks: 1}, {share: 0.5, blocks: 3}]"
     world = opened("method=fedavg-sal", "head.kind=linear", "activation.blocks=3", tiers)
-    server = Server(world.config, METHODS["fedavg-sal"], world.backbone, list(world.clients), world.ranks)
+    server = Server(
+        recipe_for(world.config, METHODS["fedavg-sal"]), world.backbone, list(world.clients), world.ranks
+    )
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
     _, updates = asked(server, ClientHost(world, tmp_path), 1)
@@ -246,20 +258,23 @@ def test_a_weak_client_trains_the_top_blocks_alone_and_the_mean_is_over_those_th
 
 def test_each_prior_has_the_scale_that_all_validation_data_like_best(server):
     made = server()
-    wanted = [SCALES[(3 * place) % len(SCALES)] for place in range(len(EVEN))]
-    likelihood = torch.full((len(EVEN), len(SCALES)), -9.0)
+    wanted = [SCALES[(3 * place) % len(SCALES)] for place in range(len(UNSCALED))]
+    likelihood = torch.full((len(UNSCALED), len(SCALES)), -9.0)
     for place, scale in enumerate(wanted):
         likelihood[place, SCALES.index(scale)] = -2.0
     loud = torch.full_like(likelihood, -1.0)  # a client to which all are alike decides nothing
-    made.weigh([Update("client-00", {"weigh.log_likelihood": each.flatten()}) for each in (likelihood, loud)])
-    assert made.evidence_scales == wanted
-    other = server()
-    other.restore(*made.checkpoint())
-    assert other.evidence_scales == wanted
+    updates = [Update("client-00", {"weigh.log_likelihood": each.flatten()}) for each in (likelihood, loud)]
+    selection = WEIGHTS.result(updates, made.recipe).applied(Selection.before(made.recipe))
+    assert selection.evidence_scales == tuple(wanted) and selection.prior == made.config.gate.prior
+
+
+def test_a_checkpoint_holds_nothing_that_is_chosen_after_the_last_one(server):
+    _, meta = server().checkpoint()
+    assert meta.keys().isdisjoint({"prior", "interpolation", "evidence_scales"})
 
 
 def test_the_scale_of_any_prior_lies_between_its_neighbours():
-    scales = [float(place) for place in range(len(EVEN))]
+    scales = [float(place) for place in range(len(UNSCALED))]
     assert [scale_at(scales, prior) for prior in PRIORS[1:-1]] == pytest.approx(scales)
     assert scale_at(scales, 0.55) == pytest.approx((scales[4] + scales[5]) / 2)
     assert (scale_at(scales, 0.01), scale_at(scales, 0.99)) == (scales[0], scales[-1])

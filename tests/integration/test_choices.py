@@ -10,8 +10,10 @@ from PIL import Image
 from fedms.config import load_config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.experiments import experiment
+from fedms.federation.assembly import finished_model
 from fedms.federation.client import ClientHost
-from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES
+from fedms.federation.personal_model import UNSCALED
+from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES
 from fedms.federation.world import open_world
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
@@ -208,10 +210,12 @@ def test_whose_local_expert_is_interpolated(perform, traffic, method, found):
 def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform, tiny, traffic):
     run = perform()
     task, update = next((task, update) for task, update in traffic.exchanges if task.kind == "weigh")
-    answer = update.arrays["weigh.log_likelihood"].view(len(EVEN), len(SCALES))
+    answer = update.arrays["weigh.log_likelihood"].view(len(UNSCALED), len(SCALES))
     host = ClientHost(open_world(tiny()), run.folder)
     samples = host.world.samples(task.client, "validation")
-    judged = host._finished(task).judge(host.runner, samples, task.settings["boundary"])
+    view = host.view(task)
+    model = finished_model(view, task.settings["interpolation"], UNSCALED)
+    judged = host.recipe.predictor.judge(model, host.runner, samples, view.boundary)
     for prior, scale in ((0.2, 2.0), (0.5, 0.6), (0.9, 0.1)):
         weight = torch.sigmoid(scale * judged.evidence + torch.tensor(prior).logit())
         mixed = (1 - weight)[:, None] * judged.global_logits.softmax(1) + weight[
@@ -226,5 +230,5 @@ def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform,
         for task, update in traffic.exchanges
         if task.kind == "weigh"
     )
-    chosen = [SCALES[best] for best in summed.view(len(EVEN), len(SCALES)).argmax(1).tolist()]
+    chosen = [SCALES[best] for best in summed.view(len(UNSCALED), len(SCALES)).argmax(1).tolist()]
     assert run.result["evidence_scales"] == chosen

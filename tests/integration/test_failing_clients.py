@@ -20,6 +20,7 @@ from fedms.core.files import read_arrays
 from fedms.engines.local import LocalEngine
 from fedms.federation.messages import Failure, Task
 from fedms.federation.methods import METHODS
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import open_world
 
@@ -211,9 +212,9 @@ def test_who_was_not_in_the_average_does_not_take_itself_out_of_it(misbehave, pe
 def test_a_round_under_quorum_asks_others_and_keeps_what_came_in(misbehave, perform, tiny):
     config = tiny(*MANY)
     world = open_world(config)
-    server = Server(config, METHODS["fedms"], world.backbone, list(world.clients), world.ranks)
+    server = Server(recipe_for(config, METHODS["fedms"]), world.backbone, list(world.clients), world.ranks)
     stage = server.method.stages[0]
-    cohort, others = server.cohort(stage, 1), server.others(stage, 1)
+    cohort, others = server.sampling.cohort(stage, 1), server.sampling.others(stage, 1)
     assert sorted(cohort + others) == sorted(world.clients)
     misbehave(*(Rule("raise", client=client, kind="train", stage="global", round=1) for client in cohort[1:]))
     run = perform(*MANY, "federation.quorum=4")

@@ -14,14 +14,14 @@ from torch import Tensor
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
 from fedms.engines import answers
-from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
+from fedms.federation.messages import Failure, Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
 
 pytestmark = pytest.mark.integration
 
 LIAR = "client-1"
 SHORT = ("federation.cohort=4", "federation.rounds_global=1", "federation.rounds_local=1")
-Lie = Callable[[Task, Update], Update]
+Lie = Callable[[Task, Update], Update | Failure]
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def first(value: float) -> Callable[[Tensor], Tensor]:
     )
 
 
-def failed(task: Task, update: Update) -> Update:
-    return Update(task.client, failure="lost")
+def failed(task: Task, update: Update) -> Failure:
+    return Failure(task.client, "error", "lost")
 
 
 B, COUNTS = "block.2.query.lora_B", "statistics.counts"

@@ -24,7 +24,8 @@ from fedms.core.files import is_leftover, locked
 from fedms.engines.local import LocalEngine
 from fedms.experiments import experiment
 from fedms.experiments.observers import Silent
-from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import EXCHANGES
+from fedms.federation.exchanges.local_training import TrainingExchange
 from fedms.runs.folder import RunFolder
 
 pytestmark = pytest.mark.integration
@@ -372,15 +373,16 @@ def test_other_methods_go_on_too(tiny, finished, tmp_path, method):
 )
 def test_a_run_that_ends_within_an_exchange_comes_to_the_same(config, finished, tmp_path, monkeypatch, kind):
     """Some clients have answered, and what they keep is newer than the server's checkpoint."""
-    good, count = getattr(ClientHost, f"_{kind}"), []
+    exchange, count = type(EXCHANGES[kind]), []
+    good = exchange.answer
 
-    def dies(self: ClientHost, task: Any) -> Any:
-        count.append(task)
+    def dies(self: Any, view: Any, asked: Any) -> Any:
+        count.append(view.client)
         if len(count) in (2, 5):
             raise Killed
-        return good(self, task)
+        return good(self, view, asked)
 
-    monkeypatch.setattr(ClientHost, f"_{kind}", dies)
+    monkeypatch.setattr(exchange, "answer", dies)
     for _ in range(2):
         with pytest.raises(Killed):
             experiment.run(config, tmp_path / "run", resume=True)
@@ -437,14 +439,14 @@ def test_the_command_goes_on_and_says_when_there_is_nothing_to_do(config, tmp_pa
 def test_a_second_interrupt_ends_at_once(config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(config.to_yaml())
-    good = ClientHost._train
+    good = TrainingExchange.answer
 
-    def interrupted(self: ClientHost, task: Any) -> Any:
+    def interrupted(self: TrainingExchange, view: Any, asked: Any) -> Any:
         for number in (2, 15):
             os.kill(os.getpid(), number)
-        return good(self, task)
+        return good(self, view, asked)
 
-    monkeypatch.setattr(ClientHost, "_train", interrupted)
+    monkeypatch.setattr(TrainingExchange, "answer", interrupted)
     done = CliRunner().invoke(app, ["run", "tiny.yaml", "--out", "there", "--quiet"])
     assert done.exit_code == 130 and [line["stage"] for line in RunFolder(Path("there")).metrics()] == [
         "statistics"

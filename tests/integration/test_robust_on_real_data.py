@@ -12,8 +12,10 @@ from torch import Tensor
 from fedms.config import load_config
 from fedms.federation.admission import Admission
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import EXCHANGES
 from fedms.federation.messages import Task, Update
 from fedms.federation.methods import of
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import open_world
 from fedms.model.expert import Expert
@@ -58,7 +60,7 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
 
     def train(robust: str, attack: str | None) -> float:
         config = load_config(BASE, [f"federation.robust={robust}"])
-        server = Server(config, method, world.backbone, list(world.clients), world.ranks)
+        server = Server(recipe_for(config, method), world.backbone, list(world.clients), world.ranks)
         admission = Admission(server, world.classes, world.capacities)
         server.start_head(world.classes, world.class_embeddings)
         (stage,) = method.stages
@@ -77,7 +79,7 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
             return update
 
         for number in range(1, ROUNDS + 1):
-            tasks = server.tasks("train", server.clients, stage, number, arrays=server.shared)
+            tasks = server.tasks(EXCHANGES["train"], server.clients, stage, number, arrays=server.shared)
             server.aggregate(stage, number, [answer(task) for task in tasks])
         samples = world.everyone["test"]
         expert = Expert(server.frozen | server.shared, config.lora.alpha / config.lora.rank)

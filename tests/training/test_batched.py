@@ -10,7 +10,9 @@ import torch
 
 from fedms.federation import together
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import EXCHANGES
 from fedms.federation.methods import METHODS
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.together import handle_together
 from fedms.federation.world import open_world
@@ -44,7 +46,7 @@ def stacks(monkeypatch) -> list[int]:
 
 
 def tasks_of(made, number=1):
-    return made.server.tasks("train", made.server.clients, made.stage, number, made.server.shared)
+    return made.server.tasks(EXCHANGES["train"], made.server.clients, made.stage, number, made.server.shared)
 
 
 def both(world, tasks, folder: Path):
@@ -129,10 +131,10 @@ def test_images_together_are_images_alone_within_the_tolerance(checkpoint, stack
         model, tmp_path / "pictures", method="fedavg", head__kind="linear", training__batch_size=3
     )
     world = open_world(config)
-    server = Server(config, METHODS["fedavg"], world.backbone, list(world.clients), world.ranks)
+    server = Server(recipe_for(config, METHODS["fedavg"]), world.backbone, list(world.clients), world.ranks)
     server.start_head(world.classes, None)
     server.begin(server.method.stages[0])
-    tasks = server.tasks("train", server.clients, server.method.stages[0], 1, server.shared)
+    tasks = server.tasks(EXCHANGES["train"], server.clients, server.method.stages[0], 1, server.shared)
     alone, stacked = both(world, tasks, tmp_path / "one")
     assert stacks == [3]
     check(alone, stacked)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fedms.federation.client import ClientHost
-from fedms.federation.together import _Part
+from fedms.federation.client import ClientHost, TrainingInStack
+from fedms.federation.exchanges import TRAINING
 from fedms.federation.world import open_world
 from fedms.model.expert import Expert
 from fedms.model.heads import zero_head
@@ -104,20 +104,21 @@ CASES = [  # what trains, and how: pairs, a pull to the start, phases, a prompt,
 def no_waiting(made, watch):
     """Each client trains once in the present stage."""
     config = made.world.config.training
-    for task in made.server.tasks("train", made.server.clients, made.stage, 1, made.server.shared):
+    for task in made.server.tasks(TRAINING, made.server.clients, made.stage, 1, made.server.shared):
         made.host.receive(task)
-        ready = made.host.ready(task)
+        view = made.host.view(task)
+        begun = TRAINING.begin(view)
         watch.reads, watch.waited, watch.steps = [], [], 0
         training.train_expert(
             made.host.runner,
-            ready.expert,
-            ready.plan,
-            ready.samples,
-            made.host.boundary(task),
+            begun.expert,
+            begun.plan,
+            begun.samples,
+            view.boundary,
             config,
-            ready.order,
+            begun.order,
         )
-        assert watch.steps == config.epochs * -(-len(ready.samples) // BATCH) > 2
+        assert watch.steps == config.epochs * -(-len(begun.samples) // BATCH) > 2
         assert watch.reads == [watch.steps], "the loss is read, and only when all is done"
         assert watch.waited == []
 
@@ -141,8 +142,8 @@ def test_no_step_of_a_stack_is_waited_for(abroad, watch, method, precision):
         for stage in made.method.stages:
             if stage is not made.stage:
                 made.next_stage()
-            tasks = made.server.tasks("train", made.server.clients, made.stage, 1, made.server.shared)
-            parts = [_Part(made.host, task) for task in tasks]
+            tasks = made.server.tasks(TRAINING, made.server.clients, made.stage, 1, made.server.shared)
+            parts = [TrainingInStack.begin(made.host, task) for task in tasks]
             steps = [part.member.steps(made.world.config.training) for part in parts]
             watch.reads, watch.waited, watch.steps = [], [], 0
             stacking.train_stack(
@@ -187,8 +188,8 @@ def test_a_gpu_gives_the_same_bits_each_time_and_the_cpus_numbers_nearly(federat
 def test_cuda_itself_sees_no_wait_between_steps(federation, monkeypatch, many):
     made = federation("fedavg", "device=cuda", "precision=bfloat16")
     parts = [
-        _Part(made.host, task)
-        for task in made.server.tasks("train", made.server.clients[:many], made.stage, 1, made.server.shared)
+        TrainingInStack.begin(made.host, task)
+        for task in made.server.tasks(TRAINING, made.server.clients[:many], made.stage, 1, made.server.shared)
     ]
     config, taken = made.world.config.training, []
     plain = torch.optim.AdamW.step

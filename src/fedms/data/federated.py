@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -20,3 +21,21 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+class FederatedDataset:
+    """The samples of a federation, or of one client of it alone."""
+
+    def __init__(
+        self, class_names: tuple[str, ...], rows: dict[str, dict[str, np.ndarray]], labels: np.ndarray
+    ) -> None:
+        self.class_names = class_names
+        self._rows = rows
+        self._labels = labels
+
+    def samples(self, client: str, split: str) -> Samples:
+        rows = self._rows[client][split]
+        return Samples(f"{client}/{split}", rows, torch.from_numpy(self._labels[rows]))
+
+    def of_client(self, name: str) -> FederatedDataset:
+        return FederatedDataset(self.class_names, {name: self._rows[name]}, self._labels)

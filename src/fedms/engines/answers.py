@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fedms.core.errors import StorageError
 from fedms.engines.pipe import STACK, bundled, unbundled
 from fedms.federation.client import ClientHost
-from fedms.federation.messages import Update, decode_task, encode
+from fedms.federation.messages import Failure, Update, decode_task, encode
 from fedms.federation.together import handle_together
 
 DISK = "disk"
@@ -40,11 +40,11 @@ def handle_all(host: ClientHost, messages: Sequence[bytes]) -> list[bytes]:
     ]
 
 
-def failed(client: str, error: Exception) -> Update:
+def failed(client: str, error: Exception) -> Failure:
     """What a client answers that fails."""
     if isinstance(error, StorageError):
-        return Update(client, metrics={DISK: True}, failure=str(error))
+        raise error
     if os.environ.get("FEDMS_DEBUG"):
         raise error
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return Update(client, failure=f"{type(error).__name__}: {first}")
+    return Failure(client, "error", f"{type(error).__name__}: {first}")

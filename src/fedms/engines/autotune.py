@@ -18,6 +18,7 @@ from fedms.core import seeds
 from fedms.data.federated import Samples
 from fedms.federation.method import Stage, rates
 from fedms.federation.methods import of
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World
 from fedms.model.arrays import Arrays
@@ -105,7 +106,7 @@ def measured(world: World, together: int, folder: Path) -> float:
     config = world.config
     stage = _stage(config)
     assert stage is not None
-    server = Server(config, of(config), world.backbone, list(world.clients), world.ranks)
+    server = Server(recipe_for(config), world.backbone, list(world.clients), world.ranks)
     batch = config.training.batch_size
     cache = PrefixCache(world.backbone, world.inputs, config.cache.memory_mb * 2**20, 0, folder / "measured")
     runner, boundary, blocks = Runner(world.backbone, cache), server.boundary(stage), server.active(stage)
@@ -117,7 +118,7 @@ def measured(world: World, together: int, folder: Path) -> float:
         if name in arrays
     ]
     plan = Plan(names, rates(stage, config.training))
-    samples = [world.samples(client, "train") for client in server.cohort(stage, 1)[:together]]
+    samples = [world.samples(client, "train") for client in server.sampling.cohort(stage, 1)[:together]]
     samples = [Samples(own.owner, own.rows[:batch], own.labels[:batch]) for own in samples]
 
     def train(passes: int) -> float:

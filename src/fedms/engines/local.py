@@ -20,18 +20,17 @@ from pathlib import Path
 from types import TracebackType
 
 from fedms.config import Config
-from fedms.core.errors import StorageError
 from fedms.core.files import sweep
-from fedms.engines.answers import DISK, respond
+from fedms.engines.answers import respond
 from fedms.engines.autotune import Way, decide, measured
 from fedms.engines.memory import keep_freed_memory, peak_memory
 from fedms.engines.pipe import MEASURE, bundled, unbundled
 from fedms.engines.process import LostError, WorkerProcess
 from fedms.federation.client import ClientHost
-from fedms.federation.messages import Failure, Task, Update, decode_update, encode
+from fedms.federation.messages import Failure, Task, Update, decode_answer, encode
 from fedms.federation.world import World
 
-Arrived = Callable[[Update], None]
+Arrived = Callable[[Update | Failure], None]
 """Is told of each answer."""
 Ask = Callable[[bytes, int], bytes]
 """From a message, and for how many clients it is, to the answer."""
@@ -179,15 +178,11 @@ class LocalEngine:
 
     def _taken(self, client: str, data: bytes, arrived: Arrived) -> Update | Failure:
         """One client's answer, or what stands in its place."""
-        update = decode_update(data)
+        update = decode_answer(data)
         with self._counting:
             self.received += len(data)
         arrived(update)
-        if update.metrics.get(
-            DISK
-        ):  # it is this machine's, and a client without its state would change the result
-            raise StorageError(update.failure)
-        return update if update.failure is None else Failure(client, "error", update.failure)
+        return update
 
     def peak_memory(self) -> int:
         """Bytes of resident memory at most, over this process and its workers."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
@@ -18,17 +19,31 @@ from fedms.data.partition import partition
 from fedms.engines.local import LocalEngine
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
-from fedms.experiments.rounds import Asking, Round
+from fedms.experiments.rounds import Line, Rounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
 from fedms.federation.admission import Admission
+from fedms.federation.exchanges import (
+    CALIBRATION,
+    EVALUATION,
+    FINAL_TEST,
+    INTERPOLATION,
+    STATISTICS,
+    TRAINING,
+    WEIGHTS,
+)
+from fedms.federation.exchanges.selection import InterpolationAsked, Selection
+from fedms.federation.exchanges.statistics import FeaturesAsked
+from fedms.federation.exchanges.testing import BASE_MEANS, FinalTestAsked
 from fedms.federation.method import Stage
-from fedms.federation.methods import find, of
-from fedms.federation.prediction import gate_reads_statistics
+from fedms.federation.methods import find
+from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.result import make_result
+
+Features = Literal["backbone", "global"]
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +104,6 @@ def describe_partition(config: Config) -> dict[str, Any]:
     }
 
 
-BASE = "base.means"
-"""The federated class means of frozen features."""
-
-
 @dataclass(frozen=True)
 class Step:
     """One thing to do, in its turn."""
@@ -108,22 +119,22 @@ class Experiment:
     Attributes:
         closed: how many checkpoints have been written: the number of the newest.
         reused: whether the first stage is another run's.
+        base_means: the federated class means of frozen features, which judge pictures before any training.
     """
 
     def __init__(self, world: World, folder: RunFolder, engine: LocalEngine, observer: Observer) -> None:
         self.world = world
         self.config = world.config
+        self.recipe = recipe_for(self.config)
         self.folder = folder
         self.engine = engine
         self.observer = observer
-        self.method = of(self.config)
-        self.server = Server(self.config, self.method, world.backbone, list(world.clients), world.ranks)
-        self.asking = Asking(
-            self.server, Admission(self.server, world.classes, world.capacities), engine, folder, observer
-        )
+        self.server = Server(self.recipe, world.backbone, list(world.clients), world.ranks)
+        admission = Admission(self.server, world.classes, world.capacities)
+        self.rounds = Rounds(self.server, admission, engine, folder, observer)
         self.closed = 0
         self.reused = False
-        self.base_means: torch.Tensor | None = None
+        self.base_means: Tensor | None = None
 
     def run(self, reuse: RunFolder | None = None, resume: bool = False) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
@@ -140,76 +151,62 @@ class Experiment:
         return self._finish()
 
     def _steps(self, reuse: RunFolder | None) -> list[Step]:
-        """All that comes before the end, in order: it follows from the config, so a number of checkpoints is a place in it."""
-        server, stages = self.server, self.method.stages
+        """Everything before the end, in order. It follows from the config, so a number of checkpoints is a place in it."""
+        server, recipe, stages = self.server, self.recipe, self.recipe.stages
         steps = []
         if self.reused:
             steps.append(Step(partial(self._take, reuse), closes=True))
-        elif (
-            self._trains_on_statistics() or self.world.backbone.kind == "image"
-        ):  # whose base accuracy stands on them
-            evaluation = not self._trains_on_statistics()
-            steps.append(
-                Step(
-                    partial(self._exchange_statistics, stages[0] if stages else None, "backbone", evaluation),
-                    closes=True,
-                )
-            )
-        if self._has_common_start() and not self.reused:
-            text = self.config.head.kind in ("text", "text-init")
-            steps.append(
-                Step(
-                    lambda: server.start_head(
-                        self.world.classes, self.world.class_embeddings if text else None
-                    )
-                )
-            )
+        elif recipe.starts_from_statistics or self._pictures:
+            only_base = not recipe.starts_from_statistics
+            first = stages[0] if stages else None
+            steps.append(Step(partial(self._statistics, first, "backbone", only_base), closes=True))
+        if recipe.has_common_start and not self.reused:
+            names = self.config.head.kind in HEADS_FROM_NAMES
+            start_head = partial(self._start_head, names)
+            steps.append(Step(start_head))
         for stage in stages[1 if self.reused else 0 :]:
             steps.append(Step(partial(server.begin, stage)))
-            if (
-                "gate" in stage.trains
-                and self._gate_reads_statistics()
-                and self.config.gate.features == "global"
-            ):
-                steps.append(Step(partial(self._exchange_statistics, stage, "global"), closes=True))
-            steps += [
-                Step(partial(self._round, stage, number), closes=True)
-                for number in range(1, server.rounds(stage) + 1)
-            ]
+            if recipe.begins_with_statistics(stage):
+                steps.append(Step(partial(self._statistics, stage, "global"), closes=True))
+            numbers = range(1, recipe.rounds(stage) + 1)
+            steps += [Step(partial(self._round, stage, number), closes=True) for number in numbers]
             steps.append(Step(partial(self._keep_stage, stage)))
         return [*steps, Step(server.settle)]
+
+    @property
+    def _pictures(self) -> bool:
+        """Pictures have no class names to be compared with, so their accuracy before training stands on sums."""
+        return self.world.backbone.kind == "image"
+
+    def _start_head(self, from_names: bool) -> None:
+        self.server.start_head(self.world.classes, self.world.class_embeddings if from_names else None)
 
     def _keep_stage(self, stage: Stage) -> None:
         self.folder.keep_stage(stage.name, *self.server.checkpoint())
 
     def _go_back(self) -> None:
-        """To the newest checkpoint."""
+        """Go back to the newest checkpoint."""
         self.closed, arrays, meta = self.folder.go_back(self.observer.note)
         if not self.closed:
             return
         self.server.restore(arrays, meta)
         self.reused = meta["reused"]
-        self.base_means = arrays.get(BASE)
+        self.base_means = arrays.get(BASE_MEANS)
         for last in meta["records"][-1:]:
-            self.observer.note(
-                f"going on after {last['stage']}" + (f" round {last['round']}" if last["rounds"] else "")
-            )
+            place = f" round {last['round']}" if last["rounds"] else ""
+            self.observer.note(f"going on after {last['stage']}{place}")
 
     def _take(self, reuse: RunFolder | None) -> None:
-        """The first stage from another run, as if it had been trained here."""
+        """Take the first stage from another run, as if it had been trained here."""
         assert reuse is not None
-        self.server.restore(*reuse.stage(self.method.stages[0].name))
-        self.server.forget_clients()  # these have received nothing yet, and computed nothing
-        self.server.prior = self.config.gate.prior  # the other run may have had another one
+        first = self.recipe.stages[0].name
+        self.server.restore(*reuse.stage(first))
+        self.server.ledger.forget_clients()  # these have received nothing yet, and computed nothing
         self._note_base()
-        taken = [
-            record
-            for record in reuse.metrics()
-            if record["stage"] in ("statistics", self.method.stages[0].name)
-        ]
-        self._close(*taken)
+        self._close(*(record for record in reuse.metrics() if record["stage"] in ("statistics", first)))
 
     def _facts(self) -> dict[str, Any]:
+        stages = [{"stage": stage.name, "rounds": self.recipe.rounds(stage)} for stage in self.recipe.stages]
         return {
             "clients": len(self.world.clients),
             "classes": self.world.classes,
@@ -217,18 +214,16 @@ class Experiment:
             "blocks": self.world.backbone.depth,
             "model": self.config.model.name,
             "workers": self.engine.workers,
-            "plan": [
-                {"stage": stage.name, "rounds": self.server.rounds(stage)} for stage in self.method.stages
-            ],
+            "plan": stages,
         }
 
     # ends of exchanges
 
     def _close(self, *records: dict[str, Any]) -> None:
-        """Write what has come about. The lines are kept with the checkpoint, so that whatever befalls metrics.jsonl after it is mended."""
+        """Write a checkpoint. It keeps the lines, too, so that whatever befalls metrics.jsonl afterwards is mended."""
         arrays, meta = self.server.checkpoint()
         if self.base_means is not None:
-            arrays[BASE] = self.base_means.clone()  # it may be the discriminant's own
+            arrays[BASE_MEANS] = self.base_means.clone()  # it may be the discriminant's own
         self.closed += 1
         self.folder.checkpoint(self.closed, arrays, {**meta, "reused": self.reused}, records)
         for record in records:
@@ -238,60 +233,45 @@ class Experiment:
 
     # statistics
 
-    def _gate_reads_statistics(self) -> bool:
-        return gate_reads_statistics(self.method, self.config)
-
-    def _trains_on_statistics(self) -> bool:
-        """Whether training or prediction stands on sums of the frozen backbone's features."""
-        head = self.config.head.kind in ("statistics", "means") and self._has_common_start()
-        gate = self._gate_reads_statistics() and self.config.gate.features == "backbone"
-        return head or gate or self.method.predicts == "statistics"
-
-    def _has_common_start(self) -> bool:
-        """Whether everybody starts from one head: there is a global expert, or part of the local ones is shared from the start."""
-        return self.method.has_global or any({*stage.shares} - {"gate"} for stage in self.method.stages)
-
-    def _exchange_statistics(self, stage: Stage | None, features: str, evaluation: bool = False) -> None:
-        """Clients send their sums once; then the discriminant's temperature is chosen on the same clients' validation data."""
-        server = self.server
-        clients = server.some("statistics", self.config.statistics.clients)
-        line = Round("statistics", 0, 0, len(server.active(stage)), clients)
-        ask = partial(
-            self.asking.ask, line, clients=clients, stage=stage, evaluation=evaluation, features=features
+    def _statistics(self, stage: Stage | None, features: Features, evaluation: bool = False) -> None:
+        """Clients send their sums once; then the same clients' validation data choose the discriminant's temperature."""
+        server, recipe = self.server, self.recipe
+        clients = server.sampling.some("statistics", self.config.statistics.clients)
+        line = Line("statistics", 0, 0, len(server.active(stage)), clients)
+        asked = FeaturesAsked(features)
+        discriminant = STATISTICS.result(
+            self.rounds.ask(line, STATISTICS, clients, stage, evaluation=evaluation, asked=asked), recipe
         )
-        updates = ask(kind="statistics")
-        discriminant = server.learn_statistics(updates)
-        server.calibrate(discriminant, ask(kind="calibrate", arrays=discriminant.to_arrays()))
+        server.expect_discriminant()
+        arrays = discriminant.to_arrays()
+        answers = self.rounds.ask(
+            line, CALIBRATION, clients, stage, evaluation=evaluation, arrays=arrays, asked=asked
+        )
+        server.learn(replace(discriminant, temperature=CALIBRATION.result(answers, recipe)))
         if features == "backbone":
             self._note_base()
         self._close(line.record())
 
     def _note_base(self) -> None:
-        """Keep the federated class means of frozen features: for images, what the untrained model is judged by."""
         if self.server.discriminant:
             self.base_means = self.server.discriminant.means
 
     # rounds
 
     def _round(self, stage: Stage, number: int) -> None:
-        server = self.server
-        line = Round(stage.name, number, server.rounds(stage), len(server.active(stage)), [])
-        updates = self.asking.round(line, stage)
-        weight = sum(update.weight for update in updates)
-        line.train_loss = sum(update.weight * float(update.metrics["loss"]) for update in updates) / weight
+        server, recipe = self.server, self.recipe
+        planned = recipe.rounds(stage)
+        line = Line(stage.name, number, planned, len(server.active(stage)), [])
+        updates = self.rounds.train(line, stage)
+        trained = TRAINING.result(updates, recipe)
+        line.train_loss, line.validation_score = trained.train_loss, trained.validation_score
         server.aggregate(stage, number, updates)
-        last = number == server.rounds(stage)
-        if stage.expert == "local":
-            line.validation_score = sum(u.metrics["correct"] for u in updates) / sum(
-                u.metrics["validated"] for u in updates
+        last = number == planned
+        if stage.expert == "global" and (last or number % self.config.evaluation.every == 0):
+            scored = self.rounds.ask(
+                line, EVALUATION, self._validators(), stage, evaluation=True, arrays=server.shared
             )
-        elif last or number % self.config.evaluation.every == 0:
-            scored = self.asking.ask(
-                line, "evaluate", self._validators(), stage, evaluation=True, arrays=server.shared
-            )
-            line.validation_score = sum(update.metrics["correct"] for update in scored) / sum(
-                update.weight for update in scored
-            )
+            line.validation_score = EVALUATION.result(scored, recipe)
         if not last and server.observe(stage, number, line.validation_score):
             self.observer.note(
                 f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now"
@@ -299,47 +279,46 @@ class Experiment:
         self._close(line.record())
 
     def _validators(self) -> list[str]:
-        return self.server.some("validation", self.config.evaluation.clients)
+        return self.server.sampling.some("validation", self.config.evaluation.clients)
+
+    # the end
 
     def _finish(self) -> dict[str, Any]:
-        """Every client's final model, tested on its own and on everyone's data; no checkpoint, for it is soon done again."""
+        """Every client's final model, tested on own and everyone's data. No checkpoint: it is soon done again."""
         server = self.server
-        line = Round(
-            "end",
-            0,
-            0,
-            len(server.active(self.method.stages[-1] if self.method.stages else None)),
-            server.clients,
-        )
+        line = Line("end", 0, 0, len(server.active(self.recipe.last_stage)), server.clients)
+        selection = self._select(line)
         arrays = dict(server.shared)
-        if self.method.predicts == "mixture" and self.config.mixture.interpolation is None:
-            server.interpolate(self.asking.ask(line, "interpolate", self._validators(), None, arrays=arrays))
-        if self.method.gate == "constant" or self._gate_reads_statistics():
-            server.weigh(
-                self.asking.ask(
-                    line, "weigh", self._validators(), None, arrays=arrays, interpolation=server.interpolation
-                )
-            )
-        if self.base_means is not None and self.world.backbone.kind == "image":
-            arrays[BASE] = self.base_means
-        updates = self.asking.ask(
+        if self.base_means is not None and self._pictures:
+            arrays[BASE_MEANS] = self.base_means
+        asked = FinalTestAsked(selection.prior, selection.interpolation, list(selection.evidence_scales))
+        updates = self.rounds.ask(
             line,
-            "test",
+            FINAL_TEST,
             server.clients,
             None,
             needed=len(server.clients),  # a result is about every client
             evaluation=True,
             arrays=arrays,
-            prior=server.prior,
-            interpolation=server.interpolation,
-            evidence_scales=list(server.evidence_scales),
+            asked=asked,
         )
         record = line.record()
         self.folder.append_metrics(record)
-        result = make_result(
-            self.world, self.method, updates, self.folder.metrics(), self.engine.peak_memory(), server
-        )
+        answers, lines = FINAL_TEST.result(updates, self.recipe), self.folder.metrics()
+        result = make_result(self.world, server, selection, answers, lines, self.engine.peak_memory())
         self.folder.write_result(result)
         self.observer.round_done(record)
         self.observer.end(result)
         return result
+
+    def _select(self, line: Line) -> Selection:
+        """What all clients' validation data choose for the finished models."""
+        selection, recipe, arrays = Selection.before(self.recipe), self.recipe, dict(self.server.shared)
+        if recipe.chooses_interpolation:
+            updates = self.rounds.ask(line, INTERPOLATION, self._validators(), None, arrays=arrays)
+            selection = replace(selection, interpolation=INTERPOLATION.result(updates, recipe))
+        if recipe.chooses_weights:
+            asked = InterpolationAsked(selection.interpolation)
+            updates = self.rounds.ask(line, WEIGHTS, self._validators(), None, arrays=arrays, asked=asked)
+            selection = WEIGHTS.result(updates, recipe).applied(selection)
+        return selection

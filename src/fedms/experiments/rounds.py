@@ -12,12 +12,15 @@ from fedms.core.formatting import plural
 from fedms.engines.local import LocalEngine
 from fedms.experiments.observers import Observer
 from fedms.federation.admission import Admission
-from fedms.federation.messages import Failure, FailureKind, Task, TaskKind, Update
+from fedms.federation.exchanges import FINAL_TEST, TRAINING
+from fedms.federation.exchanges.base import Asked, Cost, Exchange
+from fedms.federation.messages import Failure, FailureKind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.server import Server
+from fedms.model.arrays import Arrays
 from fedms.runs.folder import RunFolder
 
-WORDS: dict[FailureKind, str] = {
+LOST: dict[FailureKind, str] = {
     "error": "failed",
     "died": "died",
     "deadline": "was too late",
@@ -26,7 +29,7 @@ WORDS: dict[FailureKind, str] = {
 
 
 @dataclass
-class Round:
+class Line:
     """What one line of metrics.jsonl is made from."""
 
     stage: str
@@ -71,7 +74,7 @@ class Round:
         return f"{self.stage} round {self.number}" if self.planned else self.stage
 
 
-class Asking:
+class Rounds:
     """Has tasks done by clients, and books what that cost, until enough have answered."""
 
     def __init__(
@@ -84,76 +87,78 @@ class Asking:
         self.observer = observer
         self.attempts = server.config.federation.attempts
 
-    def round(self, line: Round, stage: Stage) -> list[Update]:
-        """Answers of a round of training: those of its cohort, or as many in their place; the quorum at least."""
-        federation, server = self.server.config.federation, self.server
-        cohort, others = server.cohort(stage, line.number), server.others(stage, line.number)
+    def train(self, line: Line, stage: Stage) -> list[Update]:
+        """Answers of a round of training: a cohort's number of them, the quorum at least."""
+        federation, sampling = self.server.config.federation, self.server.sampling
+        cohort, others = sampling.cohort(stage, line.number), sampling.others(stage, line.number)
         return self.ask(
             line,
-            "train",
+            TRAINING,
             [*cohort, *others],
             stage,
             wanted=len(cohort),
             needed=federation.quorum,
             spare=federation.oversample,
-            arrays=server.shared,
+            arrays=self.server.shared,
         )
 
     def ask(
         self,
-        line: Round,
-        kind: TaskKind,
+        line: Line,
+        exchange: Exchange[Any, Any, Any],
         clients: Sequence[str],
         stage: Stage | None,
         wanted: int | None = None,
         needed: int = 1,
         spare: int = 0,
         evaluation: bool = False,
-        **more: Any,
+        arrays: Arrays | None = None,
+        asked: Asked | None = None,
     ) -> list[Update]:
-        """Answers to a task.
+        """Admitted answers to a question.
 
         Args:
-            clients: who can be asked, in this order; those who failed come last.
-            wanted: how many answers count: of more, the first in the order of asking, whoever was quicker. Default: all.
-            needed: with fewer, further clients are asked for what is missing. What has come in stays.
-            spare: how many more are asked each time than answers are missing.
-            more: what the tasks hold.
+            clients: the clients that can be asked, in this order. Those that failed come last.
+            wanted: how many answers count. Of more, the first in the order of asking count, not the quickest.
+                Default: all.
+            needed: with fewer answers, further clients are asked for the missing ones. Answers so far stay.
+            spare: how many more clients are asked each time than answers are missing.
+            evaluation: whether this is booked as evaluation, not as training.
+            arrays: what every task holds.
+            asked: what the exchange asks beside the situation.
 
         Raises:
-            FedmsError: too few answers, however often clients were asked. The line is in metrics.jsonl then.
+            FedmsError: too few answers after all attempts. The line is in metrics.jsonl then.
         """
         wanted = len(clients) if wanted is None else wanted
         waiting, answered = list(clients), list[Update]()
         for attempt in range(1, self.attempts + 1):
             missing = wanted - len(answered)
-            asked, waiting = waiting[: missing + spare], waiting[missing + spare :]
-            if kind == "train":
-                line.cohort += [client for client in asked if client not in line.cohort]
-            came = self._exchange(
-                line, self.server.tasks(kind, asked, stage, line.number, **more), missing, evaluation
-            )
+            now, waiting = waiting[: missing + spare], waiting[missing + spare :]
+            if exchange is TRAINING:
+                line.cohort += [client for client in now if client not in line.cohort]
+            tasks = self.server.tasks(exchange, now, stage, line.number, arrays, asked)
+            came = self._exchange(line, tasks, missing, evaluation)
             answered += came
             if len(answered) >= needed:
                 return answered
             heard = {update.client for update in came}
-            waiting += [client for client in asked if client not in heard]
+            waiting += [client for client in now if client not in heard]
             if attempt < self.attempts:
-                self.observer.note(
-                    f"{line.place}, {kind}: {len(answered)} of {plural(needed, 'answer')} needed; asking again"
-                )
+                few = f"{len(answered)} of {plural(needed, 'answer')} needed"
+                self.observer.note(f"{line.place}, {exchange.kind}: {few}; asking again")
         self.folder.append_metrics(line.record())
-        last = line.failures[-1]
-        if kind == "test":
-            raise FedmsError(
-                f"{last.client} could not be tested, so there is no result: {last.reason}; go on with --resume"
-            )
-        raise FedmsError(
-            f"{line.place}, {kind}: {len(answered)} of {plural(needed, 'answer')} needed, after {plural(self.attempts, 'attempt')}; "
-            f"{last.client} {WORDS[last.kind]}: {last.reason}; go on with --resume"
-        )
+        raise FedmsError(self._too_few(line, exchange, len(answered), needed))
 
-    def _exchange(self, line: Round, tasks: Sequence[Task], most: int, evaluation: bool) -> list[Update]:
+    def _too_few(self, line: Line, exchange: Exchange[Any, Any, Any], answered: int, needed: int) -> str:
+        last = line.failures[-1]
+        if exchange is FINAL_TEST:
+            return f"{last.client} could not be tested, so there is no result: {last.reason}; go on with --resume"
+        few = f"{answered} of {plural(needed, 'answer')} needed, after {plural(self.attempts, 'attempt')}"
+        why = f"{last.client} {LOST[last.kind]}: {last.reason}"
+        return f"{line.place}, {exchange.kind}: {few}; {why}; go on with --resume"
+
+    def _exchange(self, line: Line, tasks: Sequence[Task], most: int, evaluation: bool) -> list[Update]:
         """Have tasks done and book what it cost; at most so many of the updates that are admitted."""
         sent, received = self.engine.sent, self.engine.received
         self.folder.asked(task.client for task in tasks)
@@ -167,20 +172,21 @@ class Asking:
             line.downlink_bytes += sent
             line.uplink_bytes += received
         taken = self._taken(line, tasks, answers, most)
-        costs = [(update.client, update.metrics) for update in taken]
+        ledger = self.server.ledger
+        costs = [(update.client, Cost.of(update.metrics)) for update in taken]
         if evaluation:
-            line.evaluation_flops += self.server.book(costs, evaluation=True)
+            line.evaluation_flops += ledger.book(costs, evaluation=True)
         else:
-            line.train_flops += self.server.book(costs)
-            after = [(update.client, update.metrics.get("evaluation", {})) for update in taken]
-            line.evaluation_flops += self.server.book(after, evaluation=True)
-            took *= _share(taken)
+            line.train_flops += ledger.book(costs)
+            after = [(update.client, Cost.of(update.metrics.get("evaluation", {}))) for update in taken]
+            line.evaluation_flops += ledger.book(after, evaluation=True)
+            took *= _evaluation_share(costs, after)
         line.evaluation_seconds = round(line.evaluation_seconds + took, 4)
         self.server.record_delivery(tasks, taken)
         return taken
 
     def _taken(
-        self, line: Round, tasks: Sequence[Task], answers: Sequence[Update | Failure], most: int
+        self, line: Line, tasks: Sequence[Task], answers: Sequence[Update | Failure], most: int
     ) -> list[Update]:
         """The answers that count. What is beyond them is not even looked at; of what is lost, a line each."""
         taken, lost = list[Update](), list[Failure]()
@@ -195,13 +201,15 @@ class Asking:
                 taken.append(answer)
         line.failures += lost
         for each in lost:
-            self.observer.note(f"{each.client} {WORDS[each.kind]} in {line.place}: {each.reason}")
+            self.observer.note(f"{each.client} {LOST[each.kind]} in {line.place}: {each.reason}")
         return taken
 
 
-def _share(updates: Sequence[Update]) -> float:
-    """The part of their work that was evaluation, by operations: of validation after local training no client says how long it took."""
-    judged = sum(int(update.metrics.get("evaluation", {}).get("flops", 0)) for update in updates)
-    return (
-        judged / (sum(int(update.metrics.get("flops", 0)) for update in updates) + judged) if judged else 0.0
-    )
+def _evaluation_share(training: Sequence[tuple[str, Cost]], evaluation: Sequence[tuple[str, Cost]]) -> float:
+    """The share of the clients' work that was evaluation, by operations.
+
+    Of the validation after local training, no client says how long it took.
+    """
+    judged = sum(cost.flops for _, cost in evaluation)
+    trained = sum(cost.flops for _, cost in training)
+    return judged / (trained + judged) if judged else 0.0

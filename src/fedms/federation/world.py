@@ -13,7 +13,7 @@ from fedms.config import Config
 from fedms.core import seeds
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data import sources
-from fedms.data.federated import Samples
+from fedms.data.federated import FederatedDataset, Samples
 from fedms.data.partition import ClientSplit, Partition, partition
 from fedms.data.sources import Dataset
 from fedms.federation.activation import check_depth
@@ -54,6 +54,14 @@ class World:
     def class_embeddings(self) -> Tensor:
         """Frozen features of the class names, [C, d]."""
         return class_name_embeddings(self.dataset.class_names, self.backbone, self.config.model)
+
+    @cached_property
+    def data(self) -> FederatedDataset:
+        rows = {
+            name: {"train": split.train, "validation": split.validation, "test": split.test}
+            for name, split in self.clients.items()
+        }
+        return FederatedDataset(self.dataset.class_names, rows, self.dataset.labels)
 
     def samples(self, client: str, split: str) -> Samples:
         """One client's train, validation or test samples."""

@@ -19,8 +19,9 @@ from fedms.data.federated import Samples
 from fedms.data.images import told, upright
 from fedms.data.sources import Dataset
 from fedms.federation.methods import of
-from fedms.federation.personal_model import PersonalModel
-from fedms.federation.prediction import EVEN, ClientOutputs
+from fedms.federation.personal_model import UNSCALED, PersonalModel
+from fedms.federation.prediction import ClientOutputs, judge
+from fedms.federation.recipe import recipe_for
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
 from fedms.runs.folder import RunFolder
@@ -102,9 +103,8 @@ class Client:
             return []
         judged = self.judge(inputs)
         found = judged.log_probabilities(prior)
-        weights: list[float | None] = [None] * len(inputs)
-        if judged.predicts in ("mixture", "blend"):
-            weights = judged.local_weight(prior).tolist()
+        weight = judged.local_weight(prior)
+        weights: list[float | None] = [None] * len(inputs) if weight is None else weight.tolist()
         return [self._prediction(row, weight) for row, weight in zip(found, weights, strict=True)]
 
     def judge(self, inputs: Sequence[Input]) -> ClientOutputs:
@@ -123,7 +123,7 @@ class Client:
         # the folder is never used: nothing may go to disk
         cache = PrefixCache(self.backbone, arriving, MEMORY, disk=0, folder=Path())
         samples = Samples("new", np.arange(len(inputs)), torch.from_numpy(none))
-        return self.personal.judge(Runner(self.backbone, cache), samples, self.boundary)
+        return judge(self.personal, Runner(self.backbone, cache), samples, self.boundary)
 
     def fits(self) -> bool:
         """Whether its arrays suit each other and the backbone: it says something of a sample."""
@@ -146,10 +146,10 @@ class Client:
     def _checked(self, prior: float | None) -> float:
         if prior is None:
             return self.prior
-        method = self.personal.method
-        if not method.has_frontier:
+        recipe = recipe_for(self.personal.config, self.personal.method)
+        if not recipe.has_frontier:
             raise ConfigError(
-                f"prior: has no meaning for method {method.name}, whose predictions do not move with it"
+                f"prior: has no meaning for method {recipe.method.name}, whose predictions do not move with it"
             )
         if not 0 <= prior <= 1:
             raise ConfigError(f"prior: must be from 0 to 1, not {prior}")
@@ -220,7 +220,7 @@ def load(run: str | Path, client: str) -> Client:
     try:
         kept, scales = (
             bool(meta["network_kept"]),
-            [float(scale) for scale in meta.get("evidence_scales", EVEN)],
+            [float(scale) for scale in meta.get("evidence_scales", UNSCALED)],
         )
         prior, boundary, whose = float(meta["prior"]), int(meta["boundary"]), str(meta.get("client", client))
     except (KeyError, TypeError, ValueError, OverflowError):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedms.federation.messages import Update
-from fedms.federation.method import Method
+from fedms.federation.exchanges.selection import Selection
+from fedms.federation.exchanges.testing import FinalTestAnswer, Judgement
 from fedms.federation.prediction import PRIORS
 from fedms.federation.server import Server
 from fedms.federation.world import World
@@ -16,57 +16,48 @@ from fedms.model.heads import zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, trained_names
 
 COSTS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops", "evaluation_flops")
-"""Of all rounds together; lines of earlier versions do not have every one."""
+"""Sums over all rounds."""
+SECONDS = ("evaluation_seconds", "seconds")
 
 
 def make_result(
     world: World,
-    method: Method,
-    updates: Sequence[Update],
-    records: Sequence[dict[str, Any]],
-    peak_memory: int,
     server: Server,
+    selection: Selection,
+    answers: Sequence[FinalTestAnswer],
+    lines: Sequence[Mapping[str, Any]],
+    peak_memory: int,
 ) -> dict[str, Any]:
-    """The result. `seconds` are those of all rounds, statistics and the test.
+    """The content of result.json.
 
-    Accuracies are on test data; `validation` holds the same on validation data, for choosing.
+    Accuracies are on test data. `validation` holds the same on validation data, for choosing. `seconds` are those of
+    all rounds, statistics and the test.
     """
-    found = sorted(updates, key=lambda update: update.client)
-    metrics = [update.metrics for update in found]
-    trainable = trainable_parameters(world, method, server)
+    recipe = server.recipe
+    method, learned = recipe.method, recipe.method.gate == "learned"
+    trainable = trainable_parameters(world, server)
     counts = world.partition.counts(world.dataset.labels, world.classes)
+    base = sum(answer.base_correct for answer in answers) / sum(answer.base_total for answer in answers)
     return {
         "method": method.name,
         "seed": world.config.seed,
         "clients": len(world.clients),
-        "rounds": sum(server.rounds(stage) for stage in method.stages),
-        "prior": server.prior,
-        "interpolation": server.interpolation if method.predicts == "mixture" else None,
-        "evidence_scales": list(server.evidence_scales) if method.gate == "learned" else None,
-        **_accuracies(metrics, "test"),
-        "accuracy_base": sum(m["base_correct"] for m in metrics) / sum(m["base_total"] for m in metrics),
-        "gate_global_share": _mean([m["test_own_global_share"] for m in metrics]),
-        "gate_global_share_everyone": _mean([m["test_everyone_global_share"] for m in metrics]),
-        "gate_networks_kept": sum(m["network_kept"] for m in metrics) if method.gate == "learned" else None,
+        "rounds": sum(recipe.rounds(stage) for stage in recipe.stages),
+        "prior": selection.prior,
+        "interpolation": selection.interpolation if method.predicts == "mixture" else None,
+        "evidence_scales": list(selection.evidence_scales) if learned else None,
+        **_accuracies(answers, "test"),
+        "accuracy_base": base,
+        "gate_global_share": _mean([answer.judged["test_own"].global_share for answer in answers]),
+        "gate_global_share_everyone": _mean([each.judged["test_everyone"].global_share for each in answers]),
+        "gate_networks_kept": sum(answer.network_kept for answer in answers) if learned else None,
         "trainable_parameters": trainable,
         "trainable_fraction": trainable / world.backbone.parameter_count,
-        **{key: sum(record.get(key, 0) for record in records) for key in COSTS},
-        **{
-            key: round(sum(record.get(key, 0) for record in records), 3)
-            for key in ("evaluation_seconds", "seconds")
-        },
+        **{key: sum(line.get(key, 0) for line in lines) for key in COSTS},
+        **{key: round(sum(line.get(key, 0) for line in lines), 3) for key in SECONDS},
         "peak_memory_bytes": peak_memory,
-        "validation": _accuracies(metrics, "validation") if world.config.evaluation.validation else None,
-        "per_client": [
-            {
-                "name": update.client,
-                "samples": update.metrics["samples"],
-                "accuracy_local": update.metrics["test_own"],
-                "accuracy_global": update.metrics["test_everyone"],
-                "gate_global_share": update.metrics["test_own_global_share"],
-            }
-            for update in found
-        ],
+        "validation": _accuracies(answers, "validation") if world.config.evaluation.validation else None,
+        "per_client": [_client(answer) for answer in answers],
         "partition": {
             "classes": list(world.dataset.class_names),
             "clients": list(world.clients),
@@ -75,29 +66,43 @@ def make_result(
     }
 
 
-def _accuracies(metrics: Sequence[dict[str, Any]], split: str) -> dict[str, Any]:
-    own = [m[f"{split}_own"] for m in metrics]
-    frontiers = [
-        (m[f"{split}_own_frontier"], m[f"{split}_everyone_frontier"])
-        for m in metrics
-        if f"{split}_own_frontier" in m
-    ]
-    worst = sorted(own)[: max(1, math.ceil(len(own) / 10))]
+def _client(answer: FinalTestAnswer) -> dict[str, Any]:
+    own = answer.judged["test_own"]
     return {
-        "accuracy_local": _mean(own),
-        "accuracy_local_worst": _mean(worst),
-        "accuracy_global": _mean([m[f"{split}_everyone"] for m in metrics]),
-        "frontier": [
-            {
-                "prior": prior,
-                "accuracy_local": _mean([f[0][i] for f in frontiers]),
-                "accuracy_global": _mean([f[1][i] for f in frontiers]),
-            }
-            for i, prior in enumerate(PRIORS)
-        ]
-        if frontiers
-        else [],
+        "name": answer.client,
+        "samples": answer.samples,
+        "accuracy_local": own.accuracy,
+        "accuracy_global": answer.judged["test_everyone"].accuracy,
+        "gate_global_share": own.global_share,
     }
+
+
+def _accuracies(answers: Sequence[FinalTestAnswer], split: str) -> dict[str, Any]:
+    own = [answer.judged[f"{split}_own"] for answer in answers]
+    everyone = [answer.judged[f"{split}_everyone"] for answer in answers]
+    accuracies = [judged.accuracy for judged in own]
+    worst = sorted(accuracies)[: max(1, math.ceil(len(accuracies) / 10))]
+    return {
+        "accuracy_local": _mean(accuracies),
+        "accuracy_local_worst": _mean(worst),
+        "accuracy_global": _mean([judged.accuracy for judged in everyone]),
+        "frontier": _frontier(own, everyone),
+    }
+
+
+def _frontier(own: Sequence[Judgement], everyone: Sequence[Judgement]) -> list[dict[str, float | None]]:
+    """Mean accuracies at each prior; empty where predictions do not move with it."""
+    curves = [[each.frontier for each in judged if each.frontier is not None] for judged in (own, everyone)]
+    if not curves[0]:
+        return []
+    return [
+        {
+            "prior": prior,
+            "accuracy_local": _mean([curve[place] for curve in curves[0]]),
+            "accuracy_global": _mean([curve[place] for curve in curves[1]]),
+        }
+        for place, prior in enumerate(PRIORS)
+    ]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -105,11 +110,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def trainable_parameters(world: World, method: Method, server: Server) -> int:
+def trainable_parameters(world: World, server: Server) -> int:
     """How many numbers training may change in one client's final model: its experts' active pairs and heads, its gate."""
     config, backbone = world.config, world.backbone
     total = 0
-    for stage in {stage.expert: stage for stage in method.stages}.values():
+    for stage in {stage.expert: stage for stage in server.recipe.stages}.values():
         active = server.active(stage)
         arrays = fresh_lora(backbone, active, config.lora.rank, 0) | zero_head(
             world.classes, backbone.feature_size

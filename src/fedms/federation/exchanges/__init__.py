@@ -1,0 +1,26 @@
+"""The questions that a server asks its clients, each in a file of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedms.federation.exchanges.base import Exchange
+from fedms.federation.exchanges.evaluation import EvaluationExchange
+from fedms.federation.exchanges.local_training import TrainingExchange
+from fedms.federation.exchanges.selection import InterpolationExchange, WeightsExchange
+from fedms.federation.exchanges.statistics import CalibrationExchange, StatisticsExchange
+from fedms.federation.exchanges.testing import FinalTestExchange
+
+STATISTICS = StatisticsExchange()
+CALIBRATION = CalibrationExchange()
+TRAINING = TrainingExchange()
+EVALUATION = EvaluationExchange()
+INTERPOLATION = InterpolationExchange()
+WEIGHTS = WeightsExchange()
+FINAL_TEST = FinalTestExchange()
+
+EXCHANGES: dict[str, Exchange[Any, Any, Any]] = {
+    exchange.kind: exchange
+    for exchange in (STATISTICS, CALIBRATION, TRAINING, EVALUATION, INTERPOLATION, WEIGHTS, FINAL_TEST)
+}
+"""By kind, as tasks name them."""

@@ -1,0 +1,56 @@
+"""The shared expert on the clients' validation data. What leaves a client: how many samples it gets right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from fedms.federation.client_view import ClientView
+from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
+from fedms.federation.exchanges.checks import check_shapes, check_whole
+from fedms.federation.initialization import expert_at_start
+from fedms.federation.messages import Task, Update
+from fedms.federation.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Hits(Answer):
+    """How many validation samples the shared expert gets right."""
+
+    correct: int
+
+    def metrics(self) -> dict[str, Any]:
+        """The number."""
+        return {"correct": self.correct}
+
+    @classmethod
+    def of(cls, update: Update) -> Self:
+        """What an update says."""
+        return cls(int(update.weight), int(update.metrics["correct"]))
+
+
+class EvaluationExchange(Exchange[Asked, Hits, float]):
+    """The validation score of what is shared."""
+
+    kind = "evaluate"
+    split = "validation"
+    asked = Asked
+    answered = Hits
+
+    def answer(self, view: ClientView, asked: Asked) -> Hits:
+        """Hits of the shared expert on the client's validation data."""
+        samples = view.samples("validation")
+        expert = expert_at_start(view, view.recipe.stages[view.version[0]])
+        logits = view.runner.outputs(expert, samples, view.boundary).logits
+        assert logits is not None
+        return Hits(len(samples), int((logits.argmax(1) == samples.labels).sum()))
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """No more hits than samples."""
+        check_shapes(update.arrays, {})
+        check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+
+    def combine(self, answers: Sequence[Hits], recipe: Recipe) -> float:
+        """Accuracy over all clients' validation samples."""
+        return sum(answer.correct for answer in answers) / sum(answer.samples for answer in answers)

@@ -1,0 +1,313 @@
+"""A round of local training.
+
+What leaves a client: the arrays that the stage shares, its mean training loss, and in a local stage its hits on its
+validation data. All else that it trains stays in its folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fedms.core import seeds
+from fedms.data.federated import Samples
+from fedms.federation.assembly import (
+    fresh_client_gate,
+    model_so_far,
+    only,
+    own_evidence,
+    received_with_temperature,
+    with_own_knowledge,
+)
+from fedms.federation.client_view import ClientView
+from fedms.federation.exchanges.base import Answer, Asked, Cost, Exchange, Expected
+from fedms.federation.exchanges.checks import (
+    ROUNDING,
+    RefusalError,
+    check_number,
+    check_shapes,
+    check_whole,
+)
+from fedms.federation.initialization import expert_at_start, local_start, training_names
+from fedms.federation.messages import Task, Update
+from fedms.federation.method import Stage, rates
+from fedms.federation.personal_model import PersonalModel
+from fedms.federation.recipe import Recipe
+from fedms.federation.tiers import trainable
+from fedms.model.arrays import PARTS, Arrays, group, prefixed
+from fedms.model.expert import Expert
+from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
+from fedms.model.parts import fresh_lora, trained_names
+from fedms.training.device import moved
+from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
+from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The personal model after a round of a local stage, on the client's validation data."""
+
+    samples: int
+    correct: int
+    cost: Cost
+    """Of this validation alone."""
+
+
+@dataclass(frozen=True)
+class TrainingAnswer(Answer):
+    """What a client has trained and shares."""
+
+    shared: Arrays
+    loss: float
+    """Mean over the samples of the last pass."""
+    cost: Cost
+    """Of training, the validation apart."""
+    validation: Validation | None = None
+    """Of a local stage."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What is shared."""
+        return self.shared
+
+    def metrics(self) -> dict[str, Any]:
+        """Loss, costs, and the validation of a local stage."""
+        said: dict[str, Any] = {"loss": self.loss, "flops": self.cost.flops, "once": self.cost.once}
+        if self.validation is not None:
+            said |= {"validated": self.validation.samples, "correct": self.validation.correct}
+            said["evaluation"] = {"flops": self.validation.cost.flops, "once": self.validation.cost.once}
+        return said
+
+    @classmethod
+    def of(cls, update: Update) -> Self:
+        """What an update says."""
+        said = update.metrics
+        validation = None
+        if "validated" in said:
+            cost = Cost.of(said.get("evaluation", {}))
+            validation = Validation(int(said["validated"]), int(said["correct"]), cost)
+        return cls(int(update.weight), update.arrays, float(said["loss"]), Cost.of(said), validation)
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round came to, the new shared arrays apart."""
+
+    train_loss: float
+    """Mean over the samples of all clients."""
+    validation_score: float | None
+    """Accuracy over all clients' validation samples, of a local stage."""
+
+
+@dataclass
+class Begun:
+    """What a round of one client's local training begins with."""
+
+    stage: Stage
+    samples: Samples
+    expert: Expert
+    plan: Plan
+    order: np.random.Generator
+    """Of its batches"""
+    gate: Arrays = field(default_factory=dict)
+
+
+class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
+    """Local training in three steps, so that several clients can train in one batch between the first and the last."""
+
+    kind = "train"
+    split = "train"
+    asked = Asked
+    answered = TrainingAnswer
+
+    def answer(self, view: ClientView, asked: Asked) -> TrainingAnswer:
+        """Train alone."""
+        begun, training = self.begin(view), view.config.training
+        loss = train_expert(
+            view.runner, begun.expert, begun.plan, begun.samples, view.boundary, training, begun.order
+        )
+        return self.conclude(view, begun, loss)
+
+    def begin(self, view: ClientView) -> Begun:
+        """All that a round of local training begins with."""
+        stage = view.recipe.stages[view.version[0]]
+        samples = view.samples("train")
+        expert, names = expert_at_start(view, stage), training_names(view, stage)
+        gate, also, loss = _start_gate(view, stage, samples)
+        anchor: Arrays = {}
+        if stage.pull == "sent":
+            anchor = dict(expert.arrays)
+        elif stage.pull == "start":
+            anchor = local_start(view, stage)
+        plan = Plan(
+            names,
+            rates(stage, view.config.training),
+            stage.phases,
+            {name: array.to(view.backbone.device) for name, array in anchor.items()},
+            view.config.training.proximal if stage.pull else 0.0,
+            loss,
+            also,
+        )
+        order = seeds.numpy_generator(view.config.seed, "batches", stage.budget, view.version[1], view.client)
+        return Begun(stage, samples, expert, plan, order, gate)
+
+    def conclude(self, view: ClientView, begun: Begun, loss: float) -> TrainingAnswer:
+        """The answer once the expert has trained. A gate that trains by itself does so now."""
+        stage, expert, gate = begun.stage, begun.expert, begun.gate
+        if begun.plan.also:
+            gate = {name: array.detach().cpu() for name, array in gate.items()}
+        elif gate:
+            gate = _train_gate(view, stage, begun.samples, gate)
+        shared = {name: expert.arrays[name] for name in begun.plan.names if group(name) in stage.shares}
+        travels = "gate" in stage.shares and view.config.gate.network
+        gate_shared = shared_names(view.config.gate.share) if travels else ()
+        cost, validation = Cost(view.runner.flops, view.runner.once), None
+        if stage.expert == "local":
+            _keep(
+                view, stage, expert, {name: array for name, array in gate.items() if name not in gate_shared}
+            )
+            validation = _validate(view, gate | prefixed(expert.arrays, "local/"), cost.flops)
+        shared |= {name: gate[name] for name in gate_shared}
+        return TrainingAnswer(len(begun.samples), shared, loss, cost, validation)
+
+    def declares(self, task: Task, update: Update, expected: Expected) -> dict[str, int]:
+        """Training samples; in a local stage validation samples, too."""
+        declared = super().declares(task, update, expected)
+        if expected.recipe.method.stage(task.stage).expert == "local":
+            declared["validation"] = expected.samples("validation", update.metrics.get("validated"))
+        return declared
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """What the stage shares of what this client can train, no further from its start than training reaches."""
+        stage = expected.recipe.method.stage(task.stage)
+        starts = _expected_starts(task, stage, expected)
+        check_shapes(update.arrays, starts)
+        for name, start in starts.items():
+            moved_by = float((update.arrays[name].double() - start.double()).abs().max())
+            furthest = _furthest(task, stage, name, start, expected)
+            if moved_by > furthest * (1 + ROUNDING) + ROUNDING * float(start.abs().max()):
+                reason = f"{name} is {moved_by:.3g} away from its start, and training reaches {furthest:.3g}"
+                raise RefusalError(reason)
+        if not math.isfinite(check_number(update.metrics.get("loss"), "loss")):
+            raise RefusalError("loss is not finite")
+        if stage.expert == "local":
+            check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+
+    def combine(self, answers: Sequence[TrainingAnswer], recipe: Recipe) -> RoundResult:
+        """Mean loss over samples, and the score of a local stage. Arrays are for the aggregator."""
+        total = sum(float(answer.samples) for answer in answers)
+        loss = sum(float(answer.samples) * answer.loss for answer in answers) / total
+        validations = [answer.validation for answer in answers if answer.validation is not None]
+        if not validations:
+            return RoundResult(loss, None)
+        score = sum(each.correct for each in validations) / sum(each.samples for each in validations)
+        return RoundResult(loss, score)
+
+
+# the client's side
+
+
+def _start_gate(
+    view: ClientView, stage: Stage, samples: Samples
+) -> tuple[Arrays, list[tuple[Tensor, float]], LossFunction | None]:
+    """The gate's arrays. With the objective `likelihood`, also what trains jointly, and the mixture's loss."""
+    if "gate" not in stage.trains:
+        return {}, [], None
+    config = view.config.gate
+    gate = fresh_client_gate(view) | only(view.kept, "gate.") | only(view.arrays, "gate.")
+    if config.objective != "likelihood":
+        return gate, [], None
+    model, device = model_so_far(view), view.backbone.device
+    gate = {name: array.to(device, copy=True).requires_grad_(True) for name, array in gate.items()}
+    outputs = view.runner.frozen_outputs("global", model.global_expert, samples, view.boundary)
+    assert outputs.logits is not None
+    x, everyone = (
+        model.gate_features(view.runner, samples, view.boundary).to(device),
+        outputs.logits.to(device),
+    )
+    labels, prior = samples.labels.to(device), _inner_prior(view)
+
+    def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
+        at = moved(torch.from_numpy(picks), device)
+        weight = local_weight(delta(gate, x[at]), prior)
+        return F.nll_loss(mix(everyone[at], logits, weight, view.config.mixture.on), labels[at])
+
+    return gate, [(array, config.learning_rate) for array in gate.values()], loss
+
+
+def _inner_prior(view: ClientView) -> float:
+    """The prior that the gate trains at. At 0 and 1 a gate says nothing, so 1/2 stands in their place."""
+    prior = view.config.gate.prior
+    return prior if 0 < prior < 1 else 0.5
+
+
+def _train_gate(view: ClientView, stage: Stage, samples: Samples, gate: Arrays) -> Arrays:
+    if not view.config.gate.network:
+        return gate
+    model, x, known = own_evidence(view, samples)
+    generator = seeds.torch_generator(view.config.seed, "gate", stage.name, view.version[1], view.client)
+    return train_gate(gate, x, known, model.discriminant, model.evidence, view.config.gate, generator)
+
+
+def _keep(view: ClientView, stage: Stage, expert: Expert, gate: Arrays) -> None:
+    """Save what the client trained and does not send."""
+    private = {
+        name: array
+        for name, array in expert.arrays.items()
+        if (stage.average == "beside" or group(name) not in stage.shares) and name.startswith(PARTS)
+    }
+    view.keep(gate | prefixed(private, "local/"), {"stage": stage.name, "round": view.version[1]})
+
+
+def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Validation:
+    """The personal model as it now stands on the client's validation data; `spent` are operations before it."""
+    samples = view.samples("validation")
+    arrays = received_with_temperature(view) | dict(trained)
+    model = with_own_knowledge(view, PersonalModel(arrays, view.recipe.method, view.config))
+    outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
+    correct = round(outputs.accuracy(samples.labels, view.config.gate.prior) * len(samples))
+    return Validation(len(samples), correct, Cost(view.runner.flops - spent, view.runner.once))
+
+
+# the server's side
+
+
+def _expected_starts(task: Task, stage: Stage, expected: Expected) -> Arrays:
+    """The arrays that the client answers with, as its training found them."""
+    config, backbone = expected.recipe.config, expected.backbone
+    blocks = trainable(task.settings["active"], expected.capacity, config.activation.order)
+    groups = [each for each in stage.trains if each in stage.shares]
+    starts = dict(task.arrays)
+    if stage.average == "beside":  # the client goes on from its own arrays, and those from the common start
+        starts |= fresh_lora(backbone, blocks, expected.rank, config.seed)
+    names = trained_names(backbone, groups, blocks, config.head.kind)
+    if "gate" in groups and config.gate.network:
+        gate = config.gate
+        own = fresh_gate(backbone.feature_size, gate.adapter_rank, gate.hidden, config.seed, task.client)
+        starts = own | starts
+        names += shared_names(gate.share)
+    return {name: starts[name].cpu() for name in names}
+
+
+def _furthest(task: Task, stage: Stage, name: str, start: Tensor, expected: Expected) -> float:
+    """How far training can have moved the numbers of this array."""
+    training, gate = expected.recipe.config.training, expected.recipe.config.gate
+    samples = expected.declared["train"]
+    steps = -(-samples // training.batch_size) * training.epochs
+    decay, largest = training.weight_decay, float(start.abs().max())
+    part = group(name)
+    if part == "gate":
+        if gate.objective == "own-or-everyone":
+            steps, decay = -(-2 * samples // GATE_BATCH) * gate.epochs, GATE_DECAY
+        return reach(steps, gate.learning_rate, decay, largest)
+    if stage.average == "beside":
+        stages = expected.recipe.stages
+        before = stages[: stages.index(stage)]
+        steps *= task.round + sum(expected.recipe.rounds(each) for each in before)
+    return reach(steps, rates(stage, training)[part != "head"], decay, largest)

@@ -1,0 +1,141 @@
+"""What is chosen once training is over, by the likelihood of all clients' validation labels.
+
+What leaves a client: the log-likelihood of its validation labels under each candidate of a grid (exchange `interpolate`:
+how far local experts go from their start; exchange `weigh`: a constant weight, or a scale of the evidence a prior).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from fedms.federation.assembly import finished_model, local_experts
+from fedms.federation.client_view import ClientView
+from fedms.federation.exchanges.base import Asked, Exchange, Expected, Likelihood
+from fedms.federation.messages import Task, Update
+from fedms.federation.personal_model import UNSCALED
+from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
+from fedms.federation.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a finished model takes from all clients' validation data."""
+
+    prior: float
+    """How often a client meets its own kind of data, as the mixture assumes."""
+    interpolation: float
+    """How far local experts go from their start (0) to where training took them (1)."""
+    evidence_scales: tuple[float, ...] = UNSCALED
+    """How far the gate's evidence is trusted, at each prior between 0 and 1."""
+
+    @classmethod
+    def before(cls, recipe: Recipe) -> Selection:
+        """As the config says it."""
+        interpolation = recipe.config.mixture.interpolation
+        return cls(recipe.config.gate.prior, 1.0 if interpolation is None else interpolation)
+
+
+@dataclass(frozen=True)
+class InterpolationLikelihood(Likelihood):
+    """By interpolation of `INTERPOLATIONS`."""
+
+    name: ClassVar[str] = "interpolate.log_likelihood"
+
+
+class InterpolationExchange(Exchange[Asked, InterpolationLikelihood, float]):
+    """How far the local experts go from their start: one number for all clients."""
+
+    kind = "interpolate"
+    split = "validation"
+    asked = Asked
+    answered = InterpolationLikelihood
+
+    def answer(self, view: ClientView, asked: Asked) -> InterpolationLikelihood:
+        """Log-likelihood of the client's validation labels under its local expert, at each interpolation."""
+        samples = view.samples("validation")
+        likelihood = []
+        for expert in local_experts(view, *INTERPOLATIONS):
+            logits = view.runner.outputs(expert, samples, view.boundary).logits
+            assert logits is not None
+            likelihood.append(-float(F.cross_entropy(logits, samples.labels, reduction="sum")))
+        return InterpolationLikelihood(len(samples), torch.tensor(likelihood))
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """A log-likelihood an interpolation."""
+        InterpolationLikelihood.check(update, len(INTERPOLATIONS), expected.declared["validation"])
+
+    def combine(self, answers: Sequence[InterpolationLikelihood], recipe: Recipe) -> float:
+        """The interpolation of the best likelihood on all clients' validation data."""
+        return INTERPOLATIONS[int(InterpolationLikelihood.total(answers).argmax())]
+
+
+@dataclass(frozen=True)
+class InterpolationAsked(Asked):
+    """The interpolation of local experts that was chosen."""
+
+    interpolation: float
+
+
+@dataclass(frozen=True)
+class WeightLikelihood(Likelihood):
+    """By constant weight of `PRIORS`, or by prior between 0 and 1 and scale of `SCALES`, flattened."""
+
+    name: ClassVar[str] = "weigh.log_likelihood"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What was chosen: a constant weight, or a scale of the evidence at each prior between 0 and 1."""
+
+    prior: float | None = None
+    evidence_scales: tuple[float, ...] | None = None
+
+    def applied(self, selection: Selection) -> Selection:
+        """The selection with these."""
+        prior = selection.prior if self.prior is None else self.prior
+        scales = selection.evidence_scales if self.evidence_scales is None else self.evidence_scales
+        return replace(selection, prior=prior, evidence_scales=scales)
+
+
+class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
+    """How the two experts are weighed against each other."""
+
+    kind = "weigh"
+    split = "validation"
+    asked = InterpolationAsked
+    answered = WeightLikelihood
+
+    def answer(self, view: ClientView, asked: InterpolationAsked) -> WeightLikelihood:
+        """Log-likelihood of the client's validation labels under each candidate."""
+        samples = view.samples("validation")
+        model = finished_model(view, asked.interpolation, UNSCALED)
+        outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
+        if view.recipe.method.gate == "constant":
+            candidates = [outputs.log_probabilities(weight) for weight in PRIORS]
+        else:
+            assert isinstance(outputs, MixtureOutputs)
+            scaled = [replace(outputs, scales=(scale,) * len(UNSCALED)) for scale in SCALES]
+            candidates = [each.log_probabilities(prior) for prior in PRIORS[1:-1] for each in scaled]
+        likelihood = [
+            -float(F.nll_loss(candidate, samples.labels, reduction="sum")) for candidate in candidates
+        ]
+        return WeightLikelihood(len(samples), torch.tensor(likelihood))
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """A log-likelihood a candidate."""
+        constant = expected.recipe.method.gate == "constant"
+        candidates = len(PRIORS) if constant else len(UNSCALED) * len(SCALES)
+        WeightLikelihood.check(update, candidates, expected.declared["validation"])
+
+    def combine(self, answers: Sequence[WeightLikelihood], recipe: Recipe) -> Weights:
+        """The candidates of the best likelihood on all clients' validation data."""
+        likelihood = WeightLikelihood.total(answers)
+        if recipe.method.gate == "constant":
+            return Weights(prior=PRIORS[int(likelihood.argmax())])
+        best = likelihood.view(len(UNSCALED), len(SCALES)).argmax(1).tolist()
+        return Weights(evidence_scales=tuple(SCALES[index] for index in best))

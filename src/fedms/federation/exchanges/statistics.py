@@ -1,0 +1,138 @@
+"""Clients send sums of their training features once; then the discriminant's temperature is chosen on validation data.
+
+What leaves a client: class counts, class feature sums and the second moment of its training features (exchange
+`statistics`), and the log-likelihood of its validation labels at each temperature of a grid (exchange `calibrate`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import Tensor
+
+from fedms.federation.client_view import ClientView
+from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected, Likelihood
+from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes
+from fedms.federation.messages import Task, Update
+from fedms.federation.personal_model import PersonalModel
+from fedms.federation.recipe import Recipe
+from fedms.model.discriminant import TEMPERATURES, Discriminant
+from fedms.model.statistics import FeatureSums
+
+
+@dataclass(frozen=True)
+class FeaturesAsked(Asked):
+    """Which features the federation's statistics are about."""
+
+    features: Literal["backbone", "global"]
+    """The frozen backbone's, or the global expert's."""
+
+
+@dataclass(frozen=True)
+class Sums(Answer):
+    """A client's feature sums."""
+
+    sums: dict[str, Tensor]
+    """`FeatureSums.to_arrays`"""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """The sums."""
+        return self.sums
+
+    @classmethod
+    def of(cls, update: Update) -> Self:
+        """What an update says."""
+        return cls(int(update.weight), update.arrays)
+
+
+class StatisticsExchange(Exchange[FeaturesAsked, Sums, Discriminant]):
+    """Sums of training features become the federation's discriminant, not calibrated yet."""
+
+    kind = "statistics"
+    split = "train"
+    asked = FeaturesAsked
+    answered = Sums
+
+    def answer(self, view: ClientView, asked: FeaturesAsked) -> Sums:
+        """Sums over the client's training features."""
+        samples = view.samples("train")
+        sums = FeatureSums.of(_features(view, asked, "train"), samples.labels, view.classes)
+        return Sums(len(samples), sums.to_arrays(view.config.statistics.rank))
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """Sums over the declared number of features, each of length sqrt(d)."""
+        size, rank = expected.backbone.feature_size, expected.recipe.config.statistics.rank
+        samples = expected.declared["train"]
+        classes = expected.classes
+        shapes: dict[str, tuple[int, ...]] = {
+            "statistics.counts": (classes,),
+            "statistics.sums": (classes, size),
+        }
+        if rank is None or rank >= size:
+            shapes["statistics.second"] = (size * (size + 1) // 2,)
+        else:
+            shapes |= {"statistics.factor": (size, rank), "statistics.rest": (1,)}
+        check_shapes(
+            update.arrays, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        )
+        arrays = {name: array.double() for name, array in update.arrays.items()}
+        counts = arrays["statistics.counts"]
+        if (counts < 0).any() or not torch.equal(counts, counts.round()) or float(counts.sum()) != samples:
+            raise RefusalError(f"statistics.counts are not {samples} samples counted")
+        if (arrays["statistics.sums"].norm(dim=1) > counts * math.sqrt(size) * (1 + ROUNDING)).any():
+            raise RefusalError("statistics.sums are larger than its samples' features can make them")
+        most = samples * size * (1 + ROUNDING)
+        if "statistics.second" in arrays:
+            large = float(arrays["statistics.second"].abs().max()) > most
+        else:
+            rest = float(arrays["statistics.rest"])
+            large = float(arrays["statistics.factor"].square().sum()) > most or not 0 <= rest <= most
+        if large:
+            raise RefusalError("the second moment is larger than its samples' features can make it")
+
+    def combine(self, answers: Sequence[Sums], recipe: Recipe) -> Discriminant:
+        """The discriminant of all clients' sums, at temperature 1."""
+        total = FeatureSums.total(FeatureSums.from_arrays(answer.sums) for answer in answers)
+        return total.discriminant(recipe.config.statistics.shrinkage)
+
+
+@dataclass(frozen=True)
+class CalibrationLikelihood(Likelihood):
+    """By temperature of `TEMPERATURES`."""
+
+    name: ClassVar[str] = "calibrate.log_likelihood"
+
+
+class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, float]):
+    """The likelihood of validation labels chooses the discriminant's temperature."""
+
+    kind = "calibrate"
+    split = "validation"
+    asked = FeaturesAsked
+    answered = CalibrationLikelihood
+
+    def answer(self, view: ClientView, asked: FeaturesAsked) -> CalibrationLikelihood:
+        """Log-likelihood of the client's validation labels under the discriminant, at each temperature."""
+        samples = view.samples("validation")
+        everyone = Discriminant.from_arrays(view.received)
+        likelihood = everyone.log_likelihood(_features(view, asked, "validation"), samples.labels)
+        return CalibrationLikelihood(len(samples), likelihood)
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """A log-likelihood a temperature."""
+        CalibrationLikelihood.check(update, len(TEMPERATURES), expected.declared["validation"])
+
+    def combine(self, answers: Sequence[CalibrationLikelihood], recipe: Recipe) -> float:
+        """The temperature of the best likelihood on all clients' validation data."""
+        return TEMPERATURES[int(CalibrationLikelihood.total(answers).argmax())]
+
+
+def _features(view: ClientView, asked: FeaturesAsked, split: str) -> Tensor:
+    """Features that the federation's statistics are about, [n, d]."""
+    model = PersonalModel(view.received, view.recipe.method, view.config)
+    expert = model.global_expert if asked.features == "global" else None
+    return view.runner.frozen_outputs(asked.features, expert, view.samples(split), view.boundary).features

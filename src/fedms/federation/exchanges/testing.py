@@ -1,0 +1,163 @@
+"""The finished personal models on own and everyone's data.
+
+What leaves a client: accuracies (by prior where predictions move with it), the gate's mean weight, its number of
+training samples, and the hits of the untrained model. The finished model stays in its folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from torch.nn import functional as F
+
+from fedms.core.files import write_arrays
+from fedms.data.federated import Samples
+from fedms.federation.assembly import finished_model
+from fedms.federation.client_view import ClientView
+from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
+from fedms.federation.exchanges.checks import RefusalError, check_shapes, check_share, check_whole
+from fedms.federation.messages import Task, Update
+from fedms.federation.personal_model import UNSCALED, PersonalModel
+from fedms.federation.prediction import PRIORS
+from fedms.federation.recipe import Recipe
+
+BASE_MEANS = "base.means"
+"""The federated class means of frozen features, which judge pictures before any training."""
+
+JUDGED = ("validation_own", "validation_everyone", "test_own", "test_everyone")
+"""The data that finished models are judged on: split and whose."""
+
+
+@dataclass(frozen=True)
+class FinalTestAsked(Asked):
+    """What all clients' validation data have chosen."""
+
+    prior: float
+    interpolation: float
+    evidence_scales: list[float]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A personal model on some samples."""
+
+    accuracy: float
+    frontier: tuple[float, ...] | None
+    """Accuracy at each of `PRIORS`; None where predictions do not move with the prior."""
+    global_share: float | None
+    """Mean weight of the global expert; None where nothing is mixed."""
+
+
+@dataclass(frozen=True)
+class FinalTestAnswer(Answer):
+    """A finished personal model, judged."""
+
+    client: str
+    judged: dict[str, Judgement]
+    """By split and data: `test_own`, `test_everyone`, and the same of validation where that is asked for."""
+    network_kept: bool
+    """Whether the gate's network speaks."""
+    evidence_scales: tuple[float, ...]
+    base_correct: int
+    """Test samples that the untrained model gets right"""
+    base_total: int
+
+    def metrics(self) -> dict[str, Any]:
+        """All of it, flat."""
+        said: dict[str, Any] = {
+            "samples": self.samples,
+            "network_kept": self.network_kept,
+            "evidence_scales": list(self.evidence_scales),
+        }
+        for name, judged in self.judged.items():
+            said[name] = judged.accuracy
+            if judged.frontier is not None:
+                said[f"{name}_frontier"] = list(judged.frontier)
+            said[f"{name}_global_share"] = judged.global_share
+        return said | {"base_correct": self.base_correct, "base_total": self.base_total}
+
+    @classmethod
+    def of(cls, update: Update) -> Self:
+        """What an update says."""
+        said, judged = update.metrics, {}
+        for name in JUDGED:
+            if name in said:
+                frontier = said.get(f"{name}_frontier")
+                points = None if frontier is None else tuple(frontier)
+                judged[name] = Judgement(said[name], points, said.get(f"{name}_global_share"))
+        scales = tuple(said.get("evidence_scales", UNSCALED))
+        base = said["base_correct"], said["base_total"]
+        return cls(said["samples"], update.client, judged, said["network_kept"], scales, *base)
+
+
+class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTestAnswer, ...]]):
+    """The test."""
+
+    kind = "test"
+    split = "train"
+    asked = FinalTestAsked
+    answered = FinalTestAnswer
+
+    def answer(self, view: ClientView, asked: FinalTestAsked) -> FinalTestAnswer:
+        """Judge the finished model, and keep it."""
+        model = finished_model(view, asked.interpolation, asked.evidence_scales)
+        facts = {**model.facts(), "client": view.client, "prior": asked.prior, "boundary": view.boundary}
+        write_arrays(view.folder.path / "model.safetensors", model.arrays, facts)
+        judged = {
+            f"{split}_{whose}": _judge(view, model, samples, asked.prior)
+            for split in view.config.evaluation.splits
+            for whose, samples in (("own", view.samples(split)), ("everyone", view.everyone[split]))
+        }
+        correct, total = _untrained(view)
+        samples = len(view.samples("train"))
+        scales = model.evidence_scales
+        return FinalTestAnswer(samples, view.client, judged, model.network_kept, scales, correct, total)
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """Accuracies and shares between 0 and 1, and counts within what was declared."""
+        check_shapes(update.arrays, {})
+        said, recipe = update.metrics, expected.recipe
+        expected.samples("train", said.get("samples"))
+        total = check_whole(said.get("base_total"), "base_total", least=1)
+        check_whole(said.get("base_correct"), "base_correct", most=total)
+        if not isinstance(said.get("network_kept"), bool):
+            raise RefusalError("network_kept is not true or false")
+        for name in (
+            f"{split}_{of}" for split in recipe.config.evaluation.splits for of in ("own", "everyone")
+        ):
+            check_share(said.get(name), name)
+            if (share := said.get(f"{name}_global_share")) is not None or recipe.predictor.mixes:
+                check_share(share, f"{name}_global_share")
+            if recipe.has_frontier:
+                _check_frontier(said.get(f"{name}_frontier"), f"{name}_frontier")
+
+    def combine(self, answers: Sequence[FinalTestAnswer], recipe: Recipe) -> tuple[FinalTestAnswer, ...]:
+        """Every client's, in the order of names."""
+        return tuple(answers)
+
+
+def _judge(view: ClientView, model: PersonalModel, samples: Samples, prior: float) -> Judgement:
+    outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
+    frontier = None
+    if view.recipe.has_frontier:
+        frontier = tuple(outputs.accuracy(samples.labels, at) for at in PRIORS)
+    return Judgement(outputs.accuracy(samples.labels, prior), frontier, outputs.global_share(prior))
+
+
+def _untrained(view: ClientView) -> tuple[int, int]:
+    """Test samples that the frozen model gets right by the nearest class name or class mean, and how many there are."""
+    samples = view.samples("test")
+    x = view.runner.frozen_outputs("backbone", None, samples, view.boundary).features
+    references = view.class_embeddings if view.backbone.kind == "text" else view.arrays[BASE_MEANS]
+    assert references is not None
+    nearest = (F.normalize(x, dim=1) @ F.normalize(references, dim=1).T).argmax(1)
+    return int((nearest == samples.labels).sum()), len(samples)
+
+
+def _check_frontier(value: Any, name: str) -> None:
+    if not isinstance(value, list) or len(value) != len(PRIORS):
+        raise RefusalError(f"{name} is not {len(PRIORS)} accuracies")
+    for accuracy in value:
+        check_share(accuracy, name)

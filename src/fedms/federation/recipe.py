@@ -1,0 +1,136 @@
+"""What a method needs, resolved from the config once.
+
+Server, clients and the loop over rounds read it. None of them asks for a method's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedms.config import Config
+from fedms.federation.method import Method, Stage
+from fedms.federation.methods import of
+from fedms.federation.prediction import Predictor, find_predictor
+
+OwnKnowledge = Literal["sums", "counts", "references"]
+"""What a model knows of its client's own training data: feature sums, label counts, or some features."""
+
+HEADS_FROM_SUMS = ("statistics", "means")
+HEADS_FROM_NAMES = ("text", "text-init")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment's method, resolved."""
+
+    config: Config
+    method: Method
+    """With the stages as they are run: `freeze-a` has no A in those that would share it."""
+    predictor: Predictor
+    """What predicts for a client in the end."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return self.method.stages
+
+    @property
+    def last_stage(self) -> Stage | None:
+        """The last stage; None for a method that trains nothing."""
+        return self.stages[-1] if self.stages else None
+
+    def place(self, stage: str) -> int:
+        """The place of a stage in the method. What comes after all stages counts on."""
+        names = [each.name for each in self.stages]
+        return names.index(stage) if stage in names else len(names)
+
+    def rounds(self, stage: Stage) -> int:
+        federation = self.config.federation
+        return federation.rounds_global if stage.budget == "global" else federation.rounds_local
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, the scale of every pair."""
+        return self.config.lora.alpha / self.config.lora.rank
+
+    # experts
+
+    @property
+    def has_global(self) -> bool:
+        """Whether there is a global expert."""
+        trains_one = not self.stages or any(stage.expert == "global" for stage in self.stages)
+        return self.predictor.reads_experts and trains_one
+
+    @property
+    def has_local(self) -> bool:
+        """Whether clients end with a local expert of their own."""
+        return self.last_stage is not None and self.last_stage.expert == "local"
+
+    @property
+    def has_common_start(self) -> bool:
+        """Whether everybody starts from one head: for a global expert, or since part of the local ones is shared."""
+        return self.has_global or any({*stage.shares} - {"gate"} for stage in self.stages)
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether soft prompts train. They stand below all blocks, so no prefix is frozen."""
+        return any("prompt" in stage.trains for stage in self.stages)
+
+    # statistics
+
+    @property
+    def gate_reads_statistics(self) -> bool:
+        """Whether the gate stands on the federation's statistics: it learns to tell own from everyone's."""
+        return self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone"
+
+    @property
+    def starts_from_statistics(self) -> bool:
+        """Whether training or prediction stands on sums of the frozen backbone's features."""
+        head = self.config.head.kind in HEADS_FROM_SUMS and self.has_common_start
+        gate = self.gate_reads_statistics and self.config.gate.features == "backbone"
+        return head or gate or not self.predictor.reads_experts
+
+    def begins_with_statistics(self, stage: Stage) -> bool:
+        """Whether this stage begins with sums of the global expert's features, for its gate."""
+        return "gate" in stage.trains and self.gate_reads_statistics and self.config.gate.features == "global"
+
+    @property
+    def predicts_from_discriminant(self) -> bool:
+        """Whether a finished model reads the federation's discriminant."""
+        return self.gate_reads_statistics or not self.predictor.reads_experts
+
+    @property
+    def own_knowledge(self) -> OwnKnowledge | None:
+        """What a model knows of its client's own training data."""
+        if self.gate_reads_statistics:
+            return "sums"
+        if self.method.label_prior or self.method.gate == "counts":
+            return "counts"
+        return "references" if self.predictor.compares_samples else None
+
+    # the end
+
+    @property
+    def has_frontier(self) -> bool:
+        """Whether predictions move with the prior."""
+        return self.predictor.moves_with_prior or self.method.label_prior
+
+    @property
+    def chooses_interpolation(self) -> bool:
+        """Whether validation chooses how far local experts go from their start."""
+        return self.method.predicts == "mixture" and self.config.mixture.interpolation is None
+
+    @property
+    def chooses_weights(self) -> bool:
+        """Whether validation chooses a constant weight, or the scales of the gate's evidence."""
+        return self.method.gate == "constant" or self.gate_reads_statistics
+
+
+def recipe_for(config: Config, method: Method | None = None) -> Recipe:
+    """The recipe of an experiment, for the method that its config names or for another one.
+
+    Raises:
+        ConfigError: the method or its predictor is not known.
+    """
+    method = of(config) if method is None else method
+    return Recipe(config, method, find_predictor(method.predicts))
