@@ -1,7 +1,8 @@
-# install   a virtual environment in .venv with fedms in it       demo   the embedded experiment into runs/demo
-# test      ruff, mypy and all tests                              lint   ruff and mypy alone
+# install   a virtual environment in .venv with fedms in it     demo   the embedded experiment into runs/demo
+# test      ruff, mypy and all tests                            lint   ruff and mypy alone
 # clean     caches and build leftovers (to start afresh: rm -rf .venv)
-# results   all tables and pictures of docs/results.md, from the data in DATA: most of a day on 2 cores; goes on where it was interrupted
+# results   all tables and pictures of docs/results.md, from the data in DATA; takes most of a day on 2 cores
+#           and continues if interrupted
 #
 # PYTHON chooses the interpreter: make install PYTHON=python3.12
 
@@ -16,8 +17,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 install: $(VENV)/.installed
 	@:
 
-# torch comes first, at its exact version: where pip can reach a CPU build of it (PIP_FIND_LINKS), that one is taken. A looser request
-# would choose the newest torch instead, which on Linux brings gigabytes of CUDA.
+# torch comes first, at its exact version, so that pip takes a CPU build if it finds one (PIP_FIND_LINKS).
+# A looser request would choose the newest torch, which on Linux brings gigabytes of CUDA.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	    { echo "fedms needs Python 3.11 or newer and $(PYTHON) is not that; name one: make install PYTHON=python3.12" >&2; exit 1; }
@@ -32,7 +33,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# The folder of the last demo goes first, so that the command can be typed again.
+# The folder of the last demo is removed first, so that the command can be repeated.
 demo: install
 	@rm -rf runs/demo
 	$(BIN)/fedms run examples/assistant.yaml --out runs/demo

@@ -1,12 +1,13 @@
-"""Every ablation of examples/ablations/, by `fedms compare`; a table each into docs/results.md.
+"""Run each ablation of examples/ablations/ with `fedms compare`, and write its table into docs/results.md.
 
-    python bench/ablations.py                        # all, on the embedded corpus: hours on 2 cores; goes on where it was interrupted
-    python bench/ablations.py head rank              # these
-    python bench/ablations.py --data DIR             # on BANKING77, from DIR/banking77
-    python bench/ablations.py --render               # the tables again, from the comparisons that are there
+    python bench/ablations.py                # all, on the embedded corpus: hours; continues if interrupted
+    python bench/ablations.py head rank      # these two
+    python bench/ablations.py --data DIR     # on BANKING77, from DIR/banking77
+    python bench/ablations.py --render       # only write the tables, from the comparisons that exist
 
-A comparison lies in runs/ablations/DATA/NAME, or NAME-VALUE. The tables stand between the marks `ablation NAME` (BANKING77:
-`ablation banking77 NAME`). The last line printed is one JSON object: for each comparison, each row's means and standard deviations.
+A comparison is stored in runs/ablations/DATA/NAME or NAME-VALUE. A table stands between the marks `ablation
+NAME` (BANKING77: `ablation banking77 NAME`). The last line of output is a JSON object: for each comparison,
+the mean and standard deviation of each row.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import shutil
 from pathlib import Path
 
+from common.pages import RESULTS, ROOT, markdown_table, splice
 from fedms import compare
 from fedms.config import Config, load_config
 from fedms.core.errors import FedmsError
@@ -26,25 +28,23 @@ from fedms.experiments.comparison.rows import rows
 from fedms.experiments.console import observer
 from fedms.runs.reading.comparison import Comparison, read_comparison
 from fedms.runs.report.comparison.tables import headline_markdown
-from pages import ROOT, splice, table
 
 EXAMPLES = ROOT / "examples" / "ablations"
 RUNS = ROOT / "runs" / "ablations"
-PAGE = ROOT / "docs" / "results.md"
 SWEPT = {
     "alpha": ("partition.alpha", ("0.05", "0.1", "0.5", "1.0")),
     "clients": ("partition.clients", ("10", "20", "40")),
 }
-"""Ablations of the partition: the rows of a comparison share theirs, so every value is a comparison of its own."""
+"""Ablations of the partition. All rows of a comparison share one partition, so each value needs its own."""
 PRIORS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-"""Where the rows' frontiers are shown."""
+"""The priors at which the tables show the frontiers of the rows."""
 COMMON = ("evaluation.everyone=200", "engine.workers=1")
 BANKING = ("data.limit=2500", "training.batch_size=16")
-"""So that a run takes two minutes."""
+"""Limits that keep a run at two minutes."""
 
 
 def settings(name: str) -> dict[str, list[str]]:
-    """The comparisons that an ablation consists of, each with the keys in which it departs from the example."""
+    """The comparisons of an ablation by folder name, each with the keys that it changes."""
     if name not in SWEPT:
         return {name: []}
     key, values = SWEPT[name]
@@ -52,7 +52,7 @@ def settings(name: str) -> dict[str, list[str]]:
 
 
 def perform(name: str, runs: Path, keys: list[str]) -> None:
-    """What of an ablation is not there yet."""
+    """Run the comparisons of an ablation that do not exist yet."""
     for folder, own in settings(name).items():
         print(f"== {folder}", flush=True)
         config = load_config(EXAMPLES / f"{name}.yaml", [*keys, *own])
@@ -62,7 +62,7 @@ def perform(name: str, runs: Path, keys: list[str]) -> None:
 
 
 def take_over(config: Config, out: Path) -> None:
-    """Copy those runs that another ablation has done already with the same config, as all have the row they start from."""
+    """Copy the runs that another ablation has finished with the same config: most share the baseline row."""
     with claimed(out, config):
         for run in plan(
             [run_of(row, seed, config, {}, {}) for seed in config.compare.seeds for row in rows(config)]
@@ -72,7 +72,7 @@ def take_over(config: Config, out: Path) -> None:
             for other in sorted(out.parent.glob(f"*/{run.folder}")):
                 try:
                     there = other.parts[: len(out.parts)] != out.parts and is_finished(other, run.config)
-                except FedmsError:  # a row of that name with another config
+                except FedmsError:  # a row with the same name and another config
                     continue
                 if there:
                     shutil.rmtree(out / run.folder, ignore_errors=True)
@@ -81,7 +81,7 @@ def take_over(config: Config, out: Path) -> None:
 
 
 def along_the_prior(comparison: Comparison) -> str:
-    """Both accuracies of all rows that a prior moves, at some priors: what one row gains in the one it may have lost in the other."""
+    """Both accuracies at several priors, for all rows with a frontier; empty for fewer than two rows."""
     rows = [
         (row.name, {point["prior"]: point for point in row.record["frontier"]})
         for row in comparison.rows
@@ -99,11 +99,11 @@ def along_the_prior(comparison: Comparison) -> str:
         ]
         for name, curve in rows
     )
-    return "\n\n" + table(["own / everyone's, at prior", *(f"{prior:g}" for prior in PRIORS)], cells)
+    return "\n\n" + markdown_table(["own / everyone's, at prior", *(f"{prior:g}" for prior in PRIORS)], cells)
 
 
 def section(name: str, made: dict[str, Comparison]) -> str:
-    """An ablation's tables: one, or of a sweep one under each value."""
+    """The tables of an ablation: one, or one for each value of a sweep."""
     tables = {
         folder: headline_markdown(comparison) + along_the_prior(comparison)
         for folder, comparison in made.items()
@@ -126,7 +126,7 @@ def main() -> None:
         "--data", type=Path, help="folder with banking77/; without it the embedded corpus is used"
     )
     parser.add_argument(
-        "--render", action="store_true", help="only write the tables of what is there into the docs"
+        "--render", action="store_true", help="only write the tables, from the comparisons that exist"
     )
     given = parser.parse_args()
     if unknown := [name for name in given.ablations if name not in known]:
@@ -151,7 +151,7 @@ def main() -> None:
                 row.name: {"mean": row.record["mean"], "std": row.record["std"]} for row in comparison.rows
             }
         if made.keys() == settings(name).keys():
-            splice(PAGE, f"{mark} {name}", section(name, made))
+            splice(RESULTS, f"{mark} {name}", section(name, made))
     print(json.dumps(results))
 
 

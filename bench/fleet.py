@@ -1,12 +1,14 @@
-"""Time, memory and disk against the number of clients and the cohort: docs/performance.md's table of fleets.
+"""Measure time, memory and disk against the number of clients and the cohort, for docs/performance.md.
 
-    python bench/fleet.py                                     # 100, 1,000 and 10,000 clients, cohorts of 10 and 100
-    python bench/fleet.py --clients 100,1000 --write          # ... and the table into the page
+    python bench/fleet.py                            # 100, 1,000 and 10,000 clients, cohorts of 10 and 100
+    python bench/fleet.py --clients 100,1000 --write # and write the table into the page
 
-Every fleet is a fresh process that runs method fedms on made-up sentences, about 20 to a client, with a small random transformer, so
-that what is measured is fedms and not the encoder: `--model minilm` takes the embedded one. Start-up is the time from the process's
-start to the first round of training: imports, data, model, and the exchange of statistics with 100 clients; a round is the median round
-of the global stage, with validation by the same 100. Memory is that of all processes at once. The last line printed is one JSON object.
+Each fleet is a new process. It runs method fedms on made-up sentences, about 20 for each client. The model is
+a small random transformer, so that the figures show fedms and not the encoder; `--model minilm` takes the
+embedded encoder. Start-up is the time from the start of the process to the first round of training: imports,
+data, model, and the feature statistics of 100 clients. A round is the median round of the global stage, with
+validation by the same 100 clients. Memory is that of all processes together. The last line of output is a
+JSON object.
 """
 
 from __future__ import annotations
@@ -26,39 +28,38 @@ from pathlib import Path
 from typing import Any
 
 import fedms
+from common.measure import measured
+from common.pages import PERFORMANCE, splice
 from fedms.config import load_config
 from fedms.core.errors import FedmsError
 from fedms.experiments.observers import Silent
 from fedms.runs.environment import describe_environment
-from measure import measured
-from pages import ROOT, splice
 
-PAGE = ROOT / "docs" / "performance.md"
 EACH, CLASSES, WORDS = 20, 20, 400
 """Sentences for each client; classes; words in the vocabulary."""
-SOME = 100
-"""Clients that send their sums and that validate, of however many."""
+ASKED = 100
+"""Clients that send feature statistics and validate, whatever the size of the fleet."""
 CACHE = 64
-"""Megabytes of memory for prefixes, which would else grow with the clients up to the default of 2,048."""
-RATIOS = {"peak_bytes": "memory", "disk_bytes": "disk"}
-"""What ratios are called where a field's name is no good for it."""
+"""Megabytes of memory for prefixes. The default of 2,048 would hide the memory of the clients themselves."""
+RATIO_NAMES = {"peak_bytes": "memory", "disk_bytes": "disk"}
+"""Field -> name of its ratio, for the fields that need another name."""
 TIMEOUT = 7200
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What one fleet took."""
+    """The cost of one fleet."""
 
     clients: int
     cohort: int
     load_seconds: float
-    """From the process's start to where the data, the partition and the model are there"""
+    """From the start of the process until data, partition and model are loaded"""
     startup_seconds: float
-    """From the process's start to the first round: the above and the exchange of statistics"""
+    """From the start of the process to the first round: loading and the exchange of statistics"""
     round_seconds: float
     """Median round of the global stage"""
     end_seconds: float
-    """The weighing of the gate's evidence and the test of every client"""
+    """Choice of the gate's scale, and the test of every client"""
     seconds: float
     processor_seconds: float
     peak_bytes: int
@@ -66,7 +67,7 @@ class Fleet:
 
 
 def write_sentences(path: Path, count: int) -> None:
-    """Sentences of made-up words, some of which tell the class."""
+    """Write sentences of made-up words; three words of each depend on its class."""
     draw = random.Random(0)
     words = [f"w{number}" for number in range(WORDS)]
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -81,7 +82,7 @@ def write_sentences(path: Path, count: int) -> None:
 
 
 def write_model(folder: Path) -> None:
-    """A random BERT of two blocks that knows the words."""
+    """Write a random BERT of two blocks with these words as its vocabulary."""
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -104,22 +105,22 @@ def write_model(folder: Path) -> None:
 def settings(
     source: Path, model: str, clients: int, cohort: int, rounds: int, workers: int
 ) -> dict[str, Any]:
-    """The experiment of one fleet: everything of fedms, a few rounds."""
+    """The experiment of one fleet: method fedms, a few rounds."""
     return {
         "method": "fedms",
         "model": {"name": model},
         "data": {"source": str(source)},
         "partition": {"clients": clients, "rule": "equal"},
         "federation": {"cohort": cohort, "cohort_local": cohort, "rounds_global": rounds, "rounds_local": 1},
-        "statistics": {"clients": min(SOME, clients)},
-        "evaluation": {"clients": min(SOME, clients), "everyone": 200},
+        "statistics": {"clients": min(ASKED, clients)},
+        "evaluation": {"clients": min(ASKED, clients), "everyone": 200},
         "engine": {"workers": workers},
         "cache": {"memory_mb": CACHE},
     }
 
 
 class Clock(Silent):
-    """When which part of the run was done, by the system's clock."""
+    """Records the system time at the end of each part of a run."""
 
     def __init__(self) -> None:
         self.times: dict[str, float] = {}
@@ -132,14 +133,14 @@ class Clock(Silent):
 
 
 def run_one(config: Mapping[str, Any], out: Path) -> None:
-    """In a process of its own: the run, and when what was done as the last line."""
+    """Run one fleet in this process, and print the recorded times as the last line."""
     clock = Clock()
     fedms.run(config, out, observer=clock, report=False)
     print(json.dumps(clock.times), flush=True)
 
 
 def run_fleet(folder: Path, config: Mapping[str, Any]) -> Fleet:
-    """One fleet in a fresh process."""
+    """Measure one fleet in a new process."""
     with tempfile.TemporaryDirectory(dir=folder) as place:
         out = Path(place) / "run"
         began = time.time()
@@ -164,7 +165,7 @@ def run_fleet(folder: Path, config: Mapping[str, Any]) -> Fleet:
 
 
 def summary(fleets: Sequence[Fleet]) -> dict[str, float]:
-    """The largest fleet by the smallest, and the largest cohort by the smallest, where both have been measured."""
+    """Ratios of largest to smallest fleet, and of largest to smallest cohort, if both were measured."""
     by = {(fleet.clients, fleet.cohort): fleet for fleet in fleets}
     few, many = (choose(fleet.clients for fleet in fleets) for choose in (min, max))
     small, large = (choose(fleet.cohort for fleet in fleets) for choose in (min, max))
@@ -173,7 +174,7 @@ def summary(fleets: Sequence[Fleet]) -> dict[str, float]:
         first, last = by[few, small], by[many, small]
         for name in ("peak_bytes", "startup_seconds", "round_seconds", "end_seconds", "disk_bytes"):
             ratio = getattr(last, name) / getattr(first, name)
-            found[f"{RATIOS.get(name, name)}_ratio_{many}_to_{few}"] = round(ratio, 3)
+            found[f"{RATIO_NAMES.get(name, name)}_ratio_{many}_to_{few}"] = round(ratio, 3)
     for clients in sorted({fleet.clients for fleet in fleets}):
         if small < large and {(clients, small), (clients, large)} <= by.keys():
             ratio = by[clients, large].round_seconds / by[clients, small].round_seconds
@@ -196,7 +197,7 @@ def table(fleets: Sequence[Fleet]) -> str:
 
 
 def measure_all(given: argparse.Namespace, folder: Path) -> list[Fleet]:
-    """Every fleet, in turn."""
+    """Measure all fleets, one after the other."""
     model = given.model
     if model is None:
         model = str(folder / "model")
@@ -221,13 +222,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--clients", type=numbers, default=[100, 1000, 10000], help="between commas; default: 100,1000,10000"
+        "--clients",
+        type=numbers,
+        default=[100, 1000, 10000],
+        help="comma-separated; default: 100,1000,10000",
     )
-    parser.add_argument("--cohorts", type=numbers, default=[10, 100], help="between commas; default: 10,100")
+    parser.add_argument("--cohorts", type=numbers, default=[10, 100], help="comma-separated; default: 10,100")
     parser.add_argument("--rounds", type=int, default=3, help="of the global stage; default: 3")
-    parser.add_argument("--workers", type=int, default=1, help="default: 1, so that nothing is there twice")
+    parser.add_argument("--workers", type=int, default=1, help="default: 1, so one process holds everything")
     parser.add_argument("--model", help="as model.name; default: a small random one")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     parser.add_argument("--run", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -240,7 +244,7 @@ def main() -> None:
     except FedmsError as error:
         sys.exit(f"error: {error}")
     if given.write:
-        splice(PAGE, "table fleet", table(fleets))
+        splice(PERFORMANCE, "table fleet", table(fleets))
     about = describe_environment(load_config({}), given.workers)
     print(
         json.dumps({**summary(fleets), "fleets": [asdict(fleet) for fleet in fleets], "environment": about})

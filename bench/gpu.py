@@ -1,20 +1,22 @@
-"""What a GPU makes of local training: samples a second of ViT-B/16 and CLIP ViT-B/16, and which share of its matrix peak that is.
+"""Measure local training on a GPU: samples a second of two models, and the share of the matrix peak.
 
-    python bench/gpu.py                              # both models, one block and all of them, in float32 and bfloat16
-    python bench/gpu.py --write                      # ... and the table into docs/performance.md
-    python bench/gpu.py --device cpu --tiny          # tiny models without a GPU: that the script works, and no figures
+    python bench/gpu.py                          # both models, one block and all blocks, float32 and bfloat16
+    python bench/gpu.py --write                  # and write the table into docs/performance.md
+    python bench/gpu.py --device cpu --tiny      # tiny models on a CPU: tests the script, gives no figures
 
-100 clients with 64 made-up images each train for a round: an epoch of batches of 32, pairs of rank 8 on query and value, one client at
-a time and several in one batch. Weights are random, which is all the same to speed, and are written to a temporary folder; nothing is
-downloaded. The frozen prefix is computed before the clock runs. All ways take turns after one that does not count, and a figure is the
-median of the turns. A way for which the GPU's memory is not enough has a rate of 0. The peak is the fastest of several large matrix
-products in each turn, in the same precision; the share of it is that of the operations that fedms counts (`model/flops.py`) in the
-fastest way. The last line printed is one JSON object.
+100 clients with 64 made-up images each train for one round: one epoch in batches of 32, LoRA of rank 8 on
+query and value, one client at a time and several in one batch. Weights are random, since speed does not
+depend on them, and stand in a temporary folder. Nothing is downloaded. The frozen prefix is computed before
+the clock starts. All ways take turns after a first turn that does not count; a figure is the median of the
+turns. A way that needs more memory than the GPU has gets the rate 0. The peak is the fastest of several large
+matrix products in each turn, in the same precision. The share of the peak uses the operations that fedms
+counts (`model/flops.py`) in the fastest way. The last line of output is a JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import statistics
@@ -30,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.pages import PERFORMANCE, splice
 from fedms.config import Config, load_config
 from fedms.data.federated import Samples
 from fedms.model.arrays import Arrays
@@ -37,32 +40,30 @@ from fedms.model.checkpoints import load_backbone
 from fedms.model.heads import zero_head
 from fedms.model.parts import fresh_lora, trained_names
 from fedms.runs.environment import describe_environment
-from fedms.training.batched import train_stack
 from fedms.training.device import prepare
-from fedms.training.expert_training import Plan, train_expert
+from fedms.training.expert_training import Plan
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.runner import Runner
-from pages import ROOT, splice
-from stacking import members
+from stacking import members, train_round
 
 MODELS = ("ViT-B/16", "CLIP ViT-B/16")
 PRECISIONS = ("float32", "bfloat16")
 STACKS = (1, 4, 16)
 CLASSES = 10
 PRODUCTS = 5
-"""Large matrix products of which the fastest is a turn's peak."""
+"""Large matrix products in each turn; the fastest is the peak."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is."""
+    """Sizes of the workload."""
 
     clients: int
     samples: int
     """Of each client"""
     batch: int
     product: int
-    """Rows and columns of the matrices whose product is the peak"""
+    """Rows and columns of the matrices that measure the peak"""
     model: dict[str, int]
 
 
@@ -83,7 +84,7 @@ TINY = Size(
 
 
 class Noise:
-    """Made-up images, the same for a row each time."""
+    """Made-up images; a row number always gives the same image."""
 
     def __init__(self, pixels: int) -> None:
         self.pixels = pixels
@@ -97,7 +98,7 @@ class Noise:
 
 
 def write_model(name: str, size: Size, folder: Path) -> int:
-    """A transformer with random weights; how many pixels a side it sees."""
+    """Write a transformer with random weights, and return the side of its images in pixels."""
     import transformers as hf
 
     torch.manual_seed(0)
@@ -133,7 +134,7 @@ def settings(device: str, precision: str, size: Size, folder: Path) -> Config:
 
 
 class Case:
-    """A model in a precision with so many active blocks, ready to train a round again and again."""
+    """A model in one precision with `blocks` active blocks; its round can be repeated."""
 
     def __init__(self, model: str, config: Config, blocks: int | None, size: Size, pixels: int) -> None:
         self.model, self.config = model, config
@@ -157,33 +158,20 @@ class Case:
         self.peaks: list[float] = []
 
     def _counted(self) -> int:
-        """Operations of a round: what each client costs alone."""
+        """Operations of a round in which each client trains alone."""
         self.runner.begin()
         self.round(1)
         return self.runner.flops
 
     def round(self, stack: int) -> None:
-        """Everybody trains once, so many together; each ends in a number that is read, so nothing is under way any more."""
+        """Train every client once, `stack` together. Each loss is read, so the GPU's queue ends empty."""
         made = members(self.config, self.arrays, self.plan, self.held, self.backbone.device)
-        for at in range(0, len(made), stack):
-            if stack == 1:
-                each = made[at]
-                train_expert(
-                    self.runner,
-                    each.expert,
-                    self.plan,
-                    each.samples,
-                    self.boundary,
-                    self.config.training,
-                    each.order,
-                )
-            else:
-                train_stack(self.runner, made[at : at + stack], self.boundary, self.config.training)
+        train_round(self.runner, made, stack, self.boundary, self.config.training)
 
     def turn(self, size: Size) -> None:
         self.peaks.append(peak(size.product, self.backbone.device, self.backbone.dtype))
         for stack, took in self.took.items():
-            took.append(seconds(lambda stack=stack: self.round(stack), self.backbone.device))  # type: ignore[misc]
+            took.append(seconds(functools.partial(self.round, stack), self.backbone.device))
 
     def found(self) -> dict[str, Any]:
         samples = sum(map(len, self.held))
@@ -201,7 +189,7 @@ class Case:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """From when the device has nothing to do until it has done this; infinite where its memory is not enough."""
+    """Seconds of the work, from an idle device to an idle device; infinite if its memory is not enough."""
 
     def wait() -> None:
         if device.type == "cuda":
@@ -225,7 +213,7 @@ def peak(rows: int, device: torch.device, dtype: torch.dtype) -> float:
 
 
 def measure(device: str, size: Size, repeats: int) -> list[dict[str, Any]]:
-    """A model after the other, its cases by turns."""
+    """Measure the models one after the other; the cases of a model take turns."""
     found = []
     prepare(device, deterministic=False)
     for model in MODELS:
@@ -246,20 +234,18 @@ def measure(device: str, size: Size, repeats: int) -> list[dict[str, Any]]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """As markdown."""
+    """As Markdown."""
     ways = " | ".join("one at a time" if stack == 1 else f"{stack} together" for stack in STACKS)
-    lines = [
-        f"| model | active blocks | precision | {ways} | GFLOP a sample | matrix peak, TFLOP/s | share of it |"
-    ]
+    peaks = "GFLOP a sample | matrix peak, TFLOP/s | share of it"
+    lines = [f"| model | active blocks | precision | {ways} | {peaks} |"]
     lines.append("|---|---:|---|" + "---:|" * (len(STACKS) + 3))
     for each in found:
         rates = " | ".join(
             f"{rate:.0f}" if rate else "no memory" for rate in each["samples_a_second"].values()
         )
-        lines.append(
-            f"| {each['model']} | {each['blocks']} | {each['precision']} | {rates} | {each['gflop_a_sample']:.1f} "
-            f"| {each['peak_tflops']:.1f} | {each['share_of_peak']:.0%} |"
-        )
+        case = f"{each['model']} | {each['blocks']} | {each['precision']}"
+        peaks = f"{each['gflop_a_sample']:.1f} | {each['peak_tflops']:.1f} | {each['share_of_peak']:.0%}"
+        lines.append(f"| {case} | {rates} | {peaks} |")
     return "\n".join(lines)
 
 
@@ -270,7 +256,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models, few clients")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("gpu.py: there is no CUDA GPU here; `--device cpu --tiny` shows that the script works")
@@ -278,11 +264,14 @@ def main() -> None:
     size = TINY if given.tiny else USUAL
     found = measure(given.device, size, given.repeats)
     environment = describe_environment(settings(given.device, "float32", size, Path()), 1)
-    said = f"{environment['device']}, {size.clients} clients with {size.samples} images each, samples a second; medians of {given.repeats}."
-    text = f"{table(found)}\n\n{said}"
+    about = (
+        f"{environment['device']}, {size.clients} clients with {size.samples} images each, samples a second; "
+        f"medians of {given.repeats}."
+    )
+    text = f"{table(found)}\n\n{about}"
     print(text)
     if given.write:
-        splice(ROOT / "docs" / "performance.md", "table gpu", text)
+        splice(PERFORMANCE, "table gpu", text)
     print(json.dumps({"measured": found, "repeats": given.repeats, "environment": environment}))
 
 

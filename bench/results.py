@@ -1,11 +1,12 @@
-"""docs/results.md's tables and pictures: every setting below, by `fedms compare`.
+"""Write the tables and pictures of docs/results.md: each setting below, with `fedms compare`.
 
-    python bench/results.py --data DIR               # all of it from nothing: hours on 2 cores; goes on where it was interrupted
-    python bench/results.py --data DIR pacs          # one setting
-    python bench/results.py --render                 # tables and pictures again, from the comparisons that are there
+    python bench/results.py --data DIR           # all settings: hours on 2 cores; continues if interrupted
+    python bench/results.py --data DIR pacs      # one setting
+    python bench/results.py --render             # only write tables and pictures of existing comparisons
 
-DIR holds banking77/, pacs/ and vit-tiny-patch16-224/. A setting's comparison lies in runs/results/SETTING. The last line printed is
-one JSON object: for each setting, each row's means and standard deviations.
+DIR holds banking77/, pacs/ and vit-tiny-patch16-224/. The comparison of a setting is stored in
+runs/results/SETTING. The last line of output is a JSON object: for each setting, the mean and standard
+deviation of each row.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from common.pages import RESULTS, ROOT, markdown_table, splice
 from fedms import compare
 from fedms.config import load_config
 from fedms.experiments.console import observer
@@ -25,10 +27,9 @@ from fedms.runs.reading.comparison import Comparison, read_comparison
 from fedms.runs.report.comparison.frontier import close_up, frontier
 from fedms.runs.report.comparison.tables import differences_markdown, headline_markdown, tuning_markdown
 from fedms.runs.report.drawing import save_picture
-from pages import ROOT, splice, table
 
 RUNS = ROOT / "runs" / "results"
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (RESULTS, ROOT / "README.md")
 
 COMMON = ["evaluation.everyone=250", "engine.workers=1"]
 BANKING = ["data.source=DATA/banking77", *COMMON]
@@ -57,7 +58,7 @@ DENSE: dict[str, Any] = {
         **CORE["variants"],
     },
 }
-"""Where the example's first stage trains all blocks: the sparse ones are rows of their own."""
+"""For an example whose first stage trains all blocks: sparse activation has rows of its own."""
 RATES = ("training.learning_rate", "training.local_learning_rate")
 TUNED: dict[str, Any] = {"seeds": [0, 1, 2], "tune": {key: [1e-3, 3e-3] for key in RATES}}
 SPARSE = ("fedavg-sal", "sal-fixed")
@@ -68,7 +69,7 @@ EVERY_DENSE: dict[str, Any] = {
     "variants": {name: keys for name, keys in DENSE["variants"].items() if keys["method"] in SPARSE},
 }
 SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
-"""So that a hundred runs fit an afternoon."""
+"""Limits that let a hundred runs finish in an afternoon."""
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
@@ -80,11 +81,11 @@ SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     ),
     "pacs-every-method": ("pacs", [*PACS, "data.limit=600", *SMALL], EVERY_DENSE),
 }
-"""Name -> example, the keys in which the setting departs from it (DATA stands for --data), and its section `compare`."""
+"""Name -> example, the keys that the setting changes (DATA stands for --data), and the section `compare`."""
 
 
 def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | None) -> None:
-    """What of a setting is not there yet."""
+    """Run the parts of a setting that do not exist yet."""
     example, keys, compared = SETTINGS[setting]
     section = f"compare={json.dumps(compared)}"
     placed = [key.replace("=DATA/", f"={data}/") for key in keys]
@@ -95,7 +96,7 @@ def run(setting: str, data: Path, methods: list[str] | None, seeds: list[int] | 
 
 
 def is_whole(setting: str, comparison: Comparison) -> bool:
-    """Whether all rows and seeds are in it; a part of them belongs into no page."""
+    """Whether the comparison has all rows and seeds. A page shows complete comparisons only."""
     compared = SETTINGS[setting][2]
     methods = [*compared["methods"], *compared.get("variants", {})]
     seeds: list[int] = compared["seeds"]
@@ -103,7 +104,7 @@ def is_whole(setting: str, comparison: Comparison) -> bool:
 
 
 def render(setting: str, comparison: Comparison) -> None:
-    """The setting's tables and picture into the docs."""
+    """Write the tables and pictures of the setting into the docs."""
     for kind, picture in (("frontier", frontier(comparison)), ("near", close_up(comparison))):
         if picture:
             save_picture(picture, ROOT / "docs" / "pictures" / f"{kind}-{setting}.png")
@@ -116,7 +117,7 @@ def render(setting: str, comparison: Comparison) -> None:
 
 
 def along_the_prior(comparison: Comparison) -> str:
-    """FedMS's two accuracies at every prior: mean and deviation over seeds."""
+    """Both accuracies of FedMS at every prior: mean and standard deviation over seeds."""
     fedms = next(row for row in comparison.rows if row.name == "fedms")
     priors = [point["prior"] for point in fedms.runs[0].result["frontier"]]
     rows = []
@@ -126,11 +127,11 @@ def along_the_prior(comparison: Comparison) -> str:
             values = [run.result["frontier"][place][metric] for run in fedms.runs]
             spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
             rows[-1].append(f"{statistics.fmean(values):.3f}{spread}")
-    return table(["prior", *(f"{prior:g}" for prior in priors)], rows)
+    return markdown_table(["prior", *(f"{prior:g}" for prior in priors)], rows)
 
 
 def best_own(curve: list[dict[str, float]], everyone: float) -> float | None:
-    """The highest own accuracy that a frontier has with at least so much of everyone's; between its points, on the line."""
+    """The highest own accuracy on a frontier with `everyone` or more; linear between points."""
     own = [point["accuracy_local"] for point in curve if point["accuracy_global"] >= everyone]
     for one, other in itertools.pairwise(curve):
         (low, low_own), (high, high_own) = sorted(
@@ -142,7 +143,10 @@ def best_own(curve: list[dict[str, float]], everyone: float) -> float | None:
 
 
 def against_constants(comparison: Comparison) -> str:
-    """FedMS's own accuracy less a constant weight's, at the prior that has as much of everyone's: mean and deviation over seeds."""
+    """Own accuracy of FedMS minus that of each constant weight, at equal accuracy on everyone's data.
+
+    In points: mean and standard deviation over seeds.
+    """
     fedms, constant = (
         next(row for row in comparison.rows if row.name == name) for name in ("fedms", "mixture-constant")
     )
@@ -157,7 +161,7 @@ def against_constants(comparison: Comparison) -> str:
         spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
         cells.append((f"{point['prior']:g}", f"{statistics.fmean(gains):+.1f}{spread}" if gains else "–"))
     weights, points = zip(*cells, strict=True)
-    return table(["constant weight", *weights], [["FedMS, own accuracy, points", *points]])
+    return markdown_table(["constant weight", *weights], [["FedMS, own accuracy, points", *points]])
 
 
 def main() -> None:
@@ -168,20 +172,20 @@ def main() -> None:
         "settings", nargs="*", metavar="SETTING", help=f"default: all of {', '.join(SETTINGS)}"
     )
     parser.add_argument(
-        "--data", type=Path, help="folder of the data sets and the ViT; without it nothing is run"
+        "--data", type=Path, help="folder of the data sets and the ViT; required unless --render is given"
     )
-    parser.add_argument("--methods", help="rows by name, between commas; default: all")
+    parser.add_argument("--methods", help="row names, separated by commas; default: all")
     parser.add_argument("--seeds", help="default: 0,1,2")
     parser.add_argument(
         "--render",
         action="store_true",
-        help="only write the tables and pictures of what is there into the docs",
+        help="only write tables and pictures, from the comparisons that exist",
     )
     given = parser.parse_args()
     if unknown := [name for name in given.settings if name not in SETTINGS]:
         parser.error(f"{unknown[0]}: no such setting; there are {', '.join(SETTINGS)}")
     if not given.render and given.data is None:
-        parser.error("name the data with --data, or write what is there with --render")
+        parser.error("give --data to run the settings, or --render to write the existing comparisons")
     settings = given.settings or list(SETTINGS)
     for setting in [] if given.render else settings:
         methods = given.methods.split(",") if given.methods else None

@@ -1,12 +1,13 @@
-"""Sparse activation against all blocks: accuracy against operations and bytes, at equal rounds.
+"""Compare sparse activation with all blocks, at equal rounds: accuracy, operations and bytes.
 
-    python bench/sal.py --write                      # the embedded corpus, as in docs/performance.md
-    python bench/sal.py --data DIR                   # BANKING77, from DIR/banking77
-    python bench/sal.py --data DIR --limit 2500      # with fewer messages
+    python bench/sal.py --write                  # the embedded corpus, as in docs/performance.md
+    python bench/sal.py --data DIR               # BANKING77, from DIR/banking77
+    python bench/sal.py --data DIR --limit 2500  # with fewer messages
 
-Same partition, cohorts, local steps, head and seeds; the rows differ in which blocks are active. A comparison in runs/sal/, gone on
-with where it was interrupted. *Near* is what was spent when the validation score first came within half a point of the score with
-which all blocks ended. The last line printed is one JSON object, each row's means over seeds and its shares of what all blocks took.
+All rows have the same partition, cohorts, local steps, head and seeds. They differ only in their active
+blocks. The comparison is stored in runs/sal/ and continues if interrupted. The columns *near* give the cost
+up to the first round whose validation score is within half a point of the final score with all blocks. The
+last line of output is a JSON object: means over seeds for each row, and shares of the cost with all blocks.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from common.pages import PERFORMANCE, ROOT, markdown_table, splice
 from fedms import compare
 from fedms.config import load_config
 from fedms.experiments.console import observer
 from fedms.runs.reading.comparison import Comparison, RowResults, SeedRun, read_comparison
-from pages import ROOT, splice
 
-PAGE = ROOT / "docs" / "performance.md"
 ALL = "fedavg"
 NEAR = 0.005
+"""Largest gap in validation score that counts as near."""
 SAL = {"method": "fedavg-sal"}
 ROWS = {
     "methods": [ALL, "fedavg-sal"],
@@ -40,7 +41,7 @@ ROWS = {
 
 
 def spent_until(run: SeedRun, score: float) -> tuple[float, float] | None:
-    """Operations and uplink bytes when the validation score first came to this; None where it never did."""
+    """Operations and uplink bytes until the validation score reaches `score`; None if it never does."""
     flops = sent = 0.0
     for line in run.rounds:
         flops += line["train_flops"]
@@ -51,7 +52,7 @@ def spent_until(run: SeedRun, score: float) -> tuple[float, float] | None:
 
 
 def near(row: RowResults, reference: RowResults) -> tuple[float, float] | None:
-    """Mean shares of what the reference took in all, operations and bytes, until the row was near where that ended."""
+    """Operations and bytes until the row is near the reference's final score, as shares of its total cost."""
     shares = []
     for run, other in zip(row.runs, reference.runs, strict=True):
         score = next(
@@ -99,7 +100,7 @@ def table(made: dict[str, dict[str, Any]]) -> str:
         "near: TFLOP",
         "near: uplink",
     ]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    rows = []
     for name, row in made.items():
         ends = [
             f"{share:.0%}" if (share := row[f"near_{what}_share"]) is not None else "never"
@@ -114,12 +115,9 @@ def table(made: dict[str, dict[str, Any]]) -> str:
             f"{row['uplink_bytes'] / 1e6:.1f}",
             f"{row['uplink_share']:.0%}",
         ]
-        lines.append(
-            "| "
-            + " | ".join([{ALL: "all", "fedavg-sal": "by plateau"}.get(name, name), *accuracy, *cost, *ends])
-            + " |"
-        )
-    return "\n".join(lines)
+        label = {ALL: "all", "fedavg-sal": "by plateau"}.get(name, name)
+        rows.append([label, *accuracy, *cost, *ends])
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -129,8 +127,8 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, help="folder that holds banking77/; default: the embedded corpus"
     )
-    parser.add_argument("--limit", type=int, help="messages of each split at most")
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    parser.add_argument("--limit", type=int, help="at most this many messages of each split")
+    parser.add_argument("--write", action="store_true", help=f"write the table into docs/{PERFORMANCE.name}")
     given = parser.parse_args()
     example, keys = "assistant", [f"compare={json.dumps(ROWS)}", "engine.workers=1"]
     if given.data:
@@ -148,7 +146,7 @@ def main() -> None:
     made = summary(read_comparison(ROOT / "runs" / "sal" / name))
     print(table(made))
     if given.write:
-        splice(PAGE, "table sal", table(made))
+        splice(PERFORMANCE, "table sal", table(made))
     print(json.dumps(made))
 
 

@@ -1,12 +1,12 @@
-"""Whether two versions of fedms come to the same bits: digests of every array and every result of some runs.
+"""Check whether two versions of fedms give the same bits: digests of all arrays and results of several runs.
 
-    python bench/same_bits.py record before.json [--data ../shared/data] [--fedms PATH/TO/fedms]
-    python bench/same_bits.py record after.json  [--data ../shared/data]
+    python bench/same_bits.py record before.json [--data DATA] [--fedms PATH/TO/fedms]
+    python bench/same_bits.py record after.json  [--data DATA]
     python bench/same_bits.py compare before.json after.json
 
-The runs are examples/assistant.yaml with several methods, seed 0, and a small PACS run where its data are. Each is a
-process of its own, so the command of any version can be named. Compared are all arrays that server and clients keep,
-and result.json without times and memory.
+The runs are examples/assistant.yaml with several methods and seed 0, and a small PACS run if DATA has PACS.
+Each run is a process of its own, so `--fedms` can name the command of any version. `compare` compares all
+arrays of server and clients, and result.json without times and memory.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-ROOT = Path(__file__).parents[1]
+from common.pages import ROOT
+
 METHODS = ("fedms", "fedavg-finetune", "fedalt", "feddpa", "promptfl", "statistics")
 MEASURED = ("seconds", "evaluation_seconds", "peak_memory_bytes")
-"""Keys of result.json that differ from run to run."""
+"""Keys of result.json that differ between two runs of the same version."""
 PACS = (
     "data.limit=240",
     "partition.clients=4",
@@ -38,7 +39,7 @@ PACS = (
 
 
 def runs(data: Path | None) -> dict[str, list[str]]:
-    """The arguments of `fedms run` by the name of the run."""
+    """Arguments of `fedms run`, by the name of the run."""
     found = {
         f"assistant {method}": ["examples/assistant.yaml", "--set", f"method={method}"] for method in METHODS
     }
@@ -59,7 +60,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def record(out: Path, data: Path | None, command: str) -> None:
-    """Run everything and write what it came to."""
+    """Run everything and write results and digests to `out`."""
     said: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
         for name, arguments in runs(data).items():
@@ -73,15 +74,14 @@ def record(out: Path, data: Path | None, command: str) -> None:
             result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
             environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
             said[name] = {"result": result, "environment": environment, "arrays": digests(folder)}
-            print(
-                f"{name}: {len(said[name]['arrays'])} arrays, {result['accuracy_local']:.4f} / {result['accuracy_global']:.4f}"
-            )
+            accuracies = f"{result['accuracy_local']:.4f} / {result['accuracy_global']:.4f}"
+            print(f"{name}: {len(said[name]['arrays'])} arrays, {accuracies}")
             shutil.rmtree(folder)
     out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print what differs; the number of differences."""
+    """Print the differences, and return their number."""
     differences = 0
     for name, old in before.items():
         new = after.get(name, {"result": {}, "arrays": {}})
@@ -93,9 +93,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> int:
             if old["arrays"].get(key) != new["arrays"].get(key)
         ]
         differences += len(wrong)
-        print(
-            f"{name}: {len(old['arrays'])} arrays, {'equal' if not wrong else f'{len(wrong)} differ: ' + ', '.join(wrong[:5])}"
-        )
+        outcome = f"{len(wrong)} differ: {', '.join(wrong[:5])}" if wrong else "equal"
+        print(f"{name}: {len(old['arrays'])} arrays, {outcome}")
     return differences
 
 

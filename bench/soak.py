@@ -1,12 +1,14 @@
-"""Thousands of rounds on a tiny random model while nearly a third of the clients' answers are lost: does anything pile up?
+"""Run thousands of rounds that lose nearly a third of the clients' answers: does anything pile up?
 
     python bench/soak.py                     # 2,000 rounds: minutes
-    python bench/soak.py --rounds 100        # fewer
-    python bench/soak.py --deaths 0.01       # of a hundred answers, one ends its worker process (default: of a thousand)
+    python bench/soak.py --rounds 100        # fewer rounds
+    python bench/soak.py --deaths 0.01       # one answer in 100 ends its worker process (default: in 1,000)
 
-A quarter of the rounds are of the global stage, the rest of the local one, with two workers; of the clients asked a fifth raise and a tenth
-are refused. Only clients of the second worker die, so the first one is watched over all rounds. Memory is resident memory; its slope is
-a straight line's through the second half of the rounds. The last line printed is one JSON object.
+The model is tiny and random. A quarter of the rounds belongs to the global stage, the rest to the local
+stage, with two workers. A fifth of the asked clients raise an exception, and a tenth of the answers are
+refused. Only clients of the second worker end their process, so the first worker can be watched over all
+rounds. Memory is resident memory. Its slope is that of a straight line through the second half of the rounds.
+The last line of output is a JSON object.
 """
 
 from __future__ import annotations
@@ -25,20 +27,20 @@ from typing import Any
 
 import numpy as np
 
+from common.pages import ROOT
 from fedms import run
 from fedms.config import Config, load_config
 from fedms.experiments.observers import Silent
-from pages import ROOT
 
 WORDS = [f"word{number}" for number in range(24)]
 CLASSES = 3
 CLIENTS = 20
-"""So many that a round always finds some who answer: who fails in a round fails whenever it is asked."""
-PAGE = os.sysconf("SC_PAGE_SIZE")
+"""Enough for every round to find clients that answer. A client that fails in a round always fails in it."""
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def make_model(folder: Path) -> None:
-    """A random BERT of one narrow block that reads whole words."""
+    """Write a random BERT of one narrow block with a vocabulary of whole words."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -61,7 +63,7 @@ def make_model(folder: Path) -> None:
 
 
 def make_texts(path: Path) -> None:
-    """Texts in which each class prefers words of its own."""
+    """Write texts in which each class prefers its own words."""
     draw = random.Random(0)
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
@@ -77,8 +79,8 @@ def make_texts(path: Path) -> None:
 
 
 def make_failures(folder: Path, deaths: float) -> None:
-    """Have clients fail in the workers that are started from now on."""
-    dying = [f"client-{number}" for number in range(1, CLIENTS, 2)]  # at home in the second worker
+    """Make clients fail in all workers that start from now on."""
+    dying = [f"client-{number}" for number in range(1, CLIENTS, 2)]  # clients of the second worker
     rules: list[dict[str, Any]] = [
         {"how": "raise", "kind": "train", "drawn": [0.0, 0.2]},
         {"how": "lie", "kind": "train", "drawn": [0.2, 0.3]},
@@ -115,15 +117,15 @@ def settings(folder: Path, rounds: int) -> Config:
 
 
 def resident(pid: int | str) -> float:
-    """Megabytes; 0 of a process that is gone."""
+    """Resident memory in megabytes; 0 if the process has ended."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 1e6
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 1e6
     except OSError:
         return 0.0
 
 
 class Watch(Silent):
-    """Notes what there is after each round."""
+    """Records memory, open files and files on disk after each round."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -132,7 +134,7 @@ class Watch(Silent):
         self.answers = 0
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """A row of what there is."""
+        """Record one row."""
         self.lost.update(failure["kind"] for failure in record["failures"])
         self.answers += len(record["cohort"]) if record["rounds"] else 0
         if not record["rounds"]:

@@ -1,19 +1,19 @@
-"""What a round costs, beside the arithmetic that it needs and beside a plain PEFT loop.
+"""Measure the time of a round, and compare it with its arithmetic and with a plain PEFT loop.
 
     python bench/speed.py                            # the embedded corpus
-    python bench/speed.py --data DIR                 # BANKING77, from DIR/banking77, as in docs/performance.md
+    python bench/speed.py --data DIR                 # BANKING77, from DIR/banking77
     python bench/speed.py --data DIR --repeats 9 --write
 
-One process, one thread, float32, MiniLM, pairs of rank 8 on query and value, batches of 32; a round is one epoch of ten clients.
-The programs take turns, `--repeats` times; a figure is the median of the turns, a ratio is formed within one. The last line printed
-is one JSON object:
+One process, one thread, float32, MiniLM, LoRA of rank 8 on query and value, batches of 32. A round is one
+epoch of ten clients. The programs take turns, `--repeats` times. A figure is the median of the turns; a ratio
+is computed within one turn. The last line of output is a JSON object:
 
-    full_lora_peft_seconds   the round as a user would write it with PEFT: all blocks, random batches, dropout as the model declares it
-    fedms_round_seconds      the round by the number of active blocks k, through the engine, with the frozen prefix cached
-    fedms_prefix_seconds     what filling that cache took, once, by k
+    full_lora_peft_seconds   the round as a PEFT user writes it: all blocks, random batches, dropout
+    fedms_round_seconds      the round by number of active blocks k, through the engine, prefix cached
+    fedms_prefix_seconds     time to fill that cache once, by k
     speedup_k1               full_lora_peft_seconds over fedms_round_seconds at k = 1
     floor_ratio              fedms_round_seconds over (operations / measured rate of matrix products), by k
-    engine_overhead_share    share of a round of 100 clients that is not spent in training steps
+    engine_overhead_share    share of a round of 100 clients outside the training steps
     import_seconds           `fedms --help`, whole process
     peak_memory_bytes        of this process
 """
@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from common.pages import PERFORMANCE, splice
 from fedms.config import Config, load_config
 from fedms.engines.local import LocalEngine
 from fedms.engines.memory import peak_memory
@@ -46,12 +47,10 @@ from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.checkpoints import locate
 from fedms.training.inputs import TextInputs
-from pages import splice
 
-PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
 COHORT, MANY = 10, 100
 Measure = Callable[[Path | None, int], dict[str, Any]]
-"""From the folder of the data and the number of repeats to what was found."""
+"""Takes the data folder and the number of repeats, and returns the figures."""
 
 
 def settings(data: Path | None, clients: int, blocks: int) -> Config:
@@ -70,7 +69,7 @@ def settings(data: Path | None, clients: int, blocks: int) -> Config:
 
 
 class Round:
-    """A round of training, ready to be run again and again through the engine."""
+    """A round of training that can be repeated through the engine."""
 
     def __init__(self, config: Config, folder: Path, cohort: int, world: World | None = None) -> None:
         self.world = world or open_world(config)
@@ -94,13 +93,13 @@ class Round:
             self.flops += int(update.metrics["flops"])
 
     def samples(self) -> list[tuple[np.ndarray, torch.Tensor]]:
-        """Rows and labels of each client of the round."""
+        """Row numbers and labels of the train split of each client of the round."""
         made = [self.world.samples(client, "train") for client in self.cohort]
         return [(each.rows, each.labels) for each in made]
 
 
 def with_peft(world: World, clients: list[tuple[np.ndarray, torch.Tensor]]) -> Callable[[], None]:
-    """The same round as a plain loop: every client starts from the same weights and does one epoch in random batches."""
+    """The same round as a plain loop: each client trains one epoch in random batches from the same start."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModel
 
@@ -143,7 +142,7 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def gemm_rate() -> float:
-    """Operations a second of the blocks' largest matrix product, at a batch's usual size: the best of several tries."""
+    """Operations a second of a block's largest matrix product, for a usual batch: the best of eight tries."""
     x, weight = torch.randn(32 * 16, 384), torch.randn(1536, 384)
     work = 50 * 2 * x.shape[0] * weight.numel()
 
@@ -155,7 +154,7 @@ def gemm_rate() -> float:
 
 
 def overhead(config: Config, folder: Path, world: World) -> Callable[[], float]:
-    """The share of a round of many clients outside the training steps."""
+    """A function that measures the share of a round of many clients outside the training steps."""
     many = Round(config, folder, MANY, world)
     spent = 0.0
     train = local_training.train_expert  # type: ignore[attr-defined]
@@ -231,7 +230,7 @@ def measure(data: Path | None, repeats: int) -> dict[str, Any]:
 
 
 def table(made: dict[str, Any]) -> str:
-    """The figures as they stand in the docs."""
+    """The figures as the page shows them."""
     lines = ["| program | seconds a round | TFLOP | over its floor |", "|---|---:|---:|---:|"]
     lines.append(f"| plain loop with PEFT, all blocks | {made['full_lora_peft_seconds']:.2f} | | |")
     for k, spent in made["fedms_round_seconds"].items():
@@ -245,28 +244,29 @@ def table(made: dict[str, Any]) -> str:
         f"{made['speedup_k1']:.1f} times as fast as the plain loop ({low:.1f} to {high:.1f} by turn). "
         f"Matrix products ran at {made['gemm_gflops']:.0f} GFLOP/s. "
         f"Outside the training steps: {made['engine_overhead_share']:.1%} of a round of {MANY} clients. "
-        f"`fedms --help`: {made['import_seconds']:.2f} s. Peak memory {made['peak_memory_bytes'] / 2**30:.1f} GiB.",
+        f"`fedms --help`: {made['import_seconds']:.2f} s. "
+        f"Peak memory {made['peak_memory_bytes'] / 2**30:.1f} GiB.",
     ]
     return "\n".join(lines)
 
 
-def told(
+def run_script(
     about: str | None, name: str, repeats: int, measure: Measure, table: Callable[[dict[str, Any]], str]
 ) -> None:
-    """Measure as the command line says; print the table, put it into the page where that is wanted, and end with the JSON object."""
+    """Parse the command line, measure, print the table and the JSON object; with --write, update the page."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", type=Path, help="folder that holds banking77/; default: the embedded corpus"
     )
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{PAGE.name}")
+    parser.add_argument("--write", action="store_true", help=f"write the table into docs/{PERFORMANCE.name}")
     given = parser.parse_args()
     made = measure(given.data.resolve() if given.data else None, given.repeats)
     print(table(made))
     if given.write:
-        splice(PAGE, f"table {name}", table(made))
+        splice(PERFORMANCE, f"table {name}", table(made))
     print(json.dumps(made))
 
 
 if __name__ == "__main__":
-    told(__doc__, "speed", 5, measure, table)
+    run_script(__doc__, "speed", 5, measure, table)

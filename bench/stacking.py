@@ -1,12 +1,12 @@
-"""What it is worth to train several clients in one batch: samples a second, one at a time and stacked.
+"""Measure the gain of training several clients in one batch: samples a second, alone and stacked.
 
-    python bench/stacking.py                         # both cases, one block and all of them
+    python bench/stacking.py                     # both cases, with one block and with all blocks
     python bench/stacking.py --cases fleet --repeats 3
-    python bench/stacking.py --write                 # ... and the table into the page
+    python bench/stacking.py --write             # and write the table into docs/performance.md
 
-Clients hold samples of the embedded corpus; the frozen prefix is computed before the clock runs. All sizes take turns, and the figure is
-the median of the repeats. On a CPU the clock is that of the process, which has one thread: what else the machine does is not in it. The
-last line printed is one JSON object.
+Clients hold samples of the embedded corpus. The frozen prefix is computed before the clock starts. All stack
+sizes take turns, and a figure is the median of the repeats. On a CPU the clock is process time of one thread,
+so other programs do not count. The last line of output is a JSON object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.pages import PERFORMANCE, splice
 from fedms.config import Config, load_config
+from fedms.config.sections import TrainingConfig
 from fedms.core import seeds
 from fedms.data.federated import Samples
 from fedms.engines.memory import keep_freed_memory
@@ -36,15 +38,14 @@ from fedms.training.batched import Member, train_stack
 from fedms.training.expert_training import Plan, train_expert
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.runner import Cost, Runner
-from pages import ROOT, splice
 
 CASES = {"fleet": (40, 20), "banking": (10, 300)}
-"""Clients, and samples of each: a fleet of small ones, and about what BANKING77 gives to 30."""
+"""Number of clients, and samples of each: a fleet of small clients, and about BANKING77 over 30 clients."""
 STACKS = (1, 2, 4, 8, 16)
 
 
 def clients(world: World, count: int, size: int) -> list[Samples]:
-    """So many clients with so many samples each, drawn at random."""
+    """`count` clients with `size` samples each, drawn at random."""
     for name in world.clients:
         world.open_client(name)
     made = []
@@ -64,10 +65,22 @@ def members(
     ]
 
 
+def train_round(
+    runner: Runner, held: list[Member], stack: int, boundary: int, training: TrainingConfig
+) -> None:
+    """Train each member once, `stack` members together."""
+    for at in range(0, len(held), stack):
+        if stack == 1:
+            each = held[at]
+            train_expert(runner, each.expert, each.plan, each.samples, boundary, training, each.order)
+        else:
+            train_stack(runner, held[at : at + stack], boundary, training)
+
+
 def measure(
     world: World, case: str, blocks: int, stacks: list[int], repeats: int, share: float
 ) -> dict[str, Any]:
-    """Samples a second by size of stack, and the largest difference of an array after the round."""
+    """Samples a second by stack size, and the largest difference of an array from training alone."""
     config, backbone = world.config, world.backbone
     count, size = CASES[case]
     held = clients(world, max(max(stacks), round(count * share)), size)
@@ -89,14 +102,7 @@ def measure(
             for stack in stacks:
                 made = members(config, arrays, plan, held, backbone.device)
                 began = clock()
-                for at in range(0, len(made), stack):
-                    if stack == 1:
-                        each = made[at]
-                        train_expert(
-                            runner, each.expert, plan, each.samples, boundary, config.training, each.order
-                        )
-                    else:
-                        train_stack(runner, made[at : at + stack], boundary, config.training)
+                train_round(runner, made, stack, boundary, config.training)
                 took[stack].append(clock() - began)
                 arrived = [each.expert.arrays for each in made]
                 alone = alone or arrived
@@ -118,7 +124,7 @@ def measure(
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """As markdown."""
+    """As Markdown."""
     stacks = list(found[0]["samples_a_second"])
     lines = [
         "| clients | samples of each | blocks |"
@@ -128,9 +134,8 @@ def table(found: list[dict[str, Any]]) -> str:
     lines.append("|---" * (len(stacks) + 4) + "|")
     for each in found:
         rates = "".join(f" {rate:.0f} |" for rate in each["samples_a_second"].values())
-        lines.append(
-            f"| {each['clients']} | {each['samples']} | {each['blocks']} |{rates} {max(each['difference'].values()):.0e} |"
-        )
+        apart = max(each["difference"].values())
+        lines.append(f"| {each['clients']} | {each['samples']} | {each['blocks']} |{rates} {apart:.0e} |")
     return "\n".join(lines)
 
 
@@ -146,10 +151,10 @@ def main() -> None:
         "--share",
         type=float,
         default=1.0,
-        help="of each case's clients, though never fewer than the largest stack",
+        help="share of each case's clients that train; at least the largest stack",
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     given = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()
@@ -172,7 +177,7 @@ def main() -> None:
                 flush=True,
             )
     if given.write:
-        splice(ROOT / "docs" / "performance.md", "table stacking", table(found))
+        splice(PERFORMANCE, "table stacking", table(found))
     print(
         json.dumps(
             {"measured": found, "repeats": given.repeats, "environment": describe_environment(config, 1)}

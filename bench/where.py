@@ -1,12 +1,13 @@
-"""Where the time of a round goes, by PyTorch's profiler.
+"""Show where the time of a round goes, with PyTorch's profiler.
 
-    python bench/where.py                            # the embedded corpus
-    python bench/where.py --data DIR --write         # BANKING77, from DIR/banking77, as in docs/performance.md
+    python bench/where.py                        # the embedded corpus
+    python bench/where.py --data DIR --write     # BANKING77, from DIR/banking77, as in docs/performance.md
 
-Rounds are those of `bench/speed.py`: ten clients with one active block, ten with all of them, and a hundred small ones with one block.
-Each runs twice to warm up and `--repeats` times under the profiler. Shares are of the wall time, so that a busy machine disturbs them less
-than it does the seconds. What no operation of PyTorch's accounts for is Python's: the training loop, modules, autograd's own
-book-keeping, messages and files. The last line printed is one JSON object.
+The rounds are those of `bench/speed.py`: ten clients with one active block, ten clients with all blocks, and
+a hundred small clients with one block. Each round runs twice to warm up and `--repeats` times under the
+profiler. Shares are shares of the wall time: a busy machine changes them less than it changes seconds. Time
+outside PyTorch's operations is counted as Python's: training loop, modules, autograd's book-keeping, messages
+and files. The last line of output is a JSON object.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from speed import COHORT, MANY, Round, settings, told
+from common.pages import markdown_table
+from speed import COHORT, MANY, Round, run_script, settings
 
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
@@ -49,7 +51,7 @@ REST = "Python, autograd's book-keeping, messages, files"
 
 
 def kind_of(operation: str) -> str | None:
-    """The kind with the longest beginning that fits; what is none of them counts as the rest."""
+    """The kind with the longest matching prefix; None for an operation of no kind."""
     fitting = [
         (len(start), kind)
         for kind, starts in KINDS.items()
@@ -60,7 +62,7 @@ def kind_of(operation: str) -> str | None:
 
 
 def shares(work: Round, repeats: int) -> dict[str, float]:
-    """By kind, its part of the wall time."""
+    """Share of the wall time by kind."""
     for _ in range(2):
         work()
     with profile(activities=[ProfilerActivity.CPU]) as seen:
@@ -87,13 +89,9 @@ def measure(data: Path | None, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def table(made: dict[str, dict[str, float]]) -> str:
-    lines = ["| share of a round | " + " | ".join(made) + " |", "|---|" + "---:|" * len(made)]
-    lines += [
-        f"| {kind} | " + " | ".join(f"{found[kind]:.1%}" for found in made.values()) + " |"
-        for kind in (*KINDS, REST)
-    ]
-    return "\n".join(lines)
+    rows = [[kind, *(f"{found[kind]:.1%}" for found in made.values())] for kind in (*KINDS, REST)]
+    return markdown_table(["share of a round", *made], rows)
 
 
 if __name__ == "__main__":
-    told(__doc__, "where", 3, measure, table)
+    run_script(__doc__, "where", 3, measure, table)

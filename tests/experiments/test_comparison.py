@@ -412,7 +412,11 @@ def test_a_comparison_can_grow_and_a_spent_first_stage_may_go(played, tmp_path):
         out,
         notes,
     )
-    assert notes.notes[0] == "2 of 5 runs are finished already" and len(played.ran) == 6 and made["seeds"] == [0, 1]
+    assert (
+        notes.notes[0] == "2 of 5 runs are finished already"
+        and len(played.ran) == 6
+        and made["seeds"] == [0, 1]
+    )
 
 
 @pytest.mark.parametrize(

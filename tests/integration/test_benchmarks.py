@@ -36,7 +36,8 @@ def bench(monkeypatch):
 
 
 @pytest.fixture
-def versus(bench):
+def versus(bench, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench" / "flower"))
     return bench("versus_flower")
 
 
@@ -84,10 +85,8 @@ def test_data_without_a_test_split_are_refused(versus, corpus, tmp_path):
 
 
 def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
-    """Who holds what, who is asked, how many samples are trained on; and both programs of ours end with one
-    model.
-    """
-    world = open_world(load_config(versus.ours(common, versus.SAME)))
+    """The plan has the rows, cohorts and samples of the runs, and both fedms programs end with one model."""
+    world = open_world(load_config(versus.fedms_config(common, versus.SAME_WORK)))
     planned = versus.plan(world)
     names = list(world.clients)
     assert all(
@@ -97,9 +96,9 @@ def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
     assert sorted(np.concatenate([client.test for client in world.partition.clients])) == list(
         range(100, 144)
     )  # so: the whole test split
-    for program in (versus.SAME, versus.SPARSE):
-        config = versus.ours(common, program)
-        row = versus.run_ours(program, tmp_path, config, planned)
+    for program in (versus.SAME_WORK, versus.SPARSE):
+        config = versus.fedms_config(common, program)
+        row = versus.run_fedms(program, tmp_path, config, planned)
         assert row.samples == sum(
             len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort
         )
@@ -126,12 +125,13 @@ def test_flower_does_the_same_work(versus, common, tmp_path):
         else True
     ):
         pytest.skip(
-            f"no Flower at {FLOWER}; docs/performance.md says how to install it, FEDMS_FLOWER_PYTHON names another interpreter"
+            f"no Flower at {FLOWER}; docs/performance.md says how to install it, "
+            "FEDMS_FLOWER_PYTHON names another interpreter"
         )
-    world = open_world(load_config(versus.ours(common, versus.SAME)))
+    world = open_world(load_config(versus.fedms_config(common, versus.SAME_WORK)))
     planned = versus.plan(world)
     versions: dict[str, str] = {}
-    row = versus.run_theirs(FLOWER, tmp_path, versus.work(world.config, planned, 1), 0, versions)
+    row = versus.run_flower(FLOWER, tmp_path, versus.work(world.config, planned, 1), 0, versions)
     assert row.samples == sum(
         len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort
     )
@@ -160,9 +160,9 @@ def test_ratios_are_by_seed_and_their_median(versus):
     def row(program: str, seed: int, seconds: float, accuracy: float, peak: int) -> Any:
         return versus.Row(program, seed, seconds, seconds / 2, accuracy, 1000, peak, 0.0)
 
-    rows = [row(versus.THEIRS, seed, 100.0 * (seed + 1), 0.7, 3000) for seed in range(3)]
+    rows = [row(versus.FLOWER, seed, 100.0 * (seed + 1), 0.7, 3000) for seed in range(3)]
     rows += [
-        row(versus.SAME, seed, seconds, 0.75, 1500) for seed, seconds in enumerate((50.0, 20.0, 60.0))
+        row(versus.SAME_WORK, seed, seconds, 0.75, 1500) for seed, seconds in enumerate((50.0, 20.0, 60.0))
     ]  # 2, 10, 5
     rows += [
         row(versus.SPARSE, seed, 10.0, accuracy, 1000) for seed, accuracy in enumerate((0.7, 0.68, 0.66))
@@ -185,7 +185,7 @@ def test_ratios_are_by_seed_and_their_median(versus):
 
 def test_a_process_is_measured_with_all_that_it_starts(bench, tmp_path):
     """A child that outlives its parent, in a session of its own, counts and is ended."""
-    measure = bench("measure")
+    measure = bench("common.measure")
     child = "import time; held = bytearray(b'x') * 150_000_000; print('ready', flush=True); time.sleep(100)"
     parent = f"""
 import subprocess, sys, time
@@ -209,7 +209,10 @@ def test_who_ends_the_script_ends_what_it_measures(bench, tmp_path):
     child = (
         f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(100)"
     )
-    script = f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); import measure; measure.measured([sys.executable, '-c', {child!r}], 90)"
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'bench')!r}); from common import measure; "
+        f"measure.measured([sys.executable, '-c', {child!r}], 90)"
+    )
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 60
     while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
@@ -220,7 +223,7 @@ def test_who_ends_the_script_ends_what_it_measures(bench, tmp_path):
 
 
 def test_a_process_that_fails_or_does_not_end_is_one_error(bench):
-    measure = bench("measure")
+    measure = bench("common.measure")
     with pytest.raises(FedmsError, match=r"(?s)code 3.*what went wrong"):
         measure.measured(
             [sys.executable, "-c", "import sys; print('what went wrong', file=sys.stderr); sys.exit(3)"], 60
@@ -259,7 +262,7 @@ def test_ratios_of_fleets_need_both_ends(bench):
 
 
 def test_text_goes_between_the_marks_and_nowhere_else(bench, tmp_path):
-    pages, page = bench("pages"), tmp_path / "page.md"
+    pages, page = bench("common.pages"), tmp_path / "page.md"
     page.write_text("before\n<!-- one -->\nold\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n")
     pages.splice(page, "one", "new")
     pages.splice(page, "three", "nowhere")

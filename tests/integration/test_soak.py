@@ -1,6 +1,4 @@
-"""A small version of bench/soak.py: rounds in which answers are lost leave nothing open and nothing lying
-about.
-"""
+"""A small version of bench/soak.py: rounds that lose answers leave no open files and no stray files."""
 
 from __future__ import annotations
 

@@ -34,7 +34,9 @@ def check_format(name: str, source: str) -> None:
     for file in files:
         if file.lower().endswith(GGUF):
             advice = "which is for llama.cpp; name the model that it was made from"
-            raise FedmsError(f"model {name}: no usable safetensors weights: there is {excerpt(file)}, {advice}")
+            raise FedmsError(
+                f"model {name}: no usable safetensors weights: there is {excerpt(file)}, {advice}"
+            )
     for file in files:
         if file.lower().endswith(PICKLES):
             advice = (

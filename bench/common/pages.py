@@ -1,21 +1,23 @@
-"""Where the pages are, and how a script writes into them."""
+"""Where the documentation pages are, and how a script writes a table into them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+PERFORMANCE = ROOT / "docs" / "performance.md"
+RESULTS = ROOT / "docs" / "results.md"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table: names to the left, numbers to the right."""
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table: first column aligned left, all others right."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
 def splice(page: Path, name: str, text: str) -> None:
-    """Put the text between the page's marks of that name, if it has them."""
+    """Put the text between the page's marks `<!-- name -->` and `<!-- end name -->`, if the page has them."""
     begin, end = f"<!-- {name} -->", f"<!-- end {name} -->"
     before, mark, rest = page.read_text(encoding="utf-8").partition(begin)
     if mark:

@@ -1,13 +1,14 @@
-"""Federated LoRA as a good user writes it with Flower's simulation and PEFT: what bench/versus_flower.py measures fedms against.
+"""Federated LoRA with Flower's simulation and PEFT, as a good user writes it: baseline of versus_flower.py.
 
-    python bench/flower_baseline.py WORK.json
+    python bench/flower/flower_baseline.py WORK.json
 
-A whole program that needs no fedms. WORK.json, written by versus_flower.py, says what is to be done: folder of the data (`train.csv`,
-`test.csv`), folder of the encoder, who holds which rows of `train.csv`, who is asked in which round, and how to train. The last
-line printed is one JSON object.
+A whole program that does not need fedms. versus_flower.py writes WORK.json: the folder of the data
+(`train.csv`, `test.csv`), the folder of the encoder, the rows of `train.csv` that each client holds, the
+cohort of each round, and the training settings. The last line of output is a JSON object.
 
-What a good user does is done: the encoder and the tokens stay in the actors, batches are padded to their own longest text, only the
-matrices and the head travel, and the one model is tested once, at the end, by the server with all cores.
+The program does what a good user does. Encoder and tokens stay in the actors. Batches are padded to their own
+longest text. Only the LoRA matrices and the head travel. The server tests the one model once, at the end,
+with all cores.
 """
 
 from __future__ import annotations
@@ -42,20 +43,20 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoModel, AutoTokenizer, DataCollatorWithPadding
 
 LORA_DROPOUT = 0.1
-"""As in PEFT's guides; the encoder's own dropout is on in training, too, as `model.train()` has it."""
+"""As in PEFT's guides. `model.train()` also turns the encoder's own dropout on."""
 Work = dict[str, Any]
 
 client_app = ClientApp()
 server_app = ServerApp()
-done: dict[str, Any] = {}
-"""What the server came to; it runs in this process."""
+outcome: dict[str, Any] = {}
+"""Accuracy and samples. The server runs in this process and fills it."""
 
 
-# --- task --------------------------------------------------------------------------------------------------------------------------
+# --- task ------------------------------------------------------------------------------------------------
 
 
 class Classifier(nn.Module):
-    """The encoder with LoRA on query and value, the mean over its tokens, and a linear head that starts from zero."""
+    """The encoder with LoRA on query and value, mean pooling, and a linear head that starts from zero."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class Classifier(nn.Module):
         return logits
 
     def trained(self) -> dict[str, Tensor]:
-        """What trains, and so what travels."""
+        """The trained arrays, which are the arrays that travel."""
         return {
             name: parameter.detach() for name, parameter in self.named_parameters() if parameter.requires_grad
         }
@@ -117,7 +118,7 @@ def samples_of(path: str, split: str) -> Any:
 
 
 def batches(path: str, samples: Any, generator: torch.Generator | None = None) -> Iterable[dict[str, Tensor]]:
-    """Batches padded to their longest text; in a random order where there is a generator."""
+    """Batches padded to their longest text; in random order if a generator is given."""
     collate = DataCollatorWithPadding(tokenizer_of(path))
     size = read_work(path)["batch_size"]
     loader: Iterable[dict[str, Tensor]] = DataLoader(
@@ -126,13 +127,13 @@ def batches(path: str, samples: Any, generator: torch.Generator | None = None) -
     return loader
 
 
-# --- client ------------------------------------------------------------------------------------------------------------------------
+# --- client ----------------------------------------------------------------------------------------------
 
 
 @client_app.train()  # type: ignore[untyped-decorator]
 def train(message: Message, context: Context) -> Message:
-    """One epoch of one client."""
-    torch.set_num_threads(1)  # one actor for each core
+    """Train one client for one epoch."""
+    torch.set_num_threads(1)  # each core has its own actor
     config = message.content["config"]
     path, client, number = str(config["work"]), int(config["client"]), int(config["server-round"])
     work, model = read_work(path), model_of(path)
@@ -158,11 +159,11 @@ def train(message: Message, context: Context) -> Message:
     )
 
 
-# --- server ------------------------------------------------------------------------------------------------------------------------
+# --- server ----------------------------------------------------------------------------------------------
 
 
 class GivenCohorts(FedAvg):  # type: ignore[misc]
-    """FedAvg whose sampled nodes each work for a client of the given cohort, so that both sides train on the same samples."""
+    """FedAvg whose sampled nodes act as the clients of the given cohorts: both sides train the same data."""
 
     def __init__(self, work: Work) -> None:
         cohort = len(work["cohorts"][0])
@@ -196,7 +197,7 @@ class GivenCohorts(FedAvg):  # type: ignore[misc]
 
 @server_app.main()  # type: ignore[untyped-decorator]
 def serve(grid: Grid, context: Context) -> None:
-    """All rounds, then the one model on the whole test split."""
+    """Run all rounds, then test the one model on the whole test split."""
     path = sys.argv[1]
     work = read_work(path)
     torch.manual_seed(work["seed"])
@@ -209,7 +210,7 @@ def serve(grid: Grid, context: Context) -> None:
         num_rounds=len(work["cohorts"]),
     )
     model.load_state_dict(found.arrays.to_torch_state_dict(), strict=False)
-    done.update(accuracy=evaluate(path, model), samples=strategy.samples)
+    outcome.update(accuracy=evaluate(path, model), samples=strategy.samples)
 
 
 @torch.inference_mode()
@@ -239,10 +240,11 @@ def main() -> None:
         backend_config=backend,
     )
     versions = {name: version(name) for name in ("flwr", "ray", "peft", "transformers", "torch")}
-    print(json.dumps({**done, "versions": versions}), flush=True)
+    print(json.dumps({**outcome, "versions": versions}), flush=True)
 
 
 if __name__ == "__main__":
-    import flower_baseline  # by its name: an actor imports it once, where what stands in `__main__` came anew with every message
+    # Imported by name: an actor imports the module once. Objects of `__main__` travel with every message.
+    import flower_baseline
 
     flower_baseline.main()

@@ -1,4 +1,4 @@
-"""A command as a whole process: wall time, and processor time and memory of it and all that it starts. Linux."""
+"""Run a command and measure its wall time, processor time and memory, children included. Linux only."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from fedms.core.errors import FedmsError
 
 INTERVAL = 0.25
 """Seconds between looks at the memory."""
-LAST_WORDS = 2000
-"""Characters of a failed command's output that are shown."""
+SHOWN_OUTPUT = 2000
+"""Characters of a failed command's output that the error shows."""
 
-TICKS = os.sysconf("SC_CLK_TCK")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 Process = tuple[int, int]
-"""A process's number, and when it began: numbers are used again."""
+"""Process id and start time: the system uses ids again."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took."""
+    """The cost of a command."""
 
     seconds: float
     processor_seconds: float
-    """Of all its processes; what other programs do hardly changes it, as it does wall time"""
+    """Of all its processes. Other programs change it far less than wall time"""
     peak_bytes: int
-    """Resident memory over all its processes at once, pages that several share counted once (PSS)"""
+    """Largest memory of all its processes together; shared pages are counted once (PSS)"""
     output: str
-    """What it printed to standard output"""
+    """Its standard output"""
     load_before: float
-    """The machine's load (mean of the last minute) when it began"""
+    """Load average of the machine over the minute before the start"""
 
 
 def measured(
     command: Sequence[str | Path], timeout: float, environment: Mapping[str, str] | None = None
 ) -> Measured:
-    """Run the command to its end; whatever it leaves running is ended, too.
+    """Run the command to its end, and kill any process that it leaves behind.
 
     Raises:
-        FedmsError: it failed, or took longer than `timeout` seconds.
+        FedmsError: The command failed, or took longer than `timeout` seconds.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         peak, used, family, load = 0, dict[Process, int](), set[Process](), os.getloadavg()[0]
@@ -65,38 +65,41 @@ def measured(
                     code = process.wait(INTERVAL)
                     break
                 if time.perf_counter() - began > timeout:
-                    raise FedmsError(f"{_words(command)}: not done after {timeout:.0f} seconds")
+                    raise FedmsError(f"{_command_line(command)}: not done after {timeout:.0f} seconds")
             seconds = time.perf_counter() - began
         finally:
             signal.signal(signal.SIGTERM, before)
             _end(family)
-            process.kill()  # where it was not looked at yet; nothing where it has ended
+            process.kill()  # in case it was never listed; no effect after its end
             process.wait()
         for stream in (out, err):
             stream.seek(0)
         output = out.read()
         if code:
             raise FedmsError(
-                f"{_words(command)}: ended with code {code}:\n{(output + err.read())[-LAST_WORDS:]}"
+                f"{_command_line(command)}: ended with code {code}:\n{(output + err.read())[-SHOWN_OUTPUT:]}"
             )
-    return Measured(seconds, sum(used.values()) / TICKS, peak, output, load)
+    return Measured(seconds, sum(used.values()) / TICKS_PER_SECOND, peak, output, load)
 
 
 def _leave(number: int, frame: object) -> None:
-    sys.exit(128 + number)  # by way of `finally`
+    sys.exit(128 + number)  # raises SystemExit, so `finally` kills the processes
 
 
-def _words(command: Sequence[str | Path]) -> str:
+def _command_line(command: Sequence[str | Path]) -> str:
     return " ".join(map(str, command))
 
 
 def _family(first: int, known: set[Process]) -> dict[Process, int]:
-    """Ticks used so far by the process, its descendants, and those known before that still live: who loses its parent is adopted."""
+    """Ticks used so far by process `first`, its descendants, and known processes that still live.
+
+    Known processes stay in the family even when they have lost their parent.
+    """
     parents: dict[Process, int] = {}
     ticks: dict[Process, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            with contextlib.suppress(OSError):  # it has ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended meanwhile
                 fields = (entry / "stat").read_text().rpartition(")")[2].split()
                 process = int(entry.name), int(fields[19])
                 parents[process], ticks[process] = int(fields[1]), int(fields[11]) + int(fields[12])
@@ -110,7 +113,7 @@ def _family(first: int, known: set[Process]) -> dict[Process, int]:
 
 
 def _memory(pid: int) -> int:
-    """Bytes in memory, shared pages in equal parts; 0 where the process has ended."""
+    """Bytes in memory, shared pages divided equally; 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

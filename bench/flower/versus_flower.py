@@ -1,18 +1,19 @@
-"""The same federated fine-tuning in fedms and in Flower with PEFT, as whole processes: docs/performance.md's first table.
+"""The same federated fine-tuning in fedms and in Flower with PEFT, as whole processes.
 
-    python bench/versus_flower.py --data DATA --flower-python .venv-flower/bin/python            # about 20 minutes on 2 quiet cores
-    python bench/versus_flower.py --data DATA --flower-python .venv-flower/bin/python --write    # ... and the table into the page
+    python bench/flower/versus_flower.py --data DATA --flower-python PYTHON         # 20 minutes on 2 cores
+    python bench/flower/versus_flower.py --data DATA --flower-python PYTHON --write # and write the table
 
-DATA holds banking77/. Flower wants older versions of protobuf, typer, rich and packaging than fedms is tested with, so it has an
-environment of its own:
+DATA holds banking77/. Flower needs older versions of protobuf, typer, rich and packaging than fedms is tested
+with. So Flower has an environment of its own, and PYTHON is .venv-flower/bin/python:
 
     python3 -m venv .venv-flower && .venv-flower/bin/pip install "$(grep ^torch== constraints.txt)"
-    .venv-flower/bin/pip install -r bench/flower-requirements.txt
+    .venv-flower/bin/pip install -r bench/flower/flower-requirements.txt
 
-Three programs for each seed, in turning order: Flower (bench/flower_baseline.py); fedms with all blocks (`fedavg`: the same work);
-fedms as its first stage is done (`fedavg-sal`). They have the same clients, rows, cohorts, rounds, epochs and batch size. Each is
-measured from its start to its end: imports, loading, training, the test of the one model on the whole test split, and for fedms the report.
-The last line printed is one JSON object.
+For each seed, three programs run in alternating order: Flower (flower_baseline.py); fedms with all blocks
+(`fedavg`, the same work); fedms with sparse activation (`fedavg-sal`, its own first stage). All have the same
+clients, rows, cohorts, rounds, epochs and batch size. Each is measured from start to end: imports, loading,
+training, the test of the one model on the whole test split, and for fedms the report. The last line of output
+is a JSON object.
 """
 
 from __future__ import annotations
@@ -39,23 +40,25 @@ from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.checkpoints import locate
 from fedms.runs.environment import describe_environment
-from measure import measured
-from pages import ROOT, splice
 
-PAGE = ROOT / "docs" / "performance.md"
+sys.path.insert(0, str(Path(__file__).parents[1]))  # bench/, whose scripts share common/
+
+from common.measure import measured
+from common.pages import PERFORMANCE, markdown_table, splice
+
 BASELINE = Path(__file__).parent / "flower_baseline.py"
-THEIRS, SAME, SPARSE = "Flower with PEFT", "fedms, the same work", "fedms, sparsely activated"
-PROGRAMS = (THEIRS, SAME, SPARSE)
+FLOWER, SAME_WORK, SPARSE = "Flower with PEFT", "fedms, the same work", "fedms, sparsely activated"
+PROGRAMS = (FLOWER, SAME_WORK, SPARSE)
 RATE = 2e-3
-"""AdamW, for LoRA and a head that starts from zero; sparsely activated, fedms keeps its own defaults."""
-SOME = 250
-"""Test samples on which all clients' models are seen to be one."""
+"""Learning rate of AdamW for LoRA and a head that starts from zero. SPARSE keeps the defaults of fedms."""
+EVERYONE = 250
+"""Test samples of everyone's data, enough to see that all clients have the same model."""
 TIMEOUT = 7200
 
 
 @dataclass(frozen=True)
 class Row:
-    """One program's run with one seed."""
+    """One run of one program."""
 
     program: str
     seed: int
@@ -70,20 +73,21 @@ class Row:
 
 
 def settings(seed: int, data: Path, model: str, clients: int, cohort: int, rounds: int) -> dict[str, Any]:
-    """What both of our programs are told; all else is fedms's default."""
+    """The keys that both fedms programs share; all others have their default."""
     return {
         "seed": seed,
         "model": {"name": model},
         "data": {"source": str(data)},
         "partition": {"clients": clients, "alpha": 0.1},
         "federation": {"cohort": cohort, "rounds_global": rounds, "rounds_local": 0},
-        "evaluation": {"everyone": SOME},  # the clients' own test splits together are the whole one
+        # The own test splits of all clients together are the whole test split.
+        "evaluation": {"everyone": EVERYONE},
     }
 
 
-def ours(common: Mapping[str, Any], program: str) -> dict[str, Any]:
-    """The config of one of our programs."""
-    if program == SAME:  # like Flower, it starts with a head of zeros and looks at nothing before the end
+def fedms_config(common: Mapping[str, Any], program: str) -> dict[str, Any]:
+    """The config of one of the fedms programs."""
+    if program == SAME_WORK:  # as in Flower: a head of zeros, and no validation before the end
         rounds = common["federation"]["rounds_global"]
         rates = {"training": {"learning_rate": RATE, "head_learning_rate": RATE}, "head": {"kind": "linear"}}
         return {
@@ -96,7 +100,7 @@ def ours(common: Mapping[str, Any], program: str) -> dict[str, Any]:
 
 
 def copy_data(source: str, limit: int | None, seed: int, folder: Path) -> None:
-    """The data set, or a part of it, as the two files that both sides read: row i of fedms is line i of the file."""
+    """Write the data set, or a part of it, as CSV files for both sides: row i of fedms is line i."""
     data = sources.load(load_config({"data": {"source": source, "limit": limit}}).data, seed)
     if data.is_test is None:
         raise FedmsError(f"{source}: has no test split, on which one model could be judged")
@@ -112,7 +116,7 @@ def copy_data(source: str, limit: int | None, seed: int, folder: Path) -> None:
 
 
 def plan(world: World) -> dict[str, Any]:
-    """Who holds which training rows, and who is asked in each round, as fedms will have it."""
+    """The training rows of each client and the cohort of each round, as fedms will choose them."""
     config = world.config
     names = list(world.clients)
     server = Server(recipe_for(config, of(config)), world.backbone, names, world.ranks)
@@ -127,7 +131,7 @@ def plan(world: World) -> dict[str, Any]:
 
 
 def work(config: Config, planned: Mapping[str, Any], actors: int) -> dict[str, Any]:
-    """What bench/flower_baseline.py is told."""
+    """The contents of WORK.json for flower_baseline.py."""
     training, lora = config.training, config.lora
     return {
         **planned,
@@ -144,10 +148,10 @@ def work(config: Config, planned: Mapping[str, Any], actors: int) -> dict[str, A
 
 
 def last_line(output: str) -> dict[str, Any]:
-    """The JSON object that is the last line a program printed.
+    """The JSON object on the last line of a program's output.
 
     Raises:
-        FedmsError: it is none.
+        FedmsError: The last line is no JSON object.
     """
     lines = output.strip().splitlines()
     try:
@@ -162,10 +166,12 @@ def last_line(output: str) -> dict[str, Any]:
 
 
 def shared_accuracy(result: Mapping[str, Any], tests: Mapping[str, int]) -> float:
-    """A result's accuracy on the whole test split, of the one model that all clients have; `tests` are their numbers of test samples.
+    """Accuracy on the whole test split of the one model that all clients have.
+
+    `tests` is the number of own test samples by client.
 
     Raises:
-        FedmsError: they do not have one model.
+        FedmsError: The models of the clients differ.
     """
     found = {client["accuracy_global"] for client in result["per_client"]}
     if len(found) != 1:
@@ -175,15 +181,18 @@ def shared_accuracy(result: Mapping[str, Any], tests: Mapping[str, int]) -> floa
 
 
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """Ratios of wall time (theirs by ours) by seed, their median and range; our accuracy less theirs, its mean over seeds."""
+    """Ratios Flower / fedms of wall time, processor time and memory, and differences of accuracy.
+
+    Ratios are medians over seeds, wall time with its range. Differences (fedms minus Flower) are means.
+    """
     by = {(row.program, row.seed): row for row in rows}
     seeds = sorted({row.seed for row in rows})
     found: dict[str, Any] = {}
     for name, program, difference in (
-        ("same_work_ratio", SAME, "accuracy_difference_same_work"),
+        ("same_work_ratio", SAME_WORK, "accuracy_difference_same_work"),
         ("wall_time_ratio", SPARSE, "accuracy_difference"),
     ):
-        pairs = [(by[THEIRS, seed], by[program, seed]) for seed in seeds]
+        pairs = [(by[FLOWER, seed], by[program, seed]) for seed in seeds]
         ratios = [theirs.seconds / mine.seconds for theirs, mine in pairs]
         found[name] = round(statistics.median(ratios), 3)
         found[f"{name}_range"] = [round(min(ratios), 3), round(max(ratios), 3)]
@@ -200,29 +209,27 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Row], found: Mapping[str, Any]) -> str:
-    """As Markdown: medians over seeds, but for accuracy, which is a mean."""
-    lines = ["| program | wall time s | faster by | accuracy | peak memory GB |", "|---|---:|---:|---:|---:|"]
+    """As Markdown: medians over seeds, except accuracy, which is a mean."""
+    lines = []
     for program, ratio in zip(PROGRAMS, (None, "same_work_ratio", "wall_time_ratio"), strict=True):
         mine = [row for row in rows if row.program == program]
         seconds = statistics.median(row.seconds for row in mine)
-        faster = "{:.1f} ({:.1f} … {:.1f})".format(found[ratio], *found[f"{ratio}_range"]) if ratio else "–"
+        faster = "–"
+        if ratio:
+            faster = "{:.1f} ({:.1f} … {:.1f})".format(found[ratio], *found[f"{ratio}_range"])
         accuracy = [row.accuracy for row in mine]
         spread = f" ± {statistics.stdev(accuracy):.3f}" if len(accuracy) > 1 else ""
         peak = statistics.median(row.peak_bytes for row in mine) / 1e9
-        lines.append(
-            f"| {program} | {seconds:.0f} | {faster} | {statistics.mean(accuracy):.3f}{spread} | {peak:.1f} |"
-        )
+        mean = f"{statistics.mean(accuracy):.3f}{spread}"
+        lines.append([program, f"{seconds:.0f}", faster, mean, f"{peak:.1f}"])
     samples = statistics.mean(row.samples for row in rows)
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"Seeds {', '.join(map(str, found['seeds']))}; {samples:.0f} samples trained on, as a mean over seeds.",
-        ]
-    )
+    seeds = ", ".join(map(str, found["seeds"]))
+    about = f"Seeds {seeds}; {samples:.0f} samples trained on, as a mean over seeds."
+    head = ["program", "wall time s", "faster by", "accuracy", "peak memory GB"]
+    return f"{markdown_table(head, lines)}\n\n{about}"
 
 
-def run_theirs(
+def run_flower(
     python: Path, folder: Path, told: Mapping[str, Any], seed: int, versions: dict[str, str]
 ) -> Row:
     path = folder / "work.json"
@@ -231,7 +238,7 @@ def run_theirs(
     found = last_line(took.output)
     versions |= found["versions"]
     return Row(
-        THEIRS,
+        FLOWER,
         seed,
         took.seconds,
         took.processor_seconds,
@@ -243,7 +250,7 @@ def run_theirs(
 
 
 def trained_samples(run: Path, planned: Mapping[str, Any]) -> int:
-    """How many samples a run of ours has trained on, by the cohorts that it says it had."""
+    """Number of samples that a run of fedms trained on, by the cohorts of its metrics."""
     result, lines = (
         json.loads((run / "result.json").read_text()),
         (run / "metrics.jsonl").read_text().splitlines(),
@@ -257,7 +264,7 @@ def trained_samples(run: Path, planned: Mapping[str, Any]) -> int:
     )
 
 
-def run_ours(program: str, folder: Path, config: Mapping[str, Any], planned: Mapping[str, Any]) -> Row:
+def run_fedms(program: str, folder: Path, config: Mapping[str, Any], planned: Mapping[str, Any]) -> Row:
     path = folder / "config.json"
     path.write_text(json.dumps(config))  # JSON is YAML
     with tempfile.TemporaryDirectory(dir=folder) as place:
@@ -280,7 +287,7 @@ def run_ours(program: str, folder: Path, config: Mapping[str, Any], planned: Map
 
 
 def environment() -> dict[str, str]:
-    """Without anything that says how many threads to use: each program does as it does by default."""
+    """The environment without OMP_NUM_THREADS, so that each program uses its default number of threads."""
     return {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | {
         "HF_HUB_OFFLINE": "1"
     }
@@ -289,23 +296,23 @@ def environment() -> dict[str, str]:
 def compare(
     given: argparse.Namespace, seed: int, turn: int, folder: Path, versions: dict[str, str]
 ) -> list[Row]:
-    """All programs with one seed, the first of them another one each turn."""
+    """Run all programs with one seed; each turn begins with another program."""
     copy_data(str(given.data.resolve() / "banking77"), given.limit, seed, folder)
     common = settings(seed, folder, "minilm", given.clients, given.cohort, given.rounds)
-    world = open_world(load_config(ours(common, SAME)))
+    world = open_world(load_config(fedms_config(common, SAME_WORK)))
     planned = plan(world)
     samples = sum(len(planned["clients"][client]) for cohort in planned["cohorts"] for client in cohort)
     rows = []
     for program in PROGRAMS[turn % 3 :] + PROGRAMS[: turn % 3]:
-        if program == THEIRS:
-            row = run_theirs(
+        if program == FLOWER:
+            row = run_flower(
                 given.flower_python, folder, work(world.config, planned, given.actors), seed, versions
             )
         else:
-            row = run_ours(program, folder, ours(common, program), planned)
+            row = run_fedms(program, folder, fedms_config(common, program), planned)
         if row.samples != samples:
             raise FedmsError(
-                f"{program}, seed {seed}: trained on {row.samples} samples, not on the {samples} that were planned"
+                f"{program}, seed {seed}: trained on {row.samples} samples instead of the planned {samples}"
             )
         print(json.dumps(asdict(row)), flush=True)
         rows.append(row)
@@ -320,7 +327,7 @@ def main() -> None:
     parser.add_argument(
         "--flower-python", type=Path, default=Path(sys.executable), help="interpreter of Flower's environment"
     )
-    parser.add_argument("--seeds", default="0,1,2", help="between commas; default: 0,1,2")
+    parser.add_argument("--seeds", default="0,1,2", help="separated by commas; default: 0,1,2")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--cohort", type=int, default=10)
@@ -328,10 +335,12 @@ def main() -> None:
         "--actors",
         type=int,
         default=os.cpu_count(),
-        help="Flower's actors of one thread; default: one for each core",
+        help="number of Flower's actors, one thread each; default: the number of cores",
     )
-    parser.add_argument("--limit", type=int, help="so many samples of each split only, to try the script")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument(
+        "--limit", type=int, help="use at most this many samples of each split, to try the script"
+    )
+    parser.add_argument("--write", action="store_true", help="write the table into docs/performance.md")
     given = parser.parse_args()
     given.flower_python = (
         given.flower_python.absolute()
@@ -346,7 +355,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     found = summary(rows)
     if given.write:
-        splice(PAGE, "table versus-flower", table(rows, found))
+        splice(PERFORMANCE, "table versus-flower", table(rows, found))
     about = describe_environment(load_config({}), worker_count(load_config({})))
     print(
         json.dumps({**found, "rows": [asdict(row) for row in rows], "flower": versions, "environment": about})

@@ -1,0 +1,1 @@
+"""What several bench scripts use: measured processes, and the pages that get their tables."""
