@@ -9,7 +9,7 @@ import fedms
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.experiments import experiment
 from fedms.federation.adapter_start import adapter_pairs
-from fedms.federation.methods import of
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.model.arrays import Arrays, group, strip
 from fedms.runs.export.export import export_client
@@ -44,9 +44,10 @@ def test_the_first_round_begins_with_the_adapters_pairs(finished, adapter, tmp_p
     sent: list[Arrays] = []
     real = Server.tasks
 
-    def tasks(self, kind, clients, stage, number, arrays=None, **settings):
-        made = real(self, kind, clients, stage, number, arrays, **settings)
-        sent.extend(task.arrays for task in made if (kind, task.stage, number) == ("train", "global", 1))
+    def tasks(self, exchange, clients, stage, number, *more):
+        made = real(self, exchange, clients, stage, number, *more)
+        first = ("train", "global", 1)
+        sent.extend(task.arrays for task in made if (task.kind, task.stage, number) == first)
         return made
 
     monkeypatch.setattr(Server, "tasks", tasks)
@@ -67,7 +68,7 @@ def test_a_block_gets_its_pairs_when_it_is_activated(finished, adapter, backbone
     config = started(finished, folder, **keys)
     names = [f"client-{number}" for number in range(3)]
     ranks = dict.fromkeys(names, config.lora.rank)
-    server = Server(config, of(config), backbone, names, ranks, adapter_pairs(config, backbone))
+    server = Server(recipe_for(config), backbone, names, ranks, adapter_pairs(config, backbone))
     [stage] = [stage for stage in server.method.stages if stage.expert == "global"]
     server.start_head(4, None)
     server.begin(stage)

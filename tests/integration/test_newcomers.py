@@ -10,10 +10,10 @@ from typing import Any, Self
 
 import pytest
 import torch
-from fedms.engines.host import respond
 from torch import Tensor
 
 from fedms.engines import registry
+from fedms.engines.host import respond
 from fedms.experiments import experiment
 from fedms.experiments.rounds import Line
 from fedms.federation.aggregation.aggregator import Aggregator
@@ -156,7 +156,7 @@ def test_an_aggregator_is_one_function_and_its_declaration(tiny, tmp_path):
         experiment.run(tiny("federation.aggregation=alike", "method=fedavg"), tmp_path / "run")
     finally:
         del AGGREGATORS["alike"]
-        from fedms.config.sections import AGGREGATIONS
+        from fedms.config.federation import AGGREGATIONS
 
         AGGREGATIONS.remove("alike")
     assert seen == [2, 2]

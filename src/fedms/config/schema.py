@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fedms.config.comparison import CompareConfig
+from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
@@ -22,7 +23,6 @@ from fedms.config.sections import (
     DataConfig,
     EngineConfig,
     EvaluationConfig,
-    FederationConfig,
     GateConfig,
     HeadConfig,
     LogConfig,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedms.federation.client_folder import ClientFolder, Recent
 from fedms.federation.client_view import RECEIVED, STATE, ClientView
-from fedms.federation.exchanges import EXCHANGES, TRAINING
+from fedms.federation.exchanges import TRAINING, find_exchange
 from fedms.federation.exchanges.base import Answer, Cost
 from fedms.federation.exchanges.local_training import Begun
 from fedms.federation.messages import Situation, Task, Update
@@ -66,8 +66,9 @@ class ClientHost:
 
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""
+        exchange = find_exchange(task.kind)
         self.receive(task)
-        exchange, view = EXCHANGES[task.kind], self.view(task)
+        view = self.view(task)
         return self.answered(view, exchange.answer(view, exchange.asked.of(task)))
 
     def receive(self, task: Task) -> None:

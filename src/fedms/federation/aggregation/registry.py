@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedms.config.sections import AGGREGATIONS, ROBUST_MEANS, FederationConfig
+from fedms.config.federation import AGGREGATIONS, ROBUST_MEANS, FederationConfig
 from fedms.core.errors import ConfigError
 from fedms.federation.aggregation import mean, products, robust
 from fedms.federation.aggregation.aggregator import Aggregator
