@@ -170,6 +170,8 @@ def test_half_a_character_is_one_line(finished):  # noqa: F811
 def test_a_model_that_has_moved_is_named(finished, checkpoint, tmp_path, monkeypatch, command):  # noqa: F811
     monkeypatch.chdir(tmp_path)
     shutil.copytree(finished(), "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(config.replace(str(checkpoint("bert")), "models/bert"))
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     (tmp_path / "run" / "environment.json").write_text(json.dumps(environment | {"model_folder": "/gone"}))
     name, *rest = command

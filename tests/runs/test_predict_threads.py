@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fedms
+from fedms.runs.export.export import export_client
 from tiny_run import finished  # noqa: F401 (a fixture)
 
 TEXTS = ["turn on the light", "play music please", "off"]
@@ -108,11 +109,17 @@ AMBIENT: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("ambient", AMBIENT.values(), ids=AMBIENT)
 @pytest.mark.parametrize("changes", [{}, {"method": "feddpa"}, {"family": "vit"}], ids=str)
-def test_the_callers_torch_state_does_not_matter(finished, ambient, changes):  # noqa: F811
+def test_the_callers_torch_state_does_not_matter(finished, tmp_path, ambient, changes):  # noqa: F811
     inputs = [Image.new("RGB", (40, 40), "red")] * 2 if changes.get("family") == "vit" else TEXTS
     expected = fedms.load(finished(**changes), "client-0").predict(inputs, None)
     gc.collect()
     with ambient():
         client = fedms.load(finished(**changes), "client-0")
         assert client.predict(inputs) == expected
+        if client.personal.method.predicts == "mixture":
+            export_client(client, tmp_path / "inside")
+    if (tmp_path / "inside").exists():
+        for path in export_client(client, tmp_path / "outside"):
+            same = tmp_path / "inside" / path.relative_to(tmp_path / "outside")
+            assert same.read_bytes() == path.read_bytes()
     assert client.predict(inputs) == expected

@@ -39,7 +39,8 @@ def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
 def _model_folder(name: str) -> str | None:
     """Where the model lies, so that a relative name works from other folders, too."""
     folder = Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for an unknown user
-    return str(folder.resolve()) if name != "minilm" and folder.is_dir() else None
+    place = os.path.abspath(folder)  # noqa: PTH100 - a link keeps its name
+    return place if name != "minilm" and folder.is_dir() else None
 
 
 def _version(name: str) -> str | None:

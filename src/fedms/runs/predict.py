@@ -1,4 +1,4 @@
-"""One client of a finished run, on new input: what `fedms predict` prints and `fedms.load` gives."""
+"""One client of a finished run, on new input: for `fedms predict` and `fedms.load`."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ MEMORY = 512 * 2**20
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a client says of one input."""
+    """A client's answer to one input."""
 
     label: str
-    """The likeliest class."""
+    """The most probable class."""
     probability: float
-    """Of that class."""
+    """The probability of that class."""
     probabilities: dict[str, float]
-    """Of every class, the likeliest first."""
+    """The probability of every class, the highest first."""
     local_weight: float | None
-    """g_L, how much the local expert counts; None where the method mixes nothing."""
+    """g_L, the weight of the local expert; None if the method mixes no experts."""
     global_weight: float | None
     """g_G = 1 - g_L"""
 
@@ -66,7 +66,7 @@ class Client:
         name: the client.
         classes: names of the classes, in the order of the heads' rows.
         kind: `text` or `image`, what it reads.
-        prior: how often it meets its own kind of data, unless `predict` is told otherwise.
+        prior: how often the client meets its own kind of data, unless `predict` gets another prior.
         personal: its experts and its gate.
         boundary: the lowest block that carries a pair.
         hub_name: the frozen model's name on the hub; None if the run had a folder of its own.
@@ -141,38 +141,31 @@ class Client:
             done += len(chunk)
 
     def judge(self, inputs: Sequence[Input], before: int = 0) -> ClientOutputs:
-        """What the client's parts say of the inputs; predictions at any prior follow without another pass.
+        """The outputs of the client's parts; predictions at any prior follow from them without another pass.
 
-        All inputs are in memory at once. `before` is how many inputs came before these, for messages.
+        All inputs are in memory at once. `before` counts the inputs that came before these, for messages.
         """
         checked = [self._checked_input(each, number) for number, each in enumerate(inputs, before + 1)]
         none = np.zeros(len(checked), dtype=np.int64)
         given: Sequence[Any] = Pictures(checked, before) if self.kind == "image" else checked
         dataset = Dataset(self.kind, given, none, self.classes, {}, None)
         with self._shared.exclusive() as backbone:
-            arriving = inputs_for(dataset, backbone, self.personal.config.model)
-            # the folder is never used: nothing may go to disk
-            cache = PrefixCache(backbone, arriving, MEMORY, disk=0, folder=Path())
+            model_inputs = inputs_for(dataset, backbone, self.personal.config.model)
+            # the cache needs a folder, but with a budget of 0 on disk it writes nothing there
+            cache = PrefixCache(backbone, model_inputs, MEMORY, disk=0, folder=Path())
             samples = Samples("new", np.arange(len(checked)), torch.from_numpy(none))
             return judge(self.personal, Runner(backbone, cache), samples, self.boundary)
 
     @own_torch_state()
     def fits(self) -> bool:
-        """Whether its arrays suit each other and the backbone: it says something of a sample."""
+        """Whether the arrays fit each other and the backbone: one sample gets a prediction."""
         sample: Input = "a" if self.kind == "text" else Image.new("RGB", (64, 64))
         if not (0 <= self.prior <= 1 and 0 <= self.boundary <= self.backbone.depth):
             return False
         try:
             found = self.judge([sample]).log_probabilities(self.prior)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            AssertionError,
-            RuntimeError,
-        ):  # as torch and dicts say it
-            return False
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError):
+            return False  # what torch and dicts raise for arrays of other names or shapes
         return found.shape == (1, len(self.classes)) and bool(found.exp().sum().isclose(torch.ones(())))
 
     def _checked_prior(self, prior: float | None) -> float:
@@ -231,7 +224,11 @@ class Pictures(Sequence[Any]):
 
 
 def _iterator(inputs: object) -> Iterator[Any]:
-    """The inputs one by one; TypeError for what is one input, a table or no iterable."""
+    """The inputs one by one.
+
+    Raises:
+        TypeError: one input, a table, or a value that cannot be iterated.
+    """
     one = "inputs must be a list or another iterable; for one input write predict([x])"
     if isinstance(inputs, str | bytes | Path | Image.Image | Mapping):
         raise TypeError(one)
@@ -310,7 +307,8 @@ def _with_model(config: Config, environment: Mapping[str, Any], model: str | Pat
     Raises:
         FedmsError: no such folder is there. A name that was a folder is never looked up on the hub.
     """
-    recorded = environment.get("model_folder")
+    named = os.path.expanduser(config.model.name)  # noqa: PTH111 - Path raises for an unknown user
+    recorded = named if Path(named).is_absolute() else environment.get("model_folder")
     place = model if model is not None else recorded
     if not isinstance(place, str | Path):
         return config  # a hub name, the embedded encoder, or a run that recorded nothing

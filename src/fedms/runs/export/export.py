@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
 from fedms.runs.export.peft import save_plain, write_peft
 from fedms.runs.export.readme import Base, readme
 from fedms.runs.predict import Client
+from fedms.training.ambient import own_torch_state
 
 GATE_WEIGHTS, GATE_CONFIG, LABELS, README = "gate.safetensors", "gate.json", "labels.json", "README.md"
 MIXTURE_FORMULAS = {
@@ -51,6 +53,7 @@ DELTA_FORMULA = (
 )
 
 
+@own_torch_state()
 def export_client(client: Client, to: Path) -> list[Path]:
     """Write the client's model into a new folder, whole or not at all; return its files.
 
@@ -77,20 +80,20 @@ def export_client(client: Client, to: Path) -> list[Path]:
 
 
 def _unwritable(personal: PersonalModel) -> str | None:
-    """Why the experts cannot be PEFT adapters with a head each; None where they can."""
+    """Why the experts cannot be PEFT adapters with a head each; None if they can."""
     if personal.method.predicts == "blend":
         return "weighs two experts' pairs against each other within every layer"
     found = _experts(personal)
     if not found:
         return "trains no expert"
     names = {name.partition(".")[0] for expert in found.values() for name in expert.arrays}
-    told = {
+    reasons = {
         "beside": "weighs other clients' pairs against its own within every layer",
         "attention": "puts an attention before the head",
         "prompt": "puts soft prompts before every input",
     }
-    if more := names & told.keys():
-        return told[more.pop()]
+    if more := names & reasons.keys():
+        return reasons[more.pop()]
     return None if "block" in names else "trains no LoRA pair"
 
 
@@ -115,7 +118,8 @@ def _head_with_prior(client: Client, arrays: Arrays) -> Arrays:
 def _write(client: Client, folder: Path) -> None:
     personal, labels = client.personal, list(client.classes)
     experts = _experts(personal)
-    base_model = client.hub_name or Path(personal.config.model.name).absolute().name
+    place = os.path.abspath(personal.config.model.name)  # noqa: PTH100 - a link keeps its name
+    base_model = client.hub_name or Path(place).name
     for name, expert in experts.items():
         write_peft(
             folder / name,

@@ -1,4 +1,4 @@
-"""The README of an export: what lies there, and a program that predicts with it (the tests run it)."""
+"""The README of an export: its files, and a program that predicts with them. The tests run the program."""
 
 from __future__ import annotations
 
