@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fedms.config.sections import TrainingConfig
 from fedms.data.federated import Samples
-from fedms.model.backbone import HIDDEN
+from fedms.model.backbone import MASKED
 from fedms.model.batched import Stack, can_stack
 from fedms.model.expert import Expert
 from fedms.training.device import moved
@@ -147,4 +147,4 @@ def _one_batch(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, T
     if all(mask is None and own.shape[1] == longest for own, mask in parts):
         return hidden, None
     masks = [own.new_zeros(len(own), 1, 1, own.shape[1]) if mask is None else mask for own, mask in parts]
-    return hidden, _rectangle([F.pad(mask, (0, longest - mask.shape[3]), value=HIDDEN) for mask in masks])
+    return hidden, _rectangle([F.pad(mask, (0, longest - mask.shape[3]), value=MASKED) for mask in masks])
