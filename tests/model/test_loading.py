@@ -146,7 +146,7 @@ def test_a_checkpoint_is_handed_on_with_its_backbone(folder, monkeypatch):
 def test_a_registered_family_loads(folder, monkeypatch):
     monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "electra"}))
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "electra", "embedding_size": 32}))
     assert "'electra'" in refused(folder)
     family = Family("text", "encoder.layer", ("query", "value"))
     register_family("electra", family)

@@ -21,9 +21,9 @@ from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES
 from fedms.federation.server import Server
 from fedms.federation.tiers import trainable
 from fedms.model import gate as gates
-from fedms.model.arrays import Arrays, group
+from fedms.model.arrays import Arrays
 from fedms.model.discriminant import TEMPERATURES
-from fedms.model.parts import fresh_lora, trained_names
+from fedms.model.parts import fresh_lora, group, trained_names
 from fedms.training.expert_training import reach
 from fedms.training.gate_training import GATE_BATCH, GATE_DECAY
 

@@ -33,11 +33,11 @@ from fedms.federation.prediction import (
 )
 from fedms.federation.world import World
 from fedms.model import gate as gates
-from fedms.model.arrays import PARTS, Arrays, group, prefixed, split_name, strip
+from fedms.model.arrays import Arrays, prefixed, split_name, strip
 from fedms.model.discriminant import Discriminant
 from fedms.model.expert import Expert
 from fedms.model.gate import mix
-from fedms.model.parts import fresh_lora
+from fedms.model.parts import fresh_lora, group, part_of
 from fedms.model.statistics import FeatureSums
 from fedms.training.device import moved
 from fedms.training.expert_training import LossFunction, Plan, train_expert
@@ -284,7 +284,7 @@ class ClientHost:
             }
             own = {name: array for name, array in gate.items() if name not in gate_shared}
             own |= prefixed(
-                {name: array for name, array in private.items() if name.startswith(PARTS)}, "local/"
+                {name: array for name, array in private.items() if part_of(name)}, "local/"
             )
             self._folder(task).save(
                 STATE, (self._number(task), task.round), own, {"stage": stage.name, "round": task.round}

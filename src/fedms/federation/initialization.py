@@ -12,11 +12,11 @@ from fedms.federation.messages import Task
 from fedms.federation.method import LORA, Stage
 from fedms.federation.tiers import trainable
 from fedms.federation.world import World
-from fedms.model.arrays import PARTS, Arrays, block_of, group, prefixed, strip
+from fedms.model.arrays import Arrays, block_of, prefixed, strip
 from fedms.model.discriminant import label_shift
 from fedms.model.expert import Expert
 from fedms.model.heads import nearest_head, statistics_head, zero_head
-from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.parts import fresh_lora, fresh_parts, group, part_of, trained_names
 from fedms.model.statistics import FeatureSums
 from fedms.training.runner import Runner
 
@@ -43,7 +43,7 @@ class Start:
 
     def expert(self, stage: Stage) -> Expert:
         """The expert as this round's training finds it."""
-        shared = {name: array for name, array in self.task.arrays.items() if name.startswith(PARTS)}
+        shared = {name: array for name, array in self.task.arrays.items() if part_of(name)}
         if stage.expert == "global":
             known = strip(self.sent, "global/") | shared
             return self._expert(self._fresh(stage, known=known) | known)

@@ -10,9 +10,8 @@ from fedms.config import Config, load_config
 from fedms.config.sections import TrainingConfig
 from fedms.core.errors import ConfigError
 
-Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
-"""Parameter groups: the LoRA pairs' two matrices, the task head, an attention over the pooled feature, soft prompts, what weighs
-an expert's own pairs against the other clients', and the gate."""
+Group = str
+"""A parameter group: one of a registered part of `model/parts.py` (`A`, `B`, `head`, ...), or `gate`."""
 
 LORA: tuple[Group, Group] = ("A", "B")
 

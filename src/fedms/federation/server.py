@@ -18,11 +18,11 @@ from fedms.federation.messages import Task, TaskKind, Update
 from fedms.federation.method import Method, Stage
 from fedms.federation.prediction import EVEN, INTERPOLATIONS, PRIORS, SCALES, gate_reads_statistics
 from fedms.model import gate as gates
-from fedms.model.arrays import Arrays, block_of, group, prefixed, strip
+from fedms.model.arrays import Arrays, block_of, prefixed, strip
 from fedms.model.backbone import Backbone
 from fedms.model.discriminant import Discriminant
 from fedms.model.heads import nearest_head, statistics_head, zero_head
-from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.parts import fresh_lora, fresh_parts, group, trained_names
 from fedms.model.statistics import FeatureSums
 
 

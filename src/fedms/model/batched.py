@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedms.model.arrays import Arrays
 from fedms.model.expert import Expert
+from fedms.model.parts import part_of
 
 
 class Stack(Expert):
@@ -56,7 +57,8 @@ class Stack(Expert):
 
 
 def can_stack(expert: Expert) -> bool:
-    """Whether it is of pairs and head alone."""
+    """Whether an expert has only parts that run in a batch of several clients (pairs and head)."""
     return expert.weight is None and all(
-        name.startswith(("block.", "head.")) and not name.endswith(".residual") for name in expert.arrays
+        (part := part_of(name)) is not None and part.can_batch and not name.endswith(".residual")
+        for name in expert.arrays
     )
