@@ -66,12 +66,11 @@ def watch(monkeypatch):
             seen.steps += 1
             super().step(closure)
 
-    for module in (training, stacking):
-        monkeypatch.setattr(
-            module,
-            "optimizer_of",
-            lambda plan, leaves, config: Plain([*leaves, *(leaf for leaf, _ in plan.also)]),
-        )
+    monkeypatch.setattr(
+        training,
+        "optimizer_of",
+        lambda plan, leaves, config: Plain([*leaves, *(leaf for leaf, _ in plan.also)]),
+    )
     return seen
 
 
