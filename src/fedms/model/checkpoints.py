@@ -166,7 +166,7 @@ def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
     """Load and freeze the encoder that `model.name` means.
 
     Raises:
-        FedmsError: there is no such model, its family is unknown, or its weights are not complete safetensors.
+        FedmsError: there is no such model, its family is unknown, or its weights are incomplete.
         ConfigError: a LoRA target does not exist.
     """
     checkpoint = open_checkpoint(config.name)

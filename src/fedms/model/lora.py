@@ -3,9 +3,9 @@
     h = W x + (alpha / r) B A x        with A: [r, in], B: [out, r]
 
 (LoRA, Hu et al. 2021, arXiv 2106.09685). The activation bit m of Sparsely Activated LoRA (FedMS, arXiv
-2312.15926) is the presence of the pair: without a pair the layer is the frozen layer, at no extra cost and with
-nothing to train. The layer owns no pair. An expert's pairs are attached to it (`Backbone.attach`), so one
-backbone serves any number of experts.
+2312.15926) is the presence of the pair: without a pair the layer is the frozen layer, at no extra cost and
+with nothing to train. The layer owns no pair. An expert's pairs are attached to it (`Backbone.attach`), so
+one backbone serves any number of experts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Pair:
 
 
 def through(x: Tensor, weight: Tensor) -> Tensor:
-    """x [n, ..., in] times a weight [out, in], or times K weights [K, out, in]: sample i times weight i K // n."""
+    """x [n, ..., in] times a weight [out, in], or sample i times weight i K // n of [K, out, in]."""
     if weight.dim() == 2:
         return F.linear(x, weight)
     return torch.bmm(x.reshape(len(weight), -1, x.shape[-1]), weight.mT).view(*x.shape[:-1], -1)

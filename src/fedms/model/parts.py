@@ -76,7 +76,7 @@ class Part(ABC):
 
     @abstractmethod
     def fresh(self, scope: Scope, start: Start) -> Arrays:
-        """All arrays of the part with their first values, on the CPU. They leave the expert's outputs unchanged."""
+        """All arrays of the part with their first values, on the CPU."""
 
     def group(self, name: str) -> str:
         """The parameter group of one of its arrays."""
@@ -90,8 +90,9 @@ class Part(ABC):
 class Lora(Part):
     """The pairs A [r, in] and B [out, r] of all targets of the active blocks.
 
-    A is random (uniform, Kaiming) and B is zero. A depends on the seed, the purpose, the block and the target
-    alone, not on the round in which the block is activated. If A and B of a layer are known, both are left out.
+    A is random (uniform, Kaiming) and B is zero. A depends on the seed, the purpose, the block and the
+    target alone, not on the round in which the block is activated. If A and B of a layer are known, both are
+    left out.
     """
 
     prefix = "block."
@@ -120,7 +121,7 @@ class Lora(Part):
 
 
 class Mixer(Part):
-    """For each layer with two pairs, the weight of the first: a sigmoid of the layer's input. It starts at 1/2."""
+    """For each layer with two pairs, the first one's weight: a sigmoid of the layer's input, first 1/2."""
 
     prefix = "mixer."
     groups = ("mixer",)

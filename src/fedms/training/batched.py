@@ -1,9 +1,9 @@
 """Local training of several clients in one batch.
 
-Step s of all clients is one forward and one backward pass of the backbone. The frozen layers see one large batch;
-each pair and head sees its own client's samples (`model/batched.py`). Every client has the batches, the steps and
-the optimizer that it would have alone. Only the last bits differ: a matrix product of another size adds in another
-order, and there may be more padding.
+Step s of all clients is one forward and one backward pass of the backbone. The frozen layers see one large
+batch; each pair and head sees its own client's samples (`model/batched.py`). Every client has the batches,
+the steps and the optimizer that it would have alone. Only the last bits differ: a matrix product of another
+size adds in another order, and there may be more padding.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def train_stack(runner: Runner, members: Sequence[Member], boundary: int, config
 
     A member's loss may become infinite or not a number; the caller checks it.
 
-    The cost booked for a client is what it would be alone, with its own batches. Padding within the stack is the
-    engine's choice, so results state the same costs for every engine.
+    The cost booked for a client is what it would be alone, with its own batches. Padding within the stack is
+    the engine's choice, so results state the same costs for every engine.
     """
     device = runner.backbone.device
     # the members with the fewest steps are last in the stack, so that they can be dropped from its end
@@ -137,7 +137,8 @@ def _weights(counts: Sequence[int], last: Sequence[bool]) -> tuple[Tensor, Tenso
 def _rectangle(parts: Sequence[Tensor]) -> Tensor:
     """Tensors one after another, each extended to the length of the longest.
 
-    Its last row fills the free places: a real row, so the loss there is finite if the client's own losses are.
+    Its last row fills the free places: a real row, so the loss there is finite if the client's own losses
+    are.
     """
     largest = max(map(len, parts))
     return torch.cat(

@@ -51,7 +51,7 @@ class Plan:
     anchor: Mapping[str, Tensor] = field(default_factory=dict)
     """The arrays to which a proximal term pulls"""
     proximal: float = 0.0
-    """Weight mu of the term: mu / 2 times the squared distance is added to the loss (FedProx, arXiv 1812.06127)"""
+    """Weight mu of the term: the loss gains mu / 2 times the squared distance (FedProx, arXiv 1812.06127)"""
     loss: LossFunction | None = None
     """Replaces the objective's loss"""
     also: Sequence[tuple[Tensor, float]] = ()
@@ -63,8 +63,8 @@ class TrainingSteps:
     """The steps of one round of training, for one expert or for the experts of several clients in one batch.
 
     Attributes:
-        optimizer: AdamW for all arrays that train.
-        totals: for each client, the sum of its samples' losses in the last epoch, without proximal term, [clients].
+        optimizer: AdamW for all arrays that train. totals: for each client, the sum of its samples' losses
+        in the last epoch, without proximal term, [clients].
     """
 
     def __init__(
@@ -151,9 +151,7 @@ def train_expert(
 def optimizer_of(plan: Plan, leaves: Sequence[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW for these leaves, which are in the order of the plan's names."""
     rated = [(leaf, rate_of(name, plan.rates)) for name, leaf in zip(plan.names, leaves, strict=True)]
-    by_rate: dict[float, list[Tensor]] = defaultdict(
-        list
-    )  # every group of an optimizer costs calls in each step
+    by_rate: dict[float, list[Tensor]] = defaultdict(list)  # each group of an optimizer has its own calls
     for leaf, rate in [*rated, *plan.also]:
         by_rate[rate].append(leaf)
     groups = [{"params": each, "lr": rate} for rate, each in by_rate.items()]
