@@ -1,4 +1,4 @@
-"""Loading: what a user can get wrong about a model is one line; only complete safetensors are read."""
+"""Loading: a wrong model is one line for the user, and only complete safetensors are read."""
 
 import json
 import shutil
@@ -136,11 +136,12 @@ def test_a_checkpoint_is_handed_on_with_its_backbone(folder, monkeypatch):
     monkeypatch.chdir(folder.parent)
     backbone = load_backbone(ModelConfig(name="./bert"), LoraConfig())
     monkeypatch.chdir("/")
-    assert backbone.checkpoint.name == "./bert"
-    assert backbone.checkpoint.source == str(folder.resolve())
-    assert backbone.checkpoint.tokenizer is backbone.checkpoint.tokenizer
+    checkpoint = backbone.checkpoint
+    assert checkpoint is not None
+    assert (checkpoint.name, checkpoint.source) == ("./bert", str(folder.resolve()))
+    assert checkpoint.tokenizer is checkpoint.tokenizer
     with pytest.raises(FedmsError, match="no image processor"):
-        backbone.checkpoint.image_processor  # noqa: B018
+        checkpoint.image_processor  # noqa: B018
 
 
 def test_a_registered_family_loads(folder, monkeypatch):

@@ -1,4 +1,4 @@
-"""One layer and its pair: h = W x + (alpha / r) B A x, and fresh pairs that depend on seed and block alone."""
+"""One layer and its pair: h = W x + (alpha / r) B A x; new pairs depend only on seed and block."""
 
 import math
 

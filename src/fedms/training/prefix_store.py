@@ -88,7 +88,7 @@ def allocated(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         OSError, RuntimeError: the disk has no room, or the file cannot be mapped.
     """
     try:
-        _allocate(path, shape[0] * shape[1] * dtype.itemsize)
+        reserve(path, shape[0] * shape[1] * dtype.itemsize)
         return mapped(path, shape, dtype)
     except (OSError, RuntimeError):
         path.unlink(missing_ok=True)
@@ -106,7 +106,7 @@ def mapped(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     return torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=dtype).view(shape)
 
 
-def _allocate(path: Path, size: int) -> None:
+def reserve(path: Path, size: int) -> None:
     """A file with all its bytes reserved.
 
     Writing to a mapped sparse file on a full disk would end the process (SIGBUS).
