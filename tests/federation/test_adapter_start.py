@@ -11,7 +11,8 @@ from fedms.experiments import experiment
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
-from fedms.model.arrays import Arrays, group, strip
+from fedms.model.arrays import Arrays, strip
+from fedms.model.parts import group
 from fedms.runs.export.export import export_client
 from fedms.runs.folder import RunFolder
 from tiny_run import finished  # noqa: F401 (a fixture)

@@ -227,9 +227,7 @@ def test_prompts_lengthen_the_sequence_and_stay_out_of_the_feature(finished, mon
         },
         1.0,
     )
-    assert not torch.allclose(client.judge(samples).logits, together, atol=1e-3), (
-        "the prompts change nothing"
-    )
+    assert not torch.allclose(client.judge(samples).logits, together, atol=1e-3), "the prompts change nothing"
 
 
 # what a result counts

@@ -12,11 +12,11 @@ from fedms.core.errors import ConfigError
 from fedms.federation.activation import Activation
 from fedms.federation.client import ClientHost
 from fedms.federation.methods import METHODS
-from fedms.model.arrays import group, strip
+from fedms.model.arrays import strip
 from fedms.model.expert import Expert
 from fedms.model.heads import nearest_head
 from fedms.model.lora import LoraLinear, Pair
-from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.parts import fresh_lora, fresh_parts, group, trained_names
 from fedms.training.expert_training import Plan, train_expert
 from fedms.training.inputs import batches
 

@@ -19,8 +19,8 @@ from fedms.federation.exchanges.local_training import Begun
 from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.world import World
-from fedms.model.arrays import Arrays, group, prefixed, split_name, strip
-from fedms.model.parts import fresh_lora
+from fedms.model.arrays import Arrays, prefixed, split_name, strip
+from fedms.model.parts import fresh_lora, group
 from fedms.training.batched import BatchKey, Member
 from fedms.training.expert_training import checked
 from fedms.training.prefix_cache import PrefixCache

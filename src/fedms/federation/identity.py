@@ -98,10 +98,13 @@ class ModelIdentity:
     def of(cls, backbone: Backbone) -> Self:
         """The identity of a loaded model."""
         checkpoint = backbone.checkpoint
+        assert checkpoint is not None, "a pretrained model has one"
         if backbone.kind == "text":
-            preprocessing = checkpoint.tokenizer.backend_tokenizer.to_str()
+            preprocessing = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
+            for key in ("truncation", "padding"):  # set by whoever used the tokenizer last
+                preprocessing.pop(key, None)
         else:
-            preprocessing = checkpoint.image_processor.to_json_string()
+            preprocessing = checkpoint.image_processor.to_dict()
         declared = {
             key: value
             for key, value in checkpoint.declared.to_dict().items()
@@ -109,8 +112,8 @@ class ModelIdentity:
         }
         return cls(
             weights=_digest(_weights(backbone)),
-            declaration=_digest([json.dumps(declared, sort_keys=True, default=str).encode()]),
-            preprocessing=_digest([preprocessing.encode()]),
+            declaration=_digest([_canonical(declared)]),
+            preprocessing=_digest([_canonical(preprocessing)]),
         )
 
     def change(self, now: ModelIdentity) -> str | None:
@@ -174,6 +177,10 @@ def _weights(backbone: Backbone) -> Iterable[bytes]:
 def _plain_weights(backbone: Backbone) -> Mapping[str, Any]:
     """By the names of the pretrained model: a layer with a place for LoRA is the layer it stands for."""
     return {name.replace(".base.", "."): array for name, array in backbone.model.state_dict().items()}
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -15,11 +15,10 @@ from fedms.core.errors import ConfigError
 from fedms.core.paths import is_name
 from fedms.core.registry import Names
 from fedms.federation.aggregation.registry import AGGREGATORS
+from fedms.model.parts import known_groups
 
-Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
-"""Parameter groups: the two matrices of the LoRA pairs, the task head, an attention over the pooled feature,
-soft prompts, the mixer that weighs an expert's own pairs against those of the other clients, and the
-gate."""
+Group = str
+"""A parameter group: one of a registered part of `model/parts.py` (`A`, `B`, `head`, ...), or `gate`."""
 
 LORA: tuple[Group, Group] = ("A", "B")
 PREDICTIONS = Names("predicts", "global", "local", "mixture", "blend", "statistics")
@@ -70,6 +69,12 @@ class Stage:
         """Raise ConfigError where the words of the stage contradict each other."""
         if not is_name(self.name) or self.name == "end":
             raise ConfigError(f"stage {self.name!r:.80}: cannot name a file, or is reserved")
+        groups = (*self.trains, *self.shares, *(group for phase in self.phases for group in phase))
+        for group in groups:
+            if group not in known_groups():
+                raise ConfigError(
+                    f"stage {self.name}: {group!r:.80} is no parameter group; known: {', '.join(known_groups())}"
+                )
         if unknown := {*self.shares, *(group for phase in self.phases for group in phase)} - {*self.trains}:
             raise ConfigError(
                 f"stage {self.name}: shares or phases name {min(unknown)}, which `trains` lacks"

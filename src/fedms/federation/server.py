@@ -17,12 +17,12 @@ from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.method import Method, Stage
 from fedms.federation.recipe import Recipe
 from fedms.federation.sampling import Sampling
-from fedms.model.arrays import Arrays, block_of, group, prefixed, strip
+from fedms.model.arrays import Arrays, block_of, prefixed, strip
 from fedms.model.backbone import Backbone
 from fedms.model.discriminant import Discriminant
 from fedms.model.gate import ADAPTER, fresh_gate
 from fedms.model.heads import nearest_head, statistics_head, zero_head
-from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.parts import fresh_lora, fresh_parts, group, trained_names
 
 
 class Server:

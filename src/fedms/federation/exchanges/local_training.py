@@ -41,10 +41,10 @@ from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
 from fedms.federation.tiers import trainable
-from fedms.model.arrays import PARTS, Arrays, group, prefixed
+from fedms.model.arrays import Arrays, prefixed
 from fedms.model.expert import Expert
 from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
-from fedms.model.parts import fresh_lora, trained_names
+from fedms.model.parts import fresh_lora, group, part_of, trained_names
 from fedms.training.device import moved
 from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
 from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
@@ -267,7 +267,7 @@ def _keep(view: ClientView, stage: Stage, expert: Expert, gate: Arrays) -> None:
     private = {
         name: array
         for name, array in expert.arrays.items()
-        if (stage.average == "beside" or group(name) not in stage.shares) and name.startswith(PARTS)
+        if (stage.average == "beside" or group(name) not in stage.shares) and part_of(name)
     }
     view.keep(gate | prefixed(private, "local/"), {"stage": stage.name, "round": view.version[1]})
 
