@@ -283,9 +283,7 @@ class ClientHost:
                 if stage.average == "beside" or group(name) not in stage.shares
             }
             own = {name: array for name, array in gate.items() if name not in gate_shared}
-            own |= prefixed(
-                {name: array for name, array in private.items() if part_of(name)}, "local/"
-            )
+            own |= prefixed({name: array for name, array in private.items() if part_of(name)}, "local/")
             self._folder(task).save(
                 STATE, (self._number(task), task.round), own, {"stage": stage.name, "round": task.round}
             )
