@@ -114,7 +114,7 @@ def test_a_way_that_fails_is_never_chosen(settings, tmp_path, monkeypatch):
         patch.setattr(together, "train_stack", lambda *given: 1 / 0)
         assert measured(world, 3, tmp_path) == math.inf
         assert measured(world, 1, tmp_path) < math.inf
-    monkeypatch.setattr(ClientHost, "trained", lambda *given: 1 / 0)
+    monkeypatch.setattr(ClientHost, "answered", lambda *given: 1 / 0)
     assert measured(world, 1, tmp_path) == measured(world, 3, tmp_path) == math.inf
     assert list(tmp_path.iterdir()) == []
 
