@@ -215,7 +215,7 @@ class LocalEngine:
 
 
 def check_plugins(config: Config) -> None:
-    """Raise ConfigError where the run may have worker processes, and they cannot import a part that it names."""
+    """Raise ConfigError where the run may have workers that cannot import a part that the config names."""
     if worker_count(config) > 1 or config.federation.deadline_seconds is not None:
         declarations(config)
 
