@@ -258,4 +258,4 @@ def test_memory_that_runs_out_is_a_failure_of_the_client_and_an_interrupt_is_not
     )
     breaking("train", "client-0", error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        handle(host, encode(Task("train", "client-0", "global", 1)))
+        handle(host, encode(Task("train", "client-0", "global", 1, settings={"active": [2], "boundary": 2})))

@@ -71,7 +71,7 @@ def test_who_is_asked_beside_the_cohort_is_drawn_from_all_others(server):
     made = server()
     stage = made.method.stages[0]
     drawn = [made.sampling.others(stage, number) for number in range(1, 6)]
-    assert drawn == [server(clients=CLIENTS[::-1]).others(stage, number) for number in range(1, 6)]
+    assert drawn == [server(clients=CLIENTS[::-1]).sampling.others(stage, number) for number in range(1, 6)]
     for cohort, others in zip(cohorts(made), drawn, strict=True):
         assert sorted(cohort + others) == CLIENTS
         assert others != sorted(others), "names that come first would be asked more often"
@@ -172,8 +172,10 @@ def test_the_constant_weight_is_the_likeliest_on_all_validation_data(server):
         torch.zeros(11).index_fill_(0, torch.tensor([at]), height)
         for at, height in ((2, 1.0), (7, 3.0), (2, 1.5))
     ]
-    made.weigh([Update(f"client-{i}", {"weigh.log_likelihood": array}, 1) for i, array in enumerate(peak)])
-    assert made.prior == 0.7
+    updates = [
+        Update(f"client-{i}", {"weigh.log_likelihood": array}, 1) for i, array in enumerate(peak)
+    ]
+    assert WEIGHTS.result(updates, made.recipe).applied(Selection.before(made.recipe)).prior == 0.7
 
 
 # with real clients

@@ -70,49 +70,11 @@ def _progress(
         ]
 
     with style(name):
-        columns = min(PANELS, len(shown))
-        height = -(-len(shown) // columns)
-        figure = Figure(figsize=(8, 1.1 + 1.5 * height))
-        panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
-        for axes, row in zip(panels, shown, strict=False):
-            is_baseline = row is comparison.baseline
-            _progress_panel(
-                axes,
-                LOCAL if is_baseline else GLOBAL,
-                lines(row),
-                [line for other in shown if other is not row for line in lines(other)],
-            )
-            if not is_baseline and comparison.baseline in shown:
-                for line in lines(comparison.baseline):
-                    axes.plot(
-                        [p[0] for p in line],
-                        [p[1] for p in line],
-                        color=LOCAL,
-                        linestyle=(0, (4, 2)),
-                        linewidth=1.3,
-                        zorder=3,
-                    )
-            axes.set_title(
-                picture_text(row.name, 26),
-                fontsize=8.5,
-                loc="left",
-                weight="bold" if is_baseline else "normal",
-                pad=3,
-            )
-        for at, axes in enumerate(panels):
-            axes.set_visible(at < len(shown))
-            axes.tick_params(labelsize=7.5, labelbottom=at + columns >= len(shown))
-        panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=not unit))
-        panels[0].yaxis.set_major_locator(MaxNLocator(4))
+        figure = _panels(comparison, shown, lines)
+        axes = figure.axes[0]
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=not unit))
+        axes.yaxis.set_major_locator(MaxNLocator(4))
         figure.supxlabel(f"{xlabel} ({prefix}{unit or 'count'})", fontsize=9, color=INK)
-        figure.supylabel("validation accuracy (share)", fontsize=9, color=INK)
-        figure.legend(
-            handles=_progress_key(comparison, shown),
-            loc="outside upper left",
-            ncols=4,
-            frameon=False,
-            fontsize=8,
-        )
     silent = [clip(row.name) for row in comparison.rows if row not in shown]
     return Picture(
         name,
@@ -142,6 +104,35 @@ def _progress(
         + "; ".join(f"{row.name} {decimal(curves[row.name][-1].score)}" for row in shown)
         + ".",
     )
+
+
+def _panels(
+    comparison: Comparison,
+    shown: Sequence[RowResults],
+    lines: Callable[[RowResults], list[list[tuple[float, float, float]]]],
+) -> Figure:
+    """One panel per row, all other rows in grey, the baseline dashed."""
+    columns = min(PANELS, len(shown))
+    height = -(-len(shown) // columns)
+    figure = Figure(figsize=(8, 1.1 + 1.5 * height))
+    panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, row in zip(panels, shown, strict=False):
+        is_baseline = row is comparison.baseline
+        others = [line for other in shown if other is not row for line in lines(other)]
+        _progress_panel(axes, LOCAL if is_baseline else GLOBAL, lines(row), others)
+        if not is_baseline and comparison.baseline in shown:
+            for line in lines(comparison.baseline):
+                x, y = [p[0] for p in line], [p[1] for p in line]
+                axes.plot(x, y, color=LOCAL, linestyle=(0, (4, 2)), linewidth=1.3, zorder=3)
+        weight = "bold" if is_baseline else "normal"
+        axes.set_title(picture_text(row.name, 26), fontsize=8.5, loc="left", weight=weight, pad=3)
+    for at, axes in enumerate(panels):
+        axes.set_visible(at < len(shown))
+        axes.tick_params(labelsize=7.5, labelbottom=at + columns >= len(shown))
+    figure.supylabel("validation accuracy (share)", fontsize=9, color=INK)
+    key = _progress_key(comparison, shown)
+    figure.legend(handles=key, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
+    return figure
 
 
 def _progress_panel(
