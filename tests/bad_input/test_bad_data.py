@@ -1,4 +1,4 @@
-"""Bad data sets and inputs: one line that names the file, exit code 1, nothing written, nothing unpacked, nothing run."""
+"""Bad data sets and inputs: one line that names the file, exit code 1, nothing written, nothing executed."""
 
 from __future__ import annotations
 

@@ -337,7 +337,9 @@ def test_a_wrong_rule_is_one_line_that_lists_what_is_allowed(rule) -> None:
         ((["a", "b"], np.arange(1200) % 3), "must give each of the 1200 rows one client"),
         ((["a", "b"], np.arange(1199) % 2), "must give each of the 1200 rows one client"),
         ((["a", "b"], np.arange(1200) % 2.0), "must give each of the 1200 rows one client"),
-        ((["a", "b"], (np.arange(1200) < 9).astype(np.int64)), "b would hold 7 samples"),
+        ((["a", "b"], (np.arange(1200) < 9).astype(np.int64)), "b would hold 9 samples to train"),
+        ((["a", "b"], np.zeros(1200, dtype=np.int32)), "b would hold 0 samples to train"),
+        ((["a", "b"], ["a"] * 1200), "must give each of the 1200 rows one client"),
     ],
 )
 def test_what_a_rule_of_ones_own_returns_is_checked(rule, returns, says) -> None:

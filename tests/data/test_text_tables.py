@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedms.config import load_config
 from fedms.config.sections import DataConfig
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset, load
+from fedms.data.text_tables import tabbed
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 
@@ -212,3 +215,32 @@ def test_a_column_is_not_both_text_and_label(tmp_path: Path) -> None:
                 read(tmp_path / "d.csv", **keys)
         else:
             assert "cannot be both text and label: name another" in says(tmp_path / "d.csv", **keys)
+
+
+# --- any texts ----------------------------------------------------------------------------------------------
+
+TEXTS = st.lists(
+    st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\r\n\0"), min_size=1, max_size=6)
+    | st.text('"ab ', min_size=1, max_size=6),
+    min_size=2,
+    max_size=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_any_lines_of_a_tsv_are_as_many_rows(texts: list[str]) -> None:
+    content = "\n".join(["text\tlabel", *(f"{text}\t{row}" for row, text in enumerate(texts)), ""])
+    table = tabbed("d.tsv", content)
+    assert table.scalars["label"] == [str(row) for row in range(len(texts))]
+    if not all(text[0] == text[-1] == '"' for text in texts if '"' in text):
+        assert table.scalars["text"] == texts
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+def test_any_texts_of_a_csv_writer_are_read_back(texts: list[str], quoting: int) -> None:
+    held = io.StringIO(newline="")
+    writer = csv.writer(held, delimiter="\t", quoting=quoting)
+    writer.writerows([["text", "label"], *([text, str(row)] for row, text in enumerate(texts))])
+    assert tabbed("d.tsv", held.getvalue()).scalars["text"] == texts

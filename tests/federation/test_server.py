@@ -172,9 +172,7 @@ def test_the_constant_weight_is_the_likeliest_on_all_validation_data(server):
         torch.zeros(11).index_fill_(0, torch.tensor([at]), height)
         for at, height in ((2, 1.0), (7, 3.0), (2, 1.5))
     ]
-    updates = [
-        Update(f"client-{i}", {"weigh.log_likelihood": array}, 1) for i, array in enumerate(peak)
-    ]
+    updates = [Update(f"client-{i}", {"weigh.log_likelihood": array}, 1) for i, array in enumerate(peak)]
     assert WEIGHTS.result(updates, made.recipe).applied(Selection.before(made.recipe)).prior == 0.7
 
 

@@ -12,7 +12,7 @@ from fedms.core import seeds
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
 from fedms.core.paths import is_name
-from fedms.data.partition_rules import bincount, by_shares, test_sizes, too_few
+from fedms.data.partition_rules import bincount, by_shares, holdout_sizes, too_few
 from fedms.data.sources import Dataset
 
 Rule = Callable[[Dataset, PartitionConfig, int], tuple[list[str], np.ndarray]]
@@ -72,16 +72,18 @@ def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition
     """
     PARTITION_RULES.check(config.rule)
     names, owner = RULES[config.rule](dataset, config, seed)
-    _check(names, owner, dataset, config)
+    owner = _checked(names, np.asarray(owner), dataset, config)
     labels, test, clients = dataset.labels, dataset.is_test, len(names)
-    tested = np.zeros(len(labels), dtype=bool) if test is None else test
-    if test is None:
-        sizes = test_sizes(bincount(owner, clients), config.test)
-        tested = _cut(owner, labels, sizes, seeds.numpy_generator(seed, "partition", "test"))
-    rest = np.flatnonzero(~tested)
-    own, tests = bincount(owner[rest], clients), bincount(owner[tested], clients)
+    given = bincount(owner if test is None else owner[~test], clients)
+    tests = holdout_sizes(given, config.test) if test is None else bincount(owner[test], clients)
+    own = given - tests if test is None else given
     for i in np.flatnonzero((own < config.min_samples) | (tests < 1))[:1]:
-        raise too_few(names[i], own[i], tests[i], test, config, "")
+        raise too_few(names[i], given[i], tests[i], test, config, "")
+    if test is None:
+        tested = _cut(owner, labels, tests, seeds.numpy_generator(seed, "partition", "test"))
+    else:
+        tested = test
+    rest = np.flatnonzero(~tested)
     sizes = np.maximum(1, np.rint(own * config.validation).astype(np.int64))
     validated = np.zeros(len(labels), dtype=bool)
     validated[rest] = _cut(
@@ -92,8 +94,8 @@ def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition
     return Partition(tuple(map(ClientSplit, names, *splits)))
 
 
-def _check(names: list[str], owner: np.ndarray, dataset: Dataset, config: PartitionConfig) -> None:
-    """Raise FedmsError unless the rule returned what it must."""
+def _checked(names: list[str], owner: np.ndarray, dataset: Dataset, config: PartitionConfig) -> np.ndarray:
+    """Each row's client as int64; FedmsError where a rule returned something else than it must."""
     rule, rows = f"partition.rule {excerpt(config.rule)}", len(dataset.labels)
     if len(names) != config.clients:
         raise FedmsError(f"{rule}: made {len(names)} clients, but partition.clients is {config.clients}")
@@ -101,10 +103,12 @@ def _check(names: list[str], owner: np.ndarray, dataset: Dataset, config: Partit
         raise FedmsError(f"{rule}: {excerpt(repr(bad[0]))} cannot name a client's folder")
     if len({name.casefold() for name in names}) < len(names):
         raise FedmsError(f"{rule}: two clients have one name")
-    if owner.shape != (rows,) or owner.dtype != np.int64 or not ((owner >= 0) & (owner < len(names))).all():
+    whole = owner.shape == (rows,) and np.issubdtype(owner.dtype, np.integer)
+    if not whole or not ((owner >= 0) & (owner < len(names))).all():
         raise FedmsError(
-            f"{rule}: must give each of the {rows} rows one client: int64 from 0 to {len(names) - 1}"
+            f"{rule}: must give each of the {rows} rows one client, a whole number from 0 to {len(names) - 1}"
         )
+    return owner.astype(np.int64)
 
 
 def _cut(

@@ -131,7 +131,7 @@ def _draw(
         counts = allocate(shares, totals, generator, even=not skewed)
         test_counts = None
         if test_totals is None:
-            tests = test_sizes(counts.sum(2), config.test)
+            tests = holdout_sizes(counts.sum(2), config.test)
             left = counts.sum(2) - tests
         else:
             # by the counts, not by the shares: no client is tested on a class that it does not train on
@@ -194,15 +194,14 @@ def _shards(
 def allocate(
     shares: np.ndarray, totals: np.ndarray, generator: np.random.Generator, even: bool
 ) -> np.ndarray:
-    """Whole numbers by largest remainders: each group's total of each class, over its members by their
-    shares.
+    """Divide each group's total of each class over its members, in whole numbers by largest remainders.
 
     Args:
         shares: non-negative [group, member, class], of any sum over the members.
         totals: int64 [group, class].
-        even: carry what a member got too little from class to class, so that its sum over the classes is
-            close to its due as well. Not for drawn shares: it would scatter single samples of classes over
-            clients that hardly have a share in them.
+        even: carry the part that a member lost in rounding to the next class, so that its sum over the
+            classes is close to its quota, too. Not for drawn shares: single samples of a class would go to
+            clients with hardly any share of it.
 
     Returns:
         int64 [group, member, class], less than 1 from the exact quota; the sum over members is `totals`.
@@ -240,15 +239,18 @@ def _deal(stratum: np.ndarray, counts: np.ndarray, generator: np.random.Generato
     return owner
 
 
-def test_sizes(held: np.ndarray, share: float) -> np.ndarray:
+def holdout_sizes(held: np.ndarray, share: float) -> np.ndarray:
+    """Samples to keep for the test of clients that hold so many in all: the share of them, at least 1."""
     return np.maximum(1, np.rint(held * share).astype(np.int64))
 
 
 def bincount(values: np.ndarray, length: int) -> np.ndarray:
+    """How often each of 0 to length - 1 occurs, int64 [length]."""
     return np.bincount(values, minlength=length).astype(np.int64)
 
 
 def too_few(who: str, own: int, tests: int, split: object, config: PartitionConfig, alpha: str) -> FedmsError:
+    """The error for clients below the minimum; `alpha` names one more way out where there is one."""
     remedy = f"use fewer partition.clients, {alpha}a smaller partition.min_samples, or more data"
     what = (
         f"{own} samples and {tests} test samples"
