@@ -46,6 +46,8 @@ STACKS = (1, 2, 4, 8, 16)
 
 def clients(world: World, count: int, size: int) -> list[Samples]:
     """`count` clients with `size` samples each, drawn at random."""
+    for name in world.clients:
+        world.open_client(name)
     made = []
     for number in range(count):
         rows = np.sort(np.random.default_rng(number).choice(len(world.dataset.labels), size, replace=False))

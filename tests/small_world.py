@@ -66,7 +66,9 @@ def opened(settings) -> Open:
 
 
 class Federation:
-    """Server and clients of one method without an engine, everything through bytes. The head starts from the class names.
+    """Server and clients of one method without an engine, everything through bytes.
+
+    The head starts from the class names.
 
     Attributes:
         exchanges: every task with its answer.

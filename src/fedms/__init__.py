@@ -21,27 +21,44 @@ request_same_bits()  # before anything loads torch
 if TYPE_CHECKING:
     from fedms.config import Config, load_config
     from fedms.experiments.api import compare, run
+    from fedms.federation.aggregation.aggregator import Aggregator
+    from fedms.federation.method import Method, Stage
+    from fedms.federation.prediction import Predictor
+    from fedms.federation.registration import register
+    from fedms.model.families import Family
     from fedms.runs.predict import Client, Prediction, load
 
 __all__ = [
+    "Aggregator",
     "Client",
     "Config",
     "ConfigError",
+    "Family",
     "FedmsError",
+    "Method",
     "Prediction",
+    "Predictor",
+    "Stage",
     "compare",
     "load",
     "load_config",
+    "register",
     "run",
 ]
 
 _HOMES = {
+    "Aggregator": "fedms.federation.aggregation.aggregator",
     "Client": "fedms.runs.predict",
     "Config": "fedms.config",
+    "Family": "fedms.model.families",
+    "Method": "fedms.federation.method",
     "Prediction": "fedms.runs.predict",
+    "Predictor": "fedms.federation.prediction",
+    "Stage": "fedms.federation.method",
     "compare": "fedms.experiments.api",
     "load": "fedms.runs.predict",
     "load_config": "fedms.config",
+    "register": "fedms.federation.registration",
     "run": "fedms.experiments.api",
 }
 """The module of each name that is imported when it is first used."""

@@ -1,4 +1,4 @@
-"""One way to hold every command to its word: a line that names the thing, the exit code, and nothing changed."""
+"""Fixtures to check that a command refuses bad input: one line, the exit code, and no file changed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_run import finished, run_config, write_texts  # noqa: F401 (a fixture)
 
 @pytest.fixture(scope="session")
 def good(checkpoint, tmp_path_factory) -> str:
-    """A config that runs."""
+    """A valid config."""
     source = tmp_path_factory.mktemp("data") / "texts.csv"
     write_texts(source)
     return run_config(checkpoint("bert"), source).to_yaml()
@@ -22,7 +22,7 @@ def good(checkpoint, tmp_path_factory) -> str:
 
 @pytest.fixture
 def place(good: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with a good config; beside it is `outside`, which nothing may touch."""
+    """A working folder with a valid config. The folder `outside` beside it must not change."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret.txt").write_text("mine")
     folder = tmp_path / "place"
@@ -34,7 +34,7 @@ def place(good: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def refused(place: Path) -> Refused:
-    """Run a command that must be refused; return its line."""
+    """Run a command that must fail, and return its error line."""
 
     def hold(arguments: list[str], code: int, *says: str, given: str | bytes | None = None) -> str:
         before = tree(place.parent)

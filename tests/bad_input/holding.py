@@ -1,4 +1,4 @@
-"""What a refusal is held to, and what must never run."""
+"""Helpers for bad input: the form of an error line, the content of a folder, a forbidden pickle."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Refused = Callable[..., str]
 
 
 class Mine:
-    """What makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
         return os.mkdir, ("executed",)
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """All that is in a folder: of a link where it leads, of a file what it holds."""
+    """The content of a folder: the target of each link and a digest of each file."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
@@ -34,7 +34,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def one_line(stderr: str, *says: str) -> str:
-    """The one line of an error, with these words in it."""
+    """The error line, after checking its form and that it contains these words."""
     assert stderr.startswith("error: ") and stderr.count("\n") == 1 and stderr.endswith("\n"), stderr
     line = stderr.strip()
     assert line.isprintable(), repr(line)
@@ -45,18 +45,18 @@ def one_line(stderr: str, *says: str) -> str:
     return line
 
 
-ROW = {"summary": "", "paper": "", "overrides": {}, "tuned": {}}
+DECLARED_BY_ROW = {"summary": "", "paper": "", "overrides": {}, "tuned": {}}
 
 
 def comparison_of(result: dict[str, Any]) -> bytes:
-    """A comparison of two rows that came to the same."""
+    """A comparison.json with two rows of equal results."""
     apart = {"difference": 0.01, "low": 0.0, "high": 0.02, "p": 0.04, "pairs": 12, "distinguishable": True}
     mean = {key: value for key, value in result.items() if isinstance(value, float | int)}
     rows = [
         {
             "name": name,
             "method": name,
-            **ROW,
+            **DECLARED_BY_ROW,
             "mean": mean,
             "std": dict.fromkeys(mean, 0.1),
             "best": {},

@@ -1,4 +1,4 @@
-"""Bad configs, `--set` and command lines: one line, exit code 2 (1 where a file is missing), nothing written."""
+"""Bad configs, `--set` and command lines: one line, exit code 2 (1 for a missing file), nothing written."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_mark_of_byte_order_and_an_empty_file_are_configs(place):
 
 SECTIONS = [name for name, field in Config.model_fields.items() if hasattr(field.annotation, "model_fields")]
 VALUES: dict[str, tuple[str, str]] = {
-    # every section: a key that it has not, and something that is no section
+    # every section: an unknown key, and a value that is not a section
     **{
         f"unknown key in {name}": (f"{name}.nothing=1", f"{name}.nothing: unknown key; allowed: ")
         for name in SECTIONS

@@ -1,4 +1,4 @@
-"""Bad model folders: one line that names the model; weights are safetensors of that folder, and no code of a model is run."""
+"""Bad model folders: one line that names the model, only safetensors are read, and no code is run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ CODE = "import os\nos.mkdir('executed')\n"
 
 
 def remove(*names: str) -> Callable[[Path], object]:
-    return lambda folder: [(folder / name).unlink() for name in names]
+    def put(folder: Path) -> None:
+        for name in names:
+            (folder / name).unlink()
+
+    return put
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], object]:
@@ -170,6 +174,22 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     "shards that are no names": (both(sharded("x"), says(INDEX, weight_map={"a": 3})), INDEX + " names 3"),
     "a broken index": (both(remove(WEIGHTS), write(INDEX, "{")), "cannot be read"),
     "an index of nothing": (both(remove(WEIGHTS), write(INDEX, "{}")), "cannot be read"),
+    "pickled weights say what to do": (pickled("pytorch_model.bin"), "pytorch_model.bin, a pickle, which"),
+    "GGUF": (both(remove(WEIGHTS), write("q4.gguf", b"GGUF")), "q4.gguf, which is for llama.cpp; name the"),
+    "GGUF alone": (
+        both(remove(WEIGHTS, "config.json"), write("q8.GGUF", b"GGUF")),
+        "no usable safetensors weights: there is q8.GGUF",
+    ),
+    "an adapter alone": (
+        both(
+            remove(WEIGHTS, "config.json"),
+            says("adapter_config.json", base_model_name_or_path="some/base"),
+            write("adapter_model.safetensors", b""),
+        ),
+        "is an adapter and no whole model; name its base model, some/base, in model.name, and this folder in "
+        "model.adapter",
+    ),
+    "an adapter that says nothing": (write("adapter_config.json", "["), "name its base model in model.name"),
     "an adapter beside": (
         both(write("adapter_config.json", "{}"), write("adapter_model.bin", pickle.dumps(Mine()))),
         "is an adapter",
@@ -207,6 +227,8 @@ NAMES: dict[str, tuple[str, str]] = {
     "no folder": ("./nowhere", "model ./nowhere: there is no such folder"),
     "no home": ("~nobody-of-this-name/bert", "there is no such folder"),
     "no root": ("/nowhere/bert", "there is no such folder"),
+    "a GGUF file": ("./q4.gguf", "model ./q4.gguf: is a file; model.name is a folder"),
+    "a weights' file": ("empty.safetensors", "model empty.safetensors: is a file"),
     "a file": ("./good.yaml", "there is no such folder"),
     "empty": ("''", "model : "),
     "blank": ("' '", "model"),
@@ -223,6 +245,8 @@ NAMES: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize(("name", "words"), NAMES.values(), ids=NAMES)
 def test_a_bad_name(place, refused, name, words):
     (place / "empty").mkdir()
+    for file in ("q4.gguf", "empty.safetensors"):
+        (place / file).touch()
     refused(["run", "good.yaml", "--set", f"model.name={name}"], 1, words)
 
 

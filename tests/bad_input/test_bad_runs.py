@@ -1,4 +1,4 @@
-"""Damaged folders of runs and comparisons, links that lead out of them, bad inputs of `predict`: one line, and nothing changed."""
+"""Damaged runs and comparisons, links that lead out, bad inputs of `predict`: one line, nothing changed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cut(name: str, share: float) -> Damage:
 
 
 def told(name: str, **keys: Any) -> Damage:
-    """Keys put into a JSON file; `...` takes one away."""
+    """Set keys of a JSON file; the value `...` removes a key."""
 
     def put(run: Path) -> None:
         held = {**json.loads((run / name).read_text()), **keys}
@@ -52,7 +52,7 @@ def told(name: str, **keys: Any) -> Damage:
 
 
 def parted(**keys: Any) -> Damage:
-    """Keys put into the partition of result.json."""
+    """Set keys of the partition in result.json."""
 
     def put(run: Path) -> None:
         held = json.loads((run / "result.json").read_text())
@@ -74,11 +74,15 @@ def configured(**keys: Any) -> Damage:
 
 
 def folder(name: str) -> Damage:
-    return lambda run: (remove(name)(run), (run / name).mkdir())
+    def put(run: Path) -> None:
+        remove(name)(run)
+        (run / name).mkdir()
+
+    return put
 
 
 def link(name: str, to: str = "../../outside/secret.txt") -> Damage:
-    """In the place of what is there, a link that leads out."""
+    """Replace a file or folder by a link that leads out."""
 
     def put(run: Path) -> None:
         path = run / name
@@ -90,11 +94,15 @@ def link(name: str, to: str = "../../outside/secret.txt") -> Damage:
 
 
 def pipe(name: str) -> Damage:
-    return lambda run: (remove(name)(run), os.mkfifo(run / name))
+    def put(run: Path) -> None:
+        remove(name)(run)
+        os.mkfifo(run / name)
+
+    return put
 
 
 def facts(**changes: Any) -> Damage:
-    """A client's model with other facts, whole."""
+    """Write a client's model with other values; the file is not damaged."""
 
     def put(run: Path) -> None:
         arrays, meta = read_arrays(run / MODEL)
@@ -108,7 +116,7 @@ def facts(**changes: Any) -> Damage:
 
 
 def arrays(change: Callable[[dict[str, Any]], Any]) -> Damage:
-    """A client's model with other arrays, whole."""
+    """Write a client's model with other arrays; the file is not damaged."""
 
     def put(run: Path) -> None:
         held, meta = read_arrays(run / MODEL)
@@ -116,6 +124,11 @@ def arrays(change: Callable[[dict[str, Any]], Any]) -> Damage:
         write_arrays(run / MODEL, held, meta)
 
     return put
+
+
+def emptied(run: Path) -> None:
+    shutil.rmtree(run)
+    run.mkdir()
 
 
 def foreign(run: Path) -> None:
@@ -132,7 +145,7 @@ def flipped(run: Path) -> None:
 DEEP = "[" * 500 + "]" * 500
 RESULT: dict[str, tuple[Damage, str]] = {
     "empty": (
-        lambda run: [shutil.rmtree(run), run.mkdir()],
+        emptied,
         "run: not a finished run: it has no result.json",
     ),
     "no result": (remove("result.json"), "run: not a finished run: it has no result.json"),
@@ -197,7 +210,7 @@ RESULT: dict[str, tuple[Damage, str]] = {
         write("environment.json", "[]"),
         "environment.json: damaged: not a mapping",
     ),
-    # what leads out
+    # links that lead out
     "a result elsewhere": (link("result.json"), "result.json: a link that leads out"),
     "lines elsewhere": (link("metrics.jsonl"), "metrics.jsonl: a link that leads out"),
     "a config elsewhere": (link("config.yaml"), "config.yaml: a link that leads out"),
@@ -402,12 +415,12 @@ def test_a_run_that_cannot_be_gone_on_with(run: Path, refused: Refused, damage, 
 
 
 def compared(**changes: Any) -> Damage:
-    """comparison.json with other keys."""
+    """Set keys of comparison.json."""
     return told("comparison.json", **changes)
 
 
 def of_first(part: str, **changes: Any) -> Damage:
-    """The first of its methods or runs with other keys."""
+    """Set keys of the first of its methods or runs."""
 
     def put(folder: Path) -> None:
         held = json.loads((folder / "comparison.json").read_text())

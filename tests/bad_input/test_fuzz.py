@@ -1,4 +1,7 @@
-"""Whatever a file, a config or a message holds: it is read, or refused in one line. FEDMS_FUZZ=100 looks a hundred times as long."""
+"""Whatever a file, a config or a message holds, it is read or refused in one line.
+
+FEDMS_FUZZ=100 searches a hundred times as long.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,8 @@ from fedms.data import sources
 from fedms.data.partition import partition
 from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
 from fedms.model.checkpoints import load_backbone as load_backbone
-from fedms.runs.export.peft import from_peft, write_peft
+from fedms.model.peft import from_peft
+from fedms.runs.export.peft import write_peft
 from fedms.runs.reading.comparison import read_comparison
 from fedms.runs.reading.run import read_run
 from fedms.runs.report.comparison.figures import pictures as comparison_pictures

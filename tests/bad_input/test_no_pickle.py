@@ -1,4 +1,4 @@
-"""Nothing that is loaded can run code: not in our source, and not in what stands below it while everything is done that can be done."""
+"""Nothing that is loaded can run code: neither in our source, nor in the libraries while fedms uses them."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def watch(event, args):
     """Python says of itself when an unpickler looks for what to call, and when a file is opened."""
     name = os.fspath(args[0]) if event == "open" and isinstance(args[0], (str, bytes, os.PathLike)) else ""
     name = os.fsdecode(name)
-    if event == "pickle.find_class" or name.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")):
+    pickles = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy", ".npz", ".joblib")
+    if event == "pickle.find_class" or name.endswith(pickles):
         with os.fdopen(os.open(os.environ["TRIPPED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a") as file:
             file.write(f"{event} {args[:2]}\\n")
 

@@ -1,4 +1,4 @@
-"""The commands: exit codes, one line an error, plain output. The experiment itself is played by a stand-in."""
+"""The commands: exit codes, one line per error, plain output. A stand-in replaces the experiment."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ Play = Callable[[Callable[..., Any]], None]
 
 
 def fake_run(config: Any, out: Path, observer: Any, reuse: None, resume: bool) -> dict[str, Any]:
-    """What the real one leaves behind, without the training."""
+    """Write the files of a run without any training."""
     observer.begin(config, {"clients": 2, "model": "minilm", "plan": [{"stage": "global", "rounds": 1}]})
     observer.round_done(ROUND)
     out.mkdir(parents=True)
@@ -61,7 +61,7 @@ def fake_run(config: Any, out: Path, observer: Any, reuse: None, resume: bool) -
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Play:
-    """Put a function in the place of `fedms.experiments.experiment.run`."""
+    """Replace `fedms.experiments.experiment.run` by a function."""
 
     def put(function: Callable[..., Any]) -> None:
         monkeypatch.setattr(experiment, "run", function)
@@ -170,7 +170,7 @@ def test_a_failure_is_one_line_and_a_code(
 def test_debug_shows_the_traceback_and_keeps_the_code(
     play: Play, config: str, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FEDMS_DEBUG", "")  # so that what the command sets is gone when other tests run
+    monkeypatch.setenv("FEDMS_DEBUG", "")  # the command sets the variable; monkeypatch removes it again
     play(raiser(error))
     result = runner.invoke(app, ["--debug", "run", config])
     assert result.exit_code == code
@@ -218,7 +218,10 @@ def test_the_partition_is_a_table_and_a_picture(play: Play, config: str) -> None
     result = runner.invoke(app, ["partition", config, "--out", "pictures/partition.png"])
     assert result.exit_code == 0, result.output
     assert "client-1" in result.stdout and "7/1/2" in result.stdout and "[red]price" in result.stdout
-    assert "2 clients, 2 classes, 16 samples" in result.stdout and "\x1b" not in result.output
+    assert (
+        "2 clients, 2 classes, 16 train and validation samples" in result.stdout
+        and "\x1b" not in result.output
+    )
     assert Path("pictures/partition.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -262,7 +265,8 @@ def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys\nfrom fedms.cli.main import main\nsys.argv = ['fedms', '--help']\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "heavy = {'torch', 'numpy', 'pydantic', 'yaml', 'matplotlib', 'rich', 'transformers'} & set(sys.modules)\nassert not heavy, heavy"
+        "known = {'torch', 'numpy', 'pydantic', 'yaml', 'matplotlib', 'rich', 'transformers'}\n"
+        "heavy = known & set(sys.modules)\nassert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

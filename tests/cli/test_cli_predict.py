@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -108,3 +113,73 @@ def test_export_names_its_files(finished, tmp_path):  # noqa: F811
     nothing = ask("export", tmp_path, "--client", "client-0", "--to", tmp_path / "other")
     assert nothing.exit_code == 1 and "not a finished run" in nothing.stderr
     assert not (tmp_path / "other").exists()
+
+
+def shell(command, *arguments):
+    """A real process with this redirection; `fedms` stands for the command."""
+    fedms_command = shlex.join([sys.executable, "-m", "fedms.cli"])
+    script = command.replace("fedms", fedms_command, 1)
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", script, "bash", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_a_closed_input_is_an_empty_one(finished):  # noqa: F811
+    done = shell('fedms predict "$1" --client client-0 <&-', finished())
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", "2>&1 | true"])
+def test_a_closed_output_is_no_failure(finished, tmp_path, redirection):  # noqa: F811
+    (tmp_path / "many.txt").write_text("play music\n" * 2000)
+    command = f'fedms predict "$1" --client client-0 "$2" {redirection}'
+    done = shell(command, finished(), tmp_path / "many.txt")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_first_line_is_as_ever(finished, tmp_path):  # noqa: F811
+    (tmp_path / "many.txt").write_text("play music\n" * 2000)
+    done = shell('fedms predict "$1" --client client-0 "$2" | head -1', finished(), tmp_path / "many.txt")
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    assert done.stdout.endswith(" play music\n")
+
+
+def test_a_run_that_is_whole_ends_well_though_nobody_reads(finished, tmp_path):  # noqa: F811
+    config, out = finished() / "config.yaml", tmp_path / "run"
+    done = shell('fedms run "$1" --out "$2" | true', config, out)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (out / "report.html").exists()
+
+
+def test_an_error_is_an_error_though_nobody_reads(finished):  # noqa: F811
+    done = shell('fedms predict "$1" --client client-9 on >&-', finished())
+    assert done.returncode == 1 and "no client 'client-9'" in done.stderr
+
+
+def test_half_a_character_is_one_line(finished):  # noqa: F811
+    done = ask("predict", finished(), "--client", "client-0", "caff\udce8")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "error: input 1: holds half a character (a lone surrogate), which is no text\n"
+
+
+@pytest.mark.parametrize("command", [["predict", "on"], ["export", "--to", "out"]])
+def test_a_model_that_has_moved_is_named(finished, checkpoint, tmp_path, monkeypatch, command):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished(), "run")
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    (tmp_path / "run" / "config.yaml").write_text(config.replace(str(checkpoint("bert")), "models/bert"))
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment | {"model_folder": "/gone"}))
+    name, *rest = command
+    gone = ask(name, "run", "--client", "client-0", *rest)
+    line = "error: model /gone: there is no such folder; if it has moved, name its folder with --model"
+    assert (gone.exit_code, gone.stderr) == (1, line + " (model= in Python)\n")
+    shutil.copytree(checkpoint("bert"), "moved")
+    there = ask(name, "run", "--client", "client-0", *rest, "--model", "moved")
+    assert there.exit_code == 0, there.output
+    expected = ask("predict", finished(), "--client", "client-0", "on").stdout
+    assert there.stdout == expected or (tmp_path / "out" / "README.md").exists()

@@ -1,9 +1,11 @@
-"""The config: what is right comes out as it went in, what is wrong is one line that names the key."""
+"""The config: a valid config survives a round trip, and an error is one line that names the key."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic.fields import FieldInfo
 
 from fedms.config import Config, load_config
 from fedms.core.errors import ConfigError, FedmsError
@@ -23,7 +25,13 @@ FULL = {
 }
 
 
-def refused(values: dict, *overrides: str) -> str:
+def fields(section: str) -> dict[str, FieldInfo]:
+    """The keys of a section."""
+    found: dict[str, FieldInfo] = getattr(Config.model_fields[section].annotation, "model_fields")  # noqa: B009
+    return found
+
+
+def refused(values: dict[str, Any], *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(values, overrides)
     message = str(caught.value)
@@ -44,12 +52,14 @@ def test_the_dump_holds_every_key_with_its_default():
     dumped = yaml.safe_load(Config().to_yaml())
     assert list(dumped) == list(Config.model_fields)
     for name in SECTIONS:
-        assert list(dumped[name]) == list(Config.model_fields[name].annotation.model_fields)
+        assert list(dumped[name]) == list(fields(name))
 
 
 def test_every_key_is_documented():
+    for key, field in Config.model_fields.items():
+        assert field.description, key
     for name in SECTIONS:
-        for key, field in Config.model_fields[name].annotation.model_fields.items():
+        for key, field in fields(name).items():
             assert field.description, f"{name}.{key}"
 
 
@@ -91,11 +101,11 @@ def test_an_empty_file_is_the_default_experiment(tmp_path):
 
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
-        Config().seed = 1
+        setattr(Config(), "seed", 1)  # noqa: B010 (mypy knows that the field is read-only)
 
 
 WRONG = [
-    # unknown keys name the key and its siblings
+    # unknown keys: the message lists the keys of the section
     ({"sead": 1}, ("sead: unknown key", "seed", "method", "gate")),
     ({"modle": {}}, ("modle: unknown key", "model")),
     ({"model": {"nam": "x"}}, ("model.nam: unknown key", "name", "max_length", "image_size")),
@@ -105,7 +115,7 @@ WRONG = [
         {"activation": {"capacity": [{"share": 1.0, "blocks": 1, "x": 1}]}},
         ("activation.capacity.0.x: unknown key", "share", "blocks"),
     ),
-    # literals name what is allowed
+    # choices: the message lists the allowed values
     ({"device": "tpu"}, ("device:", "'cpu'", "'cuda'", "'tpu'")),
     ({"model": {"pooling": "max"}}, ("model.pooling:", "'auto'", "'mean'", "'cls'")),
     ({"partition": {"rule": "iid"}}, ("partition.rule:", "'dirichlet'", "'classes'", "'column'", "'equal'")),
@@ -121,8 +131,8 @@ WRONG = [
     ({"gate": {"share": "some"}}, ("gate.share:", "'adapter'", "'none'", "'all'")),
     ({"mixture": {"on": "features"}}, ("mixture.on:", "'probabilities'", "'logits'")),
     ({"engine": {"name": "ray"}}, ("engine.name:", "'local'")),
-    ({"engine": {"stack": 2}}, ("engine.stack: more than 1 wants `deterministic: false`",)),
-    # types are not guessed
+    ({"engine": {"stack": 2}}, ("engine.stack: more than 1 needs `deterministic: false`",)),
+    # types are not converted
     ({"seed": "1"}, ("seed:", "integer", "'1'")),
     ({"seed": True}, ("seed:", "integer", "True")),
     ({"seed": 1.5}, ("seed:", "integer")),
@@ -158,6 +168,11 @@ WRONG = [
     ({"gate": {"prior": float("nan")}}, ("gate.prior:", "nan")),
     ({"cache": {"memory_mb": -1}}, ("cache.memory_mb:", "equal to 0")),
     ({"engine": {"workers": 0}}, ("engine.workers:", "equal to 1")),
+    ({"plugins": "my_methods"}, ("plugins:", "valid tuple", "my_methods")),
+    ({"plugins": ["my methods"]}, ("plugins: ", "must be the name of a module", "my methods")),
+    ({"plugins": ["my_methods/gates.py"]}, ("plugins: ", "must be the name of a module", "gates.py")),
+    ({"plugins": [".gates"]}, ("plugins: ", "must be the name of a module", ".gates")),
+    ({"plugins": [1]}, ("plugins.0:", "valid string")),
     # combinations
     ({"partition": {"clients": 5}}, ("federation.cohort:", "partition.clients", "5")),
     ({"federation": {"cohort_local": 21}}, ("federation.cohort_local:", "partition.clients")),
@@ -173,7 +188,7 @@ WRONG = [
     ({"head": {"label_prior": 1.0}}, ("head.label_prior:", "less than 1")),
     ({"activation": {"min_rounds": 9}}, ("activation.min_rounds:", "max_rounds")),
     ({"activation": {"capacity": [{"share": 0.5, "blocks": 1}]}}, ("activation.capacity:", "add up to 1")),
-    # several things wrong: the first, and how many more
+    # several errors: the first, and the number of the others
     ({"seed": "x", "device": "tpu"}, ("seed:", "(and 1 more)")),
     # a choice of a number or a word
     (
@@ -186,7 +201,7 @@ WRONG = [
     ),
     ({"activation": {"blocks": True}}, ("activation.blocks:", "whole number")),
     ({"activation": {"blocks": None}}, ("activation.blocks:", "whole number")),
-    # what would make the message more than a line
+    # values that would break the line of the message
     ({"training": {"learning_rate": float("inf")}}, ("training.learning_rate:", "finite", "inf")),
     ({"a\nb": 1}, ("'a\\nb': unknown key",)),
     ({"model": {"a\nb": 1}}, ("model.'a\\nb': unknown key",)),
@@ -270,7 +285,8 @@ def test_a_file_that_is_no_config_is_one_line_that_names_the_file(tmp_path, cont
 def test_anchors_and_merged_keys_are_no_repetition(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(
-        "federation: &a {cohort: 2}\nmixture: &b {}\nlora: {<<: *b, rank: 4}\ntraining: {<<: &c {epochs: 2}, epochs: 3}\n"
+        "federation: &a {cohort: 2}\nmixture: &b {}\nlora: {<<: *b, rank: 4}\n"
+        "training: {<<: &c {epochs: 2}, epochs: 3}\n"
     )
     assert load_config(path).training.epochs == 3
 

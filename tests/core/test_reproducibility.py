@@ -1,4 +1,4 @@
-"""The same operands give the same bits wherever they lie in memory, and a user hears where that is not promised."""
+"""The same operands give the same bits at every place in memory, or a warning says otherwise."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_product_has_the_same_bits_wherever_its_operands_lie(generator):
 
 
 def python(code: str, **environment: str) -> str:
-    """What a fresh process prints."""
+    """The output of a fresh process."""
     clean = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"} | environment
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True, timeout=60
@@ -50,7 +50,10 @@ def python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-TELL = "import json; from fedms.core.reproducibility import *; print(json.dumps([describe_reproducibility(), same_bits_warning()]))"
+TELL = (
+    "import json; from fedms.core.reproducibility import *; "
+    "print(json.dumps([describe_reproducibility(), same_bits_warning()]))"
+)
 
 
 def test_it_is_set_before_torch_is_loaded():

@@ -11,19 +11,19 @@ def test_a_derived_seed_is_the_same_on_every_machine_and_in_every_version():
 
 
 def test_seed_and_every_word_of_the_purpose_matter_and_words_do_not_run_together():
-    purposes = [
-        (0,),
-        (1,),
-        (0, "a"),
-        (0, "b"),
-        (0, "a", "b"),
-        (0, "b", "a"),
-        (0, "ab"),
-        (0, "a", 1),
-        (0, "a", 11),
-        (0, "a", 1, 1),
+    purposes: list[tuple[str | int, ...]] = [
+        (),
+        ("a",),
+        ("b",),
+        ("a", "b"),
+        ("b", "a"),
+        ("ab",),
+        ("a", 1),
+        ("a", 11),
+        ("a", 1, 1),
     ]
-    assert len({seeds.derive(*purpose) for purpose in purposes}) == len(purposes)
+    derived = {seeds.derive(0, *purpose) for purpose in purposes}
+    assert len(derived | {seeds.derive(1)}) == len(purposes) + 1
 
 
 def test_derived_seeds_fit_into_63_bits():

@@ -5,9 +5,11 @@ import time
 import numpy as np
 import pytest
 
-from fedms.config.sections import PartitionConfig
+from fedms.config import load_config
+from fedms.config.sections import PARTITION_RULES, PartitionConfig
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.data.partition import ClientSplit, Partition, _allocate, partition
+from fedms.data.partition import RULES, ClientSplit, Partition, partition, register_partition
+from fedms.data.partition_rules import allocate
 from fedms.data.sources import Dataset
 
 
@@ -53,7 +55,7 @@ def histogram(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     return np.bincount(dataset.labels[rows], minlength=len(dataset.class_names))
 
 
-RULES = [
+BUILT_IN = [
     {"rule": "dirichlet", "alpha": 0.3},
     {"rule": "classes", "classes_per_client": 2},
     {"rule": "column", "column": "domain", "alpha": 0.5},
@@ -62,7 +64,7 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("keys", RULES, ids=lambda keys: f"{keys['rule']}-{keys.get('alpha', '')}")
+@pytest.mark.parametrize("keys", BUILT_IN, ids=lambda keys: f"{keys['rule']}-{keys.get('alpha', '')}")
 @pytest.mark.parametrize("test", [0, 60])
 def test_every_sample_has_one_place(keys: dict, test: int) -> None:
     dataset = domains(data(test=test), ["a", "b", "c", "d"])
@@ -70,7 +72,7 @@ def test_every_sample_has_one_place(keys: dict, test: int) -> None:
         check(dataset, partition(dataset, PartitionConfig(clients=12, **keys), seed), 10)
 
 
-@pytest.mark.parametrize("keys", RULES, ids=lambda keys: f"{keys['rule']}-{keys.get('alpha', '')}")
+@pytest.mark.parametrize("keys", BUILT_IN, ids=lambda keys: f"{keys['rule']}-{keys.get('alpha', '')}")
 def test_a_clients_splits_are_of_one_distribution(keys: dict) -> None:
     config = PartitionConfig(clients=8, validation=0.2, test=0.25, **keys)
     dataset = domains(data(), ["a", "b"])
@@ -146,7 +148,7 @@ def test_counts_are_of_training_and_validation() -> None:
     assert counts.dtype == np.int64 and counts.tolist() == [[2, 0, 1], [1, 1, 0]]
 
 
-# --- rules ---------------------------------------------------------------------------------------------------------------------------
+# --- rules --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("clients", "each"), [(10, 2), (7, 3), (3, 2), (25, 5), (12, 1)])
@@ -206,12 +208,12 @@ def test_rounding_keeps_totals_and_quotas() -> None:
     totals = rng.integers(0, 50, (3, 9))
     shares = rng.dirichlet(np.full(7, 0.3), (3, 9)).transpose(0, 2, 1)
     for even in (False, True):
-        counts = _allocate(shares, totals, rng, even)
+        counts = allocate(shares, totals, rng, even)
         assert (counts.sum(axis=1) == totals).all()
         assert (np.abs(counts - totals[:, None] * shares) < 1).all()
 
 
-# --- what cannot be ------------------------------------------------------------------------------------------------------------------
+# --- what cannot be -----------------------------------------------------------------------------------------
 
 
 def test_small_clients_are_drawn_again() -> None:
@@ -275,3 +277,71 @@ def test_many_clients_take_seconds() -> None:
     result = partition(dataset, PartitionConfig(clients=10_000, alpha=0.3, min_samples=5), 0)
     assert time.perf_counter() - start < 20
     assert result.counts(dataset.labels, 50).sum(1).min() >= 5
+
+
+# --- rules of one's own ---
+
+
+@pytest.fixture
+def rule():
+    """Register rules; forget them after the test."""
+    added = []
+
+    def add(name, function):
+        register_partition(name, function)
+        added.append(name)
+
+    yield add
+    for name in set(added):
+        del RULES[name]
+        PARTITION_RULES.remove(name)
+
+
+def in_turn(dataset, config, seed):
+    """Rows go to the clients in turn."""
+    return [f"site-{i}" for i in range(config.clients)], np.arange(len(dataset.labels)) % config.clients
+
+
+@pytest.mark.parametrize("test", [0, 60])
+def test_a_rule_of_ones_own_is_named_in_the_config(rule, test) -> None:
+    rule("in-turn", in_turn)
+    config = load_config({"partition": {"rule": "in-turn", "clients": 5}, "federation": {"cohort": 2}})
+    dataset = data(test=test)
+    result = partition(dataset, config.partition, 0)
+    check(dataset, result, 10)
+    assert [client.name for client in result.clients] == [f"site-{i}" for i in range(5)]
+    for place, client in enumerate(result.clients):
+        assert (np.concatenate([client.train, client.validation, client.test]) % 5 == place).all()
+    rule("in-turn", in_turn)  # a module that is imported again registers again
+
+
+def test_a_wrong_rule_is_one_line_that_lists_what_is_allowed(rule) -> None:
+    rule("in-turn", in_turn)
+    line = "partition.rule: input should be 'dirichlet', 'classes', 'column', 'equal' or 'in-turn', not 'iid'"
+    with pytest.raises(ConfigError) as caught:
+        load_config({"partition": {"rule": "iid"}})
+    assert str(caught.value) == line
+    with pytest.raises(ConfigError) as caught:
+        partition(data(), PartitionConfig().model_copy(update={"rule": "iid"}), 0)
+    assert str(caught.value) == line
+    with pytest.raises(ConfigError, match=r"^partition.rule: the name 'equal' is taken already$"):
+        register_partition("equal", in_turn)
+
+
+@pytest.mark.parametrize(
+    ("returns", "says"),
+    [
+        ((["a"], np.zeros(1200, dtype=np.int64)), "made 1 clients, but partition.clients is 2"),
+        ((["a", "../b"], np.arange(1200) % 2), "'../b' cannot name a client's folder"),
+        ((["a", "A"], np.arange(1200) % 2), "two clients have one name"),
+        ((["a", "b"], np.arange(1200) % 3), "must give each of the 1200 rows one client"),
+        ((["a", "b"], np.arange(1199) % 2), "must give each of the 1200 rows one client"),
+        ((["a", "b"], np.arange(1200) % 2.0), "must give each of the 1200 rows one client"),
+        ((["a", "b"], (np.arange(1200) < 9).astype(np.int64)), "b would hold 7 samples"),
+    ],
+)
+def test_what_a_rule_of_ones_own_returns_is_checked(rule, returns, says) -> None:
+    rule("bad", lambda dataset, config, seed: returns)
+    with pytest.raises(FedmsError) as caught:
+        partition(data(), PartitionConfig(clients=2, rule="bad"), 0)
+    assert says in str(caught.value) and "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedms.config.sections import Data
+from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.sources import Dataset, load
 
@@ -53,7 +53,7 @@ def paint(path: Path, colour: tuple[int, int, int], mode: str = "RGB") -> Path:
 
 def fails(source: object, seed: int = 0, **keys: object) -> str:
     with pytest.raises(FedmsError) as caught:
-        load(Data(source=str(source), **keys), seed)
+        load(DataConfig(source=str(source), **keys), seed)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 600
     return message
@@ -65,12 +65,12 @@ def per_class(data: Dataset) -> dict[str, int]:
     )
 
 
-# --- text ----------------------------------------------------------------------------------------------------------------------------
+# --- text ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json", ".parquet"])
 def test_every_format_gives_the_same_data(tmp_path: Path, suffix: str) -> None:
-    data = load(Data(source=str(write(tmp_path / f"requests{suffix}", ROWS))), 0)
+    data = load(DataConfig(source=str(write(tmp_path / f"requests{suffix}", ROWS))), 0)
     assert data.kind == "text"
     assert list(data.inputs) == [row["text"] for row in ROWS]  # "NA" and "null" are words here, not gaps
     assert data.class_names == ("null", "off", "on")
@@ -82,7 +82,7 @@ def test_every_format_gives_the_same_data(tmp_path: Path, suffix: str) -> None:
 def test_classes_are_the_same_in_typed_and_untyped_formats(tmp_path: Path) -> None:
     rows = [{"text": "a", "label": 10}, {"text": "b", "label": 2}, {"text": "c", "label": 10}]
     found = [
-        load(Data(source=str(write(tmp_path / f"d{suffix}", rows))), 0).class_names
+        load(DataConfig(source=str(write(tmp_path / f"d{suffix}", rows))), 0).class_names
         for suffix in (".csv", ".jsonl", ".parquet")
     ]
     assert found == [("10", "2")] * 3
@@ -93,7 +93,7 @@ def test_a_folder_of_files_joins_validation_to_train_and_keeps_test_apart(tmp_pa
     write(tmp_path / "validation.jsonl", ROWS[2:])
     write(tmp_path / "test.parquet", [{"text": "out", "intent": "off", "extra": 1}])
     (tmp_path / "README.md").write_text("hello")
-    data = load(Data(source=str(tmp_path)), 0)
+    data = load(DataConfig(source=str(tmp_path)), 0)
     assert list(data.inputs) == [*(row["text"] for row in ROWS), "out"]
     assert data.is_test is not None and data.is_test.tolist() == [False] * 4 + [True]
     assert data.columns == {}  # neither column is in all files
@@ -102,7 +102,7 @@ def test_a_folder_of_files_joins_validation_to_train_and_keeps_test_apart(tmp_pa
 def test_several_parquet_files_make_one_split(tmp_path: Path) -> None:
     for i in range(2):
         write(tmp_path / f"train-0000{i}-of-00002.parquet", ROWS[2 * i : 2 * i + 2])
-    assert list(load(Data(source=str(tmp_path)), 0).inputs) == [row["text"] for row in ROWS]
+    assert list(load(DataConfig(source=str(tmp_path)), 0).inputs) == [row["text"] for row in ROWS]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
             {"Text": "b", "note": "y", "Label": "2", "mood": "up"},
         ],
     )
-    assert list(load(Data(source=str(path)), 0).inputs) == ["a", "b"]  # found whatever the case
-    named = load(Data(source=str(path), text="note", label="Text"), 0)
+    assert list(load(DataConfig(source=str(path)), 0).inputs) == ["a", "b"]  # found whatever the case
+    named = load(DataConfig(source=str(path), text="note", label="Text"), 0)
     assert (
         list(named.inputs) == ["x", "y"]
         and named.class_names == ("a", "b")
@@ -130,18 +130,18 @@ def test_a_saved_datasets_folder_keeps_the_order_of_its_classes(tmp_path: Path) 
     )
     part = datasets.Dataset.from_dict({"sentence": ["a", "b", "c"], "label": [2, 0, 0]}, features=features)
     datasets.DatasetDict({"train": part, "test": part.select([1])}).save_to_disk(tmp_path / "dict")
-    data = load(Data(source=str(tmp_path / "dict")), 0)
+    data = load(DataConfig(source=str(tmp_path / "dict")), 0)
     assert data.class_names == ("zebra", "ant") and data.labels.tolist() == [1, 0, 0, 0]
     assert list(data.inputs) == ["a", "b", "c", "b"] and data.is_test is not None
     part.save_to_disk(tmp_path / "single")
-    assert load(Data(source=str(tmp_path / "single")), 0).is_test is None
+    assert load(DataConfig(source=str(tmp_path / "single")), 0).is_test is None
 
 
 def test_limit_holds_for_each_split_and_keeps_order_and_classes(tmp_path: Path) -> None:
     rows = [{"text": str(i), "label": f"c{i % 40}"} for i in range(80)]
     write(tmp_path / "train.csv", rows)
     write(tmp_path / "test.csv", rows[:30])
-    data, again, other = (load(Data(source=str(tmp_path), limit=20), seed) for seed in (0, 0, 1))
+    data, again, other = (load(DataConfig(source=str(tmp_path), limit=20), seed) for seed in (0, 0, 1))
     assert data.is_test is not None and data.is_test.tolist() == [False] * 20 + [True] * 20
     order = [int(text) for text in data.inputs]
     assert order[:20] == sorted(order[:20]) and order[20:] == sorted(order[20:]) and max(order[20:]) < 30
@@ -150,7 +150,7 @@ def test_limit_holds_for_each_split_and_keeps_order_and_classes(tmp_path: Path) 
     assert list(again.inputs) == list(data.inputs) != list(other.inputs)
 
 
-# --- images --------------------------------------------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------------------
 
 
 def test_an_image_folder_is_decoded_lazily(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_an_image_folder_is_decoded_lazily(tmp_path: Path) -> None:
     late = paint(tmp_path / "red" / "deep" / "1.PNG", (250, 0, 0))
     paint(tmp_path / "blue" / "2.jpg", (0, 0, 255), "L")
     (tmp_path / "blue" / "notes.txt").write_text("not an image")
-    data = load(Data(source=str(tmp_path)), 0)
+    data = load(DataConfig(source=str(tmp_path)), 0)
     assert data.kind == "image" and data.class_names == ("blue", "red") and data.labels.tolist() == [0, 1, 1]
     assert all(image.mode == "RGB" and image.size == (8, 6) for image in data.inputs)
     assert data.inputs[1].getpixel((0, 0)) == (255, 0, 0)
@@ -173,7 +173,7 @@ def test_an_image_folder_can_have_splits(tmp_path: Path) -> None:
     for split, classes in {"train": "ab", "validation": "a", "test": "b"}.items():
         for name in classes:
             paint(tmp_path / split / name / "x.png", (1, 2, 3))
-    data = load(Data(source=str(tmp_path)), 0)
+    data = load(DataConfig(source=str(tmp_path)), 0)
     assert data.labels.tolist() == [0, 1, 0, 1]
     assert data.is_test is not None and data.is_test.tolist() == [False, False, False, True]
     paint(tmp_path / "test" / "new" / "x.png", (1, 2, 3))
@@ -205,7 +205,7 @@ def test_images_in_parquet_need_no_copy_on_disk(
             tmp_path / "d.parquet",
             [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)],
         )
-    data = load(Data(source=str(tmp_path / "d.parquet")), 0)
+    data = load(DataConfig(source=str(tmp_path / "d.parquet")), 0)
     assert [image.getpixel((0, 0)) for image in data.inputs] == [(i, 0, 0) for i in range(3)]
     assert data.class_names == (("dog", "cat") if declared else ("0", "1")) and data.labels.tolist() == [
         1,
@@ -217,7 +217,7 @@ def test_images_in_parquet_need_no_copy_on_disk(
     assert not (tmp_path / "cache").exists()
 
 
-# --- what is wrong -------------------------------------------------------------------------------------------------------------------
+# --- what is wrong ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,8 @@ def test_a_folder_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_the_hub_out_of_reach_is_one_line() -> None:
-    code = "import sys; from fedms.config.sections import DataConfig; from fedms.data.sources import load\ntry: load(DataConfig(source='nobody/nothing'), 0)\n"
+    code = "import sys; from fedms.config.sections import DataConfig; from fedms.data.sources import load\n"
+    code += "try: load(DataConfig(source='nobody/nothing'), 0)\n"
     code += "except Exception as error: print(type(error).__name__, error)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
@@ -326,37 +327,37 @@ def test_a_hub_name_can_have_a_subset(monkeypatch: pytest.MonkeyPatch) -> None:
     builder = type("Parquet", (), {"__module__": "datasets.packaged_modules.parquet.parquet"})
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda *name: builder())
     monkeypatch.setattr(datasets, "load_dataset", answer)
-    assert len(load(Data(source="clinc/clinc_oos:plus"), 0).inputs) == 4
-    load(Data(source="PolyAI/banking77"), 0)
+    assert len(load(DataConfig(source="clinc/clinc_oos:plus"), 0).inputs) == 4
+    load(DataConfig(source="PolyAI/banking77"), 0)
     assert asked == [("clinc/clinc_oos", "plus"), ("PolyAI/banking77", None)]
     builder.__module__ = "datasets.packaged_modules.webdataset.webdataset"  # whose parts may be pickles
     assert "a data set of the format webdataset; known: arrow" in fails("somebody/something")
     assert len(asked) == 2
 
 
-# --- real data -----------------------------------------------------------------------------------------------------------------------
+# --- real data ----------------------------------------------------------------------------------------------
 
 
 def test_the_embedded_corpus() -> None:
-    data = load(Data(), 0)
+    data = load(DataConfig(), 0)
     assert data.kind == "text" and data.is_test is None
     assert len(data.class_names) >= 40 and min(per_class(data).values()) >= 40
     assert len(set(data.columns["domain"])) >= 5
-    assert load(Data(limit=50), 0).labels.shape == (50,)
+    assert load(DataConfig(limit=50), 0).labels.shape == (50,)
 
 
 @pytest.mark.skipif(
     not (SHARED / "banking77").is_dir(), reason="needs ../shared/data/banking77, which is not here"
 )
 def test_banking77() -> None:
-    data = load(Data(source=str(SHARED / "banking77")), 0)
+    data = load(DataConfig(source=str(SHARED / "banking77")), 0)
     assert len(data.inputs) == 13_083 and len(data.class_names) == 77
     assert data.is_test is not None and data.is_test.sum() == 3_080
 
 
 @pytest.mark.skipif(not (SHARED / "pacs").is_dir(), reason="needs ../shared/data/pacs, which is not here")
 def test_pacs() -> None:
-    data = load(Data(source=str(SHARED / "pacs"), limit=100), 0)
+    data = load(DataConfig(source=str(SHARED / "pacs"), limit=100), 0)
     assert data.class_names == ("dog", "elephant", "giraffe", "guitar", "horse", "house", "person")
     assert len(data.inputs) == 200 and data.inputs[150].size == (112, 112)
     assert set(data.columns["domain"]) == {"art_painting", "cartoon", "photo", "sketch"}

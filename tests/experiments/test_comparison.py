@@ -1,4 +1,4 @@
-"""Comparisons: their rows and plan, tuning on validation data alone, going on where one was interrupted, and a whole tiny one."""
+"""Comparisons: rows, plan, tuning on validation data, resumption, and a complete small comparison."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fedms.runs.folder import RunFolder
 from fedms.runs.reading.comparison import read_comparison
 from fedms.runs.report.comparison.tables import comparison_markdown, comparison_table
 
-TINY = {
+TINY: dict[str, Any] = {
     "partition": {"clients": 8},
     "federation": {"cohort": 2},
     "engine": {"workers": 1},
@@ -33,7 +33,7 @@ TINY = {
 
 
 class Notes(Silent):
-    """Keeps what it is told."""
+    """Keeps all notes."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -43,7 +43,7 @@ class Notes(Silent):
 
 
 class Played:
-    """Stands in for `experiment.run`: each client's accuracies follow from the config by `score` and `test`."""
+    """A stand-in for `experiment.run`. `score` and `test` give each client's accuracies for a config."""
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, str | None]] = []
@@ -60,7 +60,7 @@ class Played:
         resume: bool = False,
         **shared: Any,
     ) -> dict[str, Any]:
-        assert resume, "what was begun is gone on with"
+        assert resume, "an earlier run in the folder must be resumed"
         folder = RunFolder(out)
         with folder.claimed(config, resume):
             pass
@@ -69,7 +69,7 @@ class Played:
         if reuse:
             assert (reuse / "result.json").exists() and first_stage.reusable(config, reuse)
         self.ran.append((str(out), str(reuse) if reuse else None))
-        clients = [
+        clients: list[dict[str, Any]] = [
             {"name": f"c{i}", "accuracy_local": self.test(config) + i / 50, "accuracy_global": 0.6 - i / 50}
             for i in range(8)
         ]
@@ -174,6 +174,7 @@ def test_a_row_that_cannot_name_a_folder_is_refused(name):
             "compare.variants.x: partition.alpha must be the same",
         ),
         ({"variants": {"x": {"seed": 3}}}, "compare.variants.x: seed must be the same"),
+        ({"variants": {"x": {"plugins": ["mine"]}}}, "compare.variants.x: plugins must be the same"),
         ({"tune": {"training.rate": [0.1]}}, "compare.tune.training.rate: training.rate: unknown key"),
         (
             {"tune": {"training.learning_rate": [0.1, -1.0]}},
@@ -254,12 +255,14 @@ def test_a_first_stage_that_no_row_trains_alone_is_trained_by_a_hidden_run():
     assert [(run.folder, run.first) for run in runs[1:]] == [
         ("runs/fedms-0", hidden.folder),
         ("runs/mixture-constant-0", hidden.folder),
-        ("runs/fedavg-finetune-0", None),  # nobody else needs that one
+        ("runs/fedavg-finetune-0", None),  # no other run needs this stage
     ]
     again = plan(
         wanted(("mixture-constant", {}), ("p", {"method": "fedms", "gate.prior": 0.9}), ("fedms", {}))
     )
-    assert again[0].folder == hidden.folder and again[0].config == hidden.config  # whoever needs it
+    assert (
+        again[0].folder == hidden.folder and again[0].config == hidden.config
+    )  # it does not depend on the run that needs it
 
 
 def test_first_stages_with_other_settings_are_not_shared():
@@ -296,7 +299,7 @@ def test_compare_says_nothing_of_a_run():
 
 
 def test_tuning_reads_validation_data_alone(played, tmp_path):
-    """By test accuracy it would be the other one."""
+    """Test accuracy would select the other candidate."""
     played.score = lambda config: {1e-3: 0.7, 1e-2: 0.6}[config.training.learning_rate]
     played.test = lambda config: {1e-3: 0.1, 1e-2: 0.9}[config.training.learning_rate]
     config = config_of(
@@ -306,7 +309,7 @@ def test_tuning_reads_validation_data_alone(played, tmp_path):
     assert {row["name"]: row["tuned"] for row in made["methods"]} == {
         "fedavg-sal": {"training.learning_rate": 0.001},
         "fedms": {"training.learning_rate": 0.001},
-        "statistics": {},  # trains nothing
+        "statistics": {},  # this method trains nothing
     }
     tried = made["tuning"]["rows"]["fedms"]
     assert [(each["keys"], each["score"]) for each in tried["candidates"]] == [
@@ -323,14 +326,14 @@ def test_tuning_reads_validation_data_alone(played, tmp_path):
     )
     page = (tmp_path / "c" / "comparison.md").read_text(encoding="utf-8")
     assert "| fedms | training.learning_rate 0.01: 0.6000; **training.learning_rate 0.001: 0.7000** |" in page
-    # the chosen trial is the first seed's run: 2 x 2 trials, statistics twice, and two rows on the second seed
+    # the best trial is the run of the first seed: 2 x 2 trials, statistics twice, two rows on the second seed
     assert len(played.ran) == len(set(played.names(tmp_path / "c"))) == 8
     folders = {(run["row"], run["seed"]): run["folder"] for run in made["runs"]}
     assert (
         folders["fedms", 0] == "tuning/fedms/training.learning_rate=0.001"
         and folders["fedms", 1] == "runs/fedms-1"
     )
-    # first stages are shared among trials, too
+    # trials also share first stages
     assert dict(played.ran)[str(tmp_path / "c" / folders["fedms", 0])] == str(
         tmp_path / "c" / folders["fedavg-sal", 0]
     )
@@ -368,7 +371,7 @@ def test_equal_scores_choose_the_first_candidate(played, tmp_path):
     assert made["methods"][0]["tuned"] == {"lora.rank": 2} and len(played.ran) == 3
 
 
-# going on
+# resumption
 
 
 def test_an_interrupted_comparison_does_only_what_is_missing(played, tmp_path):
@@ -378,18 +381,18 @@ def test_an_interrupted_comparison_does_only_what_is_missing(played, tmp_path):
     assert (
         played.names(out) == ["runs/fedavg-sal-0", "runs/fedms-0"] and not (out / "comparison.json").exists()
     )
-    assert (out / "runs/fedavg-sal-1/config.yaml").exists()  # begun
+    assert (out / "runs/fedavg-sal-1/config.yaml").exists()  # it was started
     played.fails_at, notes = None, Notes()
     compare(config_of(), out, notes)
     assert played.names(out)[2:] == ["runs/fedavg-sal-1", "runs/fedms-1"]
     assert notes.notes == [
-        "2 of 4 runs are there",
+        "2 of 4 runs are finished already",
         "run 3 of 4: fedavg-sal, seed 1",
         "run 4 of 4: fedms, seed 1",
     ]
     before = json.loads((out / "comparison.json").read_text())
     compare(config_of(), out, notes)
-    assert len(played.ran) == 4 and notes.notes[-1] == "4 of 4 runs are there"
+    assert len(played.ran) == 4 and notes.notes[-1] == "4 of 4 runs are finished already"
     assert json.loads((out / "comparison.json").read_text()) == before
 
 
@@ -409,7 +412,11 @@ def test_a_comparison_can_grow_and_a_spent_first_stage_may_go(played, tmp_path):
         out,
         notes,
     )
-    assert notes.notes[0] == "2 of 5 runs are there" and len(played.ran) == 6 and made["seeds"] == [0, 1]
+    assert (
+        notes.notes[0] == "2 of 5 runs are finished already"
+        and len(played.ran) == 6
+        and made["seeds"] == [0, 1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -463,7 +470,7 @@ def test_a_run_that_fails_is_named(monkeypatch, tmp_path):
         compare(config_of(), tmp_path / "c")
 
 
-# what is written
+# output
 
 
 def test_the_python_face_writes_where_the_config_is_named(played, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Watchers of a run: what they say, and that they end."""
+"""Watchers of a run: their output, and that their display ends."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_time_left_comes_from_the_rounds_of_each_stage() -> None:
     left = Remaining(PLAN, clock)
     assert str(left) == "–" and left.done == 0 and left.total == 6
     left.round_done(record("statistics", 0, 9.0))
-    assert left.seconds() is None  # statistics say nothing of training
+    assert left.seconds() is None  # the time of statistics is no measure for training
     left.round_done(record("global", 1, 10.0))
     assert left.seconds() == pytest.approx(5 * 10)
     left.round_done(record("global", 2, 20.0))
@@ -58,7 +58,9 @@ def test_the_time_left_comes_from_the_rounds_of_each_stage() -> None:
     assert left.seconds() == pytest.approx(4 * 15 - 7) and str(left) == "0:53"
     for at in (3, 4):
         left.round_done(record("global", at, 15.0))
-    left.round_done(record("statistics", 0, 1.0))  # a gate that reads the global expert asks again
+    left.round_done(
+        record("statistics", 0, 1.0)
+    )  # a gate on features of the global expert needs a second exchange
     assert left.done == 4
     left.round_done(record("local", 1, 100.0))
     assert left.seconds() == pytest.approx(100)

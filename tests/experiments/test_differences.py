@@ -1,4 +1,4 @@
-"""What a comparison claims: means, paired differences and their intervals, against hand-computed and scipy's values."""
+"""Means, paired differences and their intervals, against values computed by hand and by scipy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_mean_and_sample_deviation_over_seeds_by_hand():
 def test_pairs_are_the_same_client_of_the_same_seed():
     one = [result(1, [0.9, 0.5]), result(0, [0.4, 0.6])]
     other = [result(0, [0.3, 0.3]), result(1, [0.5, 0.5]), result(2, [0.0, 0.0])]
-    other[0]["per_client"].reverse()  # names decide, not places
+    other[0]["per_client"].reverse()  # clients are matched by name, not by position
     assert [list(seed) for seed in differences(one, other, "accuracy_local")] == [[0.1, 0.3], [0.4, 0.0]]
     found = compare(one, other, "accuracy_local")
     assert found["difference"] == pytest.approx(0.2) and found["pairs"] == 4
@@ -60,20 +60,20 @@ def test_the_interval_of_one_seed_is_scipys_bootstrap_and_p_is_scipys():
 
 
 def test_seeds_are_drawn_first_then_clients_within_them():
-    """Three seeds that disagree: clients alone would give an interval ten times as narrow."""
+    """With three different seeds, a bootstrap over clients alone would give a ten times narrower interval."""
     draw = np.random.default_rng(0)
     seeds = [draw.normal(mean, 0.01, 30).round(6) for mean in (-0.1, 0.1, 0.2)]
     zero = [result(seed, np.zeros(30)) for seed in range(3)]
     found = compare([result(seed, values) for seed, values in enumerate(seeds)], zero, "accuracy_local")
     assert found["low"] == pytest.approx(-0.1, abs=0.01) and found["high"] == pytest.approx(0.2, abs=0.01)
     assert found["difference"] == pytest.approx(0.2 / 3, abs=0.005) and not found["distinguishable"]
-    # a sure gain in all seeds is one
+    # a gain in every seed is distinguishable
     found = compare([result(seed, 0.3 + values) for seed, values in enumerate(seeds)], zero, "accuracy_local")
     assert found["distinguishable"] and found["low"] > 0.15
 
 
 def test_no_claim_where_nothing_varies():
-    """One model for all has the same accuracy on everyone's data at every client."""
+    """A single model for all clients has the same accuracy on everyone's data at every client."""
     level, lower = result(0, [0.6] * 30), result(0, [0.6 - 2e-10] * 30)
     for other in (level, lower, result(0, [0.5] * 30)):
         found = compare([level], [other], "accuracy_global")
@@ -110,7 +110,7 @@ def test_a_comparison_is_the_same_each_time_and_whatever_fits_into_memory(monkey
     other = [result(seed, np.random.default_rng(9 + seed).uniform(size=20)) for seed in range(3)]
     found = compare(one, other, "accuracy_local")
     assert compare(one, other, "accuracy_local") == found
-    monkeypatch.setattr(statistics, "MOST_AT_ONCE", 1000)
+    monkeypatch.setattr(statistics, "MOST_DRAWS_AT_ONCE", 1000)
     assert compare(one, other, "accuracy_local") == found
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files say what metrics.jsonl and result.json say, every line once."""
+"""TensorBoard's event files have the content of metrics.jsonl and result.json, every line once."""
 
 import json
 from collections import Counter
@@ -16,7 +16,7 @@ from tiny_run import finished  # noqa: F401 (a fixture)
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag -> (step, value), as TensorBoard reads them."""
+    """(step, value) by tag, as TensorBoard reads them."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     found = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
     return {
@@ -25,7 +25,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The same from the run folder's own files."""
+    """The same from metrics.jsonl and result.json."""
     out: dict[str, list[tuple[int, float]]] = {}
     sums: Counter[str] = Counter()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -84,7 +84,7 @@ def test_a_run_that_goes_on_has_no_line_twice(tmp_path):
     for number in (1, 2, 3):
         folder.append_metrics(record(number))
         events.round_done(record(number))
-    # killed here; the last line is taken back, the others may be told again, and the round is done once more
+    # killed here: resumption removes the last line and may report the others again, then repeats the round
     events = Events(folder)
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))

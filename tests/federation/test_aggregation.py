@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedms.federation.aggregation.mean import average, exact, svd
+from fedms.federation.aggregation.mean import average
+from fedms.federation.aggregation.products import exact, svd
 from fedms.federation.messages import Update
 
 SCALE = 2.0

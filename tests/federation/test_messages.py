@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save
 
 from fedms.core.errors import FedmsError
-from fedms.federation.messages import Task, Update, decode_task, decode_update, encode
+from fedms.federation.messages import Failure, Task, Update, decode_answer, decode_task, decode_update, encode
 
 ARRAYS = {
     "floats": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)),
@@ -60,8 +60,19 @@ def test_a_message_is_what_safetensors_writes():
 
 
 def test_a_message_without_arrays_comes_back():
-    failed = Update("client-0", failure="ValueError: broken")
-    assert decode_update(encode(failed)) == failed
+    failed = Failure("client-0", "error", "ValueError: broken")
+    assert decode_answer(encode(failed)) == failed
+    with pytest.raises(FedmsError, match="client-0 failed: ValueError: broken"):
+        decode_update(encode(failed))
+
+
+@pytest.mark.parametrize(
+    "failure", [{"kind": "none", "reason": "a"}, {"kind": "error", "reason": 3}, {"kind": "error"}, "lost", 5]
+)
+def test_a_failure_of_another_form_is_refused(failure):
+    data = save({}, metadata={"fedms": json.dumps({"client": "a", "failure": failure})})
+    with pytest.raises(FedmsError, match="a message cannot be read"):
+        decode_answer(data)
 
 
 def test_the_same_message_is_the_same_bytes():

@@ -215,9 +215,9 @@ def test_prompts_lengthen_the_sequence_and_stay_out_of_the_feature(finished, mon
 
     monkeypatch.setattr(backbone, "run", watched_run)
     monkeypatch.setattr(backbone, "pool", watched_pool)
-    together = client.judge(samples).global_logits
+    together = client.judge(samples).logits
     assert [run_over - pooled for run_over, pooled in lengths if pooled >= 0] == [8]
-    alone = torch.cat([client.judge([sample]).global_logits for sample in samples])
+    alone = torch.cat([client.judge([sample]).logits for sample in samples])
     torch.testing.assert_close(together, alone, **CLOSE)
     client.personal.experts["global"] = Expert(
         {
@@ -227,9 +227,7 @@ def test_prompts_lengthen_the_sequence_and_stay_out_of_the_feature(finished, mon
         },
         1.0,
     )
-    assert not torch.allclose(client.judge(samples).global_logits, together, atol=1e-3), (
-        "the prompts change nothing"
-    )
+    assert not torch.allclose(client.judge(samples).logits, together, atol=1e-3), "the prompts change nothing"
 
 
 # what a result counts

@@ -12,11 +12,11 @@ from fedms.core.errors import ConfigError
 from fedms.federation.activation import Activation
 from fedms.federation.client import ClientHost
 from fedms.federation.methods import METHODS
-from fedms.model.arrays import group, strip
+from fedms.model.arrays import strip
 from fedms.model.expert import Expert
 from fedms.model.heads import nearest_head
 from fedms.model.lora import LoraLinear, Pair
-from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.parts import fresh_lora, fresh_parts, group, trained_names
 from fedms.training.expert_training import Plan, train_expert
 from fedms.training.inputs import batches
 
@@ -47,7 +47,9 @@ def mean(updates, value):
 
 
 def trainee(world, folder, groups=("A", "B", "head")):
-    """An expert of all blocks in which nothing is zero, its trained names, and what is needed to train it on a client's data."""
+    """An expert of all blocks in which nothing is zero, its trained names, and what is needed to train it on
+    a client's data.
+    """
     generator = torch.Generator().manual_seed(1)
     blocks = range(world.backbone.depth)
     arrays = fresh_lora(world.backbone, blocks, 2, 0) | nearest_head(world.class_embeddings)
@@ -108,7 +110,9 @@ def test_the_proximal_gradient_is_the_weighted_distance_to_the_anchor(opened, tm
 
 
 def finetuned(made):
-    """The local experts after one global round and two of each client alone, and the global one they come from."""
+    """The local experts after one global round and two of each client alone, and the global one they come
+    from.
+    """
     made.round(1)
     shared = dict(made.server.shared)
     made.next_stage()

@@ -2,9 +2,10 @@
 
 import pytest
 
-from fedms.config import Config
+from fedms.config import Config, load_config
 from fedms.core.errors import ConfigError
 from fedms.federation.methods import METHODS, find
+from fedms.federation.recipe import recipe_for
 
 methods = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
@@ -34,7 +35,9 @@ def test_who_predicts_is_there_in_the_end(method):
         method.predicts, set()
     )
     assert needed <= trained
-    assert method.has_global == (method.predicts in ("global", "mixture", "blend") or "global" in trained)
+    assert recipe_for(load_config({}), method).has_global == (
+        method.predicts in ("global", "mixture", "blend") or "global" in trained
+    )
 
 
 @methods

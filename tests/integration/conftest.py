@@ -16,7 +16,7 @@ import torch
 from outcomes import TIMES
 
 from fedms.config import Config, load_config
-from fedms.engines import answers, local
+from fedms.engines import host, local
 from fedms.experiments import experiment
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update
@@ -175,7 +175,9 @@ class Traffic:
 
     @property
     def exchanges(self) -> list[tuple[Task, Update]]:
-        """Each task with its answer; in one process they alternate by kind: all tasks of a round, then all updates."""
+        """Each task with its answer; in one process they alternate by kind: all tasks of a round, then all
+        updates.
+        """
         waiting: dict[str, Task] = {}
         pairs = []
         for message in self.messages:
@@ -197,7 +199,7 @@ class Traffic:
 def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     """What is sent from now on."""
     seen, encode = Traffic(), local.encode
-    for side in (local, answers):
+    for side in (local, host):
         monkeypatch.setattr(
             side, "encode", lambda message: (seen.messages.append(message), encode(message))[1]
         )
@@ -206,7 +208,9 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
 
 @pytest.fixture
 def misbehave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
-    """Have clients fail by these rules from now on, in this process and in workers; without any, all behave again."""
+    """Have clients fail by these rules from now on, in this process and in workers; without any, all behave
+    again.
+    """
     rules, site = tmp_path / "rules.json", tmp_path / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text("import misbehaving\nmisbehaving.watch_imports()\n")

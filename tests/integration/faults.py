@@ -1,4 +1,6 @@
-"""A file layer that fails: it stands in for the `os` of `fedms.files`, whose calls are all the points at which a write can fail."""
+"""A file layer that fails: it stands in for the `os` of `fedms.files`, whose calls are all the points at
+which a write can fail.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ class Killed(BaseException):
 
 
 class Watched:
-    """Does what it is asked, and calls `before` ahead of each point: with the call's name, the file's path, and the arguments.
+    """Does what it is asked, and calls `before` ahead of each point: with the call's name, the file's path,
+    and the arguments.
 
-    What `before` returns, where that is something, is done instead."""
+    What `before` returns, where that is something, is done instead.
+    """
 
     def __init__(self, before: Callable[[str, Path, tuple[Any, ...]], Any]) -> None:
         self._before = before
@@ -40,6 +44,8 @@ class Watched:
 
 
 def site(name: str, path: Path) -> tuple[str, str]:
-    """The kind of a point: the call, and the file without whose it is, its version, and what makes it a temporary one."""
+    """The kind of a point: the call, and the file without whose it is, its version, and what makes it a
+    temporary one.
+    """
     stem = path.name.removeprefix(".").split(".")[0].rstrip("0123456789-")
     return name, f"{path.parent.name.rstrip('0123456789-')}/{stem}"

@@ -1,7 +1,8 @@
 """Kills real processes: CONFIG FOLDER KILLS SEED.
 
-A parent that has loaded everything, and computed nothing, forks a process for each try at a run and has it end by SIGKILL: by turns at
-a random moment, and at a random one of its writes. Each run is gone on with until it is finished, and must be what an undisturbed one is.
+A parent that has loaded everything, and computed nothing, forks a process for each try at a run and has it
+end by SIGKILL: by turns at a random moment, and at a random one of its writes. Each run is gone on with until
+it is finished, and must be what an undisturbed one is.
 """
 
 from __future__ import annotations

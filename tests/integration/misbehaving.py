@@ -1,7 +1,8 @@
-"""Clients that fail as they are told, in this process or in workers: a file of rules says who, in what task, and how.
+"""Clients that fail as they are told, in this process or in workers: a file of rules says who, in what task,
+and how.
 
-In workers it is loaded by the `sitecustomize` that the fixture `misbehave` writes, and puts itself around the client's side when that is
-imported.
+In workers it is loaded by the `sitecustomize` that the fixture `misbehave` writes, and puts itself around the
+client's side when that is imported.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Rule:
     """What a client does instead of its task, or before it; None is any."""
 
     how: str
-    """`raise`, `die`, `hang`, `late` (hangs for `seconds`, then answers), `leave` (the process ends as if it were done) or `lie`."""
+    """`raise`, `die`, `hang`, `late` (hangs for `seconds`, then answers), `leave` (the process ends as if it
+    were done) or `lie`."""
     client: str | None = None
     kind: str | None = None
     stage: str | None = None
@@ -70,7 +72,9 @@ class Rule:
 
 
 def around(host: Any) -> None:
-    """Have a ClientHost fail as the rules say when it receives a task, alone or with others, and lie when it has handled one."""
+    """Have a ClientHost fail as the rules say when it receives a task, alone or with others, and lie when it
+    has handled one.
+    """
     good, receive = host.handle, host.receive
 
     def rules(lies: bool) -> list[Rule]:

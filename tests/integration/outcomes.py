@@ -20,7 +20,9 @@ def without_times(value: Any) -> Any:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """All that server and clients keep, to the byte; of the server's checkpoints, which hold times, the bytes of each array."""
+    """All that server and clients keep, to the byte; of the server's checkpoints, which hold times, the bytes
+    of each array.
+    """
     found: dict[str, Any] = {}
     for path in folder.rglob("*.safetensors"):
         if path.name.startswith("state-") and path.parent.name == "server":

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from fedms.cli.main import app
 from fedms.experiments.comparison.compare import compare
-from fedms.experiments.comparison.folder import PREFIXES
+from fedms.experiments.comparison.folder import PREFIX_FOLDER
 from fedms.experiments.observers import Silent
 from fedms.model.backbone import Backbone
 
@@ -48,7 +48,8 @@ def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny
     assert [(run["row"], run["seed"]) for run in made["runs"]] == [
         (row, seed) for seed in (0, 1) for row in ("fedms", "mixture-constant")
     ]
-    # with a first stage taken over, and without; train_flops differ, as who takes it over fills its clients' caches once more
+    # with a first stage taken over, and without; train_flops differ, as who takes it over fills its clients'
+    # caches once more
     for run in made["runs"]:
         alone = perform(f"method={run['row']}", f"seed={run['seed']}").result
         for key in ("accuracy_local", "accuracy_global", "frontier", "per_client", "uplink_bytes"):
@@ -59,7 +60,7 @@ def test_a_comparison_that_was_killed_comes_to_what_an_undisturbed_one_does(tiny
         and fedms["versus_baseline"] is None
         and constant["versus_baseline"]["accuracy_local"]["pairs"] == 8
     )
-    assert not (tmp_path / "c" / PREFIXES).exists()
+    assert not (tmp_path / "c" / PREFIX_FOLDER).exists()
     assert len(fedms["frontier"]) == 11 and fedms["std"]["accuracy_local"] is not None
 
 
@@ -101,7 +102,7 @@ def test_the_command_shows_a_table_and_says_where_it_is(tiny, tmp_path, monkeypa
     )
     assert len(list((tmp_path / "runs/tiny-compare").glob("runs/*/tensorboard/events.*"))) == 4
     again = CliRunner().invoke(app, command)
-    assert "4 of 4 runs are there" in again.stdout and "global 1/2" not in again.stdout
+    assert "4 of 4 runs are finished already" in again.stdout and "global 1/2" not in again.stdout
     assert CliRunner().invoke(app, ["report", "runs/tiny-compare"]).exit_code == 0
     values = json.loads((tmp_path / "runs/tiny-compare/comparison.json").read_text())
     assert (

@@ -1,4 +1,6 @@
-"""Clients that raise, die, hang or are late, in any share: a round takes k of n answers, and nobody else notices."""
+"""Clients that raise, die, hang or are late, in any share: a round takes k of n answers, and nobody else
+notices.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ from fedms.federation.world import open_world
 pytestmark = pytest.mark.integration
 
 HOW = ("kind", "reason", "uplink_bytes", "evaluation_bytes")
-"""How an answer was lost, and the bytes in which a client that raises says why: what may differ between ways of failing."""
+"""How an answer was lost, and the bytes in which a client that raises says why: what may differ between ways
+of failing."""
 ALL = "federation.cohort=4"
 DEADLINE = 10
 """Seconds: long beside what a tiny client takes."""
@@ -187,7 +190,9 @@ def test_surplus_answers_leave_no_trace_on_the_server(finished, perform):
 
 
 def test_who_was_not_in_the_average_does_not_take_itself_out_of_it(misbehave, perform, traffic):
-    """Where clients take themselves out of the mean (fedalt), one whose answer was lost is told of no mean that it was in."""
+    """Where clients take themselves out of the mean (fedalt), one whose answer was lost is told of no mean
+    that it was in.
+    """
     misbehave()
     run = perform(
         "method=fedalt", "federation.cohort=2", "federation.oversample=1", "federation.rounds_local=1"
@@ -241,7 +246,9 @@ def test_those_who_failed_are_asked_again_where_no_others_are_left(misbehave, pe
 def test_a_run_that_stays_under_quorum_stops_and_can_be_gone_on_with(
     misbehave, tiny, finished, tmp_path, kind, stage, place, needed
 ):
-    """All others fail, however often they are asked; when they behave again, it comes to what it would have come to."""
+    """All others fail, however often they are asked; when they behave again, it comes to what it would have
+    come to.
+    """
     bad = [f"client-{number}" for number in range(3 if stage else 4)]
     misbehave(
         *(Rule("raise", client=client, kind=kind, round=2 if stage else None, stage=stage) for client in bad)
@@ -344,7 +351,7 @@ def test_closing_ends_a_worker_that_hangs_and_starts_no_other(misbehave, engine)
 
     asking = threading.Thread(target=ask)
     asking.start()
-    while not there._workers[0]._busy:
+    while not there.processes[0].busy:
         assert asking.is_alive()
     there.close()
     asking.join(60)

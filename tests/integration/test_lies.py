@@ -1,4 +1,6 @@
-"""Clients that lie: what is not an honest answer is refused, and what may be one cannot move a robust average far."""
+"""Clients that lie: what is not an honest answer is refused, and what may be one cannot move a robust average
+far.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
-from fedms.engines import answers
+from fedms.engines import host as client_side
 from fedms.federation.messages import Failure, Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
 
@@ -27,7 +29,7 @@ Lie = Callable[[Task, Update], Update | Failure]
 @pytest.fixture
 def in_flight(monkeypatch):
     """Have answers of this kind, in this stage, replaced on their way."""
-    honest = answers.handle
+    honest = client_side.handle
 
     def put(lie: Lie, kind: str, stage: str | None = None, clients: tuple[str, ...] = (LIAR,)) -> None:
         def handle(host, message: bytes) -> bytes:
@@ -35,7 +37,7 @@ def in_flight(monkeypatch):
             meant = task.client in clients and task.kind == kind and stage in (None, task.stage)
             return encode(lie(task, decode_update(answer))) if meant else answer
 
-        monkeypatch.setattr(answers, "handle", handle)
+        monkeypatch.setattr(client_side, "handle", handle)
 
     return put
 

@@ -1,4 +1,6 @@
-"""Whole runs in bfloat16: the same bits each time, nearly the accuracy of float32, and clients that predict as they were tested."""
+"""Whole runs in bfloat16: the same bits each time, nearly the accuracy of float32, and clients that predict
+as they were tested.
+"""
 
 import pytest
 

@@ -1,4 +1,6 @@
-"""A run that was stopped at any point goes on to what it would have come to, and what was damaged meanwhile is recognised."""
+"""A run that was stopped at any point goes on to what it would have come to, and what was damaged meanwhile
+is recognised.
+"""
 
 from __future__ import annotations
 
@@ -81,8 +83,11 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 def test_a_run_that_is_killed_at_any_write_comes_to_the_same(config, finished, tmp_path, monkeypatch):
-    """A kill leaves the folder as it is at that moment. So one run is watched, its folder is kept at each point where it differs from
-    before, with the temporary file of the moment, and each of these folders is gone on with."""
+    """A kill leaves the folder as it is at that moment.
+
+    So one run is watched, its folder is kept at each point where it differs from before, with the temporary
+    file of the moment, and each of these folders is gone on with.
+    """
     out, found, points = tmp_path / "run", [], []
 
     def keep(name: str, path: Path, arguments: tuple[Any, ...]) -> None:

@@ -53,7 +53,9 @@ ATTACKS: dict[str, Change] = {"turned around": turned_around, "exaggerated": exa
 
 @pytest.fixture(scope="module")
 def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
-    """The global expert's accuracy on everyone's test data after three rounds; what is frozen is computed once for all."""
+    """The global expert's accuracy on everyone's test data after three rounds; what is frozen is computed
+    once for all.
+    """
     world = open_world(load_config(BASE))
     method, host = of(world.config), ClientHost(world, tmp_path_factory.mktemp("lies"))
     found: dict[tuple[str, str | None], float] = {}

@@ -1,4 +1,6 @@
-"""The same config and seed give the same result, whatever the workers, the cache, or the run that it was taken from."""
+"""The same config and seed give the same result, whatever the workers, the cache, or the run that it was
+taken from.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -203,7 +203,9 @@ def test_clients_that_validate_are_the_same_each_round(perform, traffic):
 
 
 def test_evaluation_has_a_ledger_of_its_own(finished):
-    """Less of it changes nothing of what training costs; a prefix counts once, where something first stands on it."""
+    """Less of it changes nothing of what training costs; a prefix counts once, where something first stands
+    on it.
+    """
     top = ("activation.rule=fixed", "activation.blocks=1", "evaluation.validation=false")
     always, seldom = finished(*top), finished(*top, "evaluation.every=2")
     assert seldom.result["train_flops"] == always.result["train_flops"]

@@ -1,4 +1,4 @@
-"""The backbone: the same features as transformers', from any block upward, and pairs that cost nothing where there are none."""
+"""The backbone: the features of transformers, runs from any block upward, and pairs that can be attached."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def inputs_for(family):
 
 @torch.no_grad()
 def reference(folder, family, inputs):
-    """What transformers' own forward pass gives, pooled as fedms pools."""
+    """The features of transformers' own forward pass, pooled as fedms pools them."""
     if family in TEXT:
         real = (torch.arange(inputs.shape[1]) < LENGTHS[:, None]).long()
         hidden = transformers.AutoModel.from_pretrained(folder)(
@@ -69,7 +69,7 @@ def test_the_feature_is_what_transformers_gives(checkpoint, family):
     expected = reference(checkpoint(family), family, inputs)
     feature = backbone.feature(inputs, mask)
     assert feature.shape == (len(inputs), backbone.feature_size)
-    assert expected.std(0).mean() > 0.01, "the samples are all alike, so this would hold of anything"
+    assert expected.std(0).mean() > 0.01, "the samples are all alike, so any feature would pass"
     torch.testing.assert_close(feature, expected, atol=2e-5, rtol=1e-4)
 
 
@@ -132,9 +132,10 @@ def test_pooling_can_be_chosen(checkpoint):
     torch.testing.assert_close(mean.feature(pixels(32), None), hidden.mean(1), atol=2e-5, rtol=1e-4)
 
 
-def test_the_mask_is_none_without_padding_and_hides_the_padding_with_it():
+def test_the_mask_is_none_without_padding_and_hides_padding():
     assert attention_mask(torch.tensor([4, 4]), 4) is None
     mask = attention_mask(torch.tensor([4, 2]), 4)
+    assert mask is not None
     assert mask.shape == (2, 1, 1, 4)
     assert (mask[:, 0, 0] == 0).tolist() == [[True] * 4, [True, True, False, False]]
     assert mask.min() < -1e30
@@ -155,11 +156,11 @@ def test_every_family_is_frozen_and_says_its_sizes(checkpoint, family):
     assert backbone.block_linear_weights == 4 * 32 * 32 + 2 * 32 * 64
 
 
-# --- pairs ---------------------------------------------------------------------------------------------------------------------------
+# pairs
 
 
 def expert_on(backbone, blocks, trained=True):
-    """An expert with pairs that do something."""
+    """An expert with pairs that change the outputs."""
     arrays = fresh_lora(backbone, blocks, rank=4, seed=0)
     for name in arrays:
         if name.endswith("lora_B"):
@@ -211,7 +212,7 @@ def test_a_block_without_a_pair_has_nothing_to_train_and_gets_no_gradient(backbo
     assert all(p.grad is None for p in backbone.parameters())
 
 
-# --- targets -------------------------------------------------------------------------------------------------------------------------
+# targets
 
 BERT_LINEARS = [
     "attention.self.query",

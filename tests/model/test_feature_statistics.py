@@ -1,4 +1,4 @@
-"""What sums alone give: they add up, travel, classify as a discriminant written out by hand, and weigh own against everyone's."""
+"""Feature sums: they add up, travel, and give the textbook discriminant and the evidence of own data."""
 
 import math
 from dataclasses import replace
@@ -91,7 +91,7 @@ def test_more_rank_is_closer():
     assert errors[-1] < 1e-2 < errors[0]
 
 
-# --- the discriminant ----------------------------------------------------------------------------------------------------------------
+# the discriminant
 
 
 def lda(x, labels, classes, shrinkage):
@@ -140,7 +140,7 @@ def test_well_separated_gaussians_are_told_apart():
 
 
 def test_a_diagonal_covariance_would_miss_what_the_full_one_sees():
-    """Two classes that differ across a long, narrow, tilted cloud: each coordinate alone says nearly nothing."""
+    """Two classes that differ across a narrow, tilted cloud: each coordinate alone tells them apart badly."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(2000) % 2
     along, across = (
@@ -229,7 +229,7 @@ def test_drawn_features_have_the_right_classes_means_and_covariance(generator):
     assert torch.equal(again, drawn)
 
 
-# --- evidence ------------------------------------------------------------------------------------------------------------------------
+# evidence
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def federation():
 
 
 def ratio_by_hand(x, everyone, counts, sums, with_means=True):
-    """The formula of TRIALS.md with explicit exponentials, in float64."""
+    """The formula of `Evidence` with explicit exponentials, in float64."""
     q, mu, P, T = (
         everyone.prior.double(),
         everyone.means.double(),
@@ -251,11 +251,11 @@ def ratio_by_hand(x, everyone, counts, sums, with_means=True):
     )
     own_means = (sums + MEAN_STRENGTH * mu) / (counts[:, None] + MEAN_STRENGTH) if with_means else mu
     p = (counts + q) / (counts.sum() + 1)
-    e = [
+    values = [
         [[math.exp(-(row - m) @ P @ (row - m) / (2 * T)) for m in means] for means in (own_means, mu)]
         for row in x.double()
     ]
-    e = torch.tensor(e, dtype=torch.float64)
+    e = torch.tensor(values, dtype=torch.float64)
     return ((p * e[:, 0]).sum(1).log() - (q * e[:, 1]).sum(1).log()).float()
 
 
@@ -326,7 +326,7 @@ def test_the_mixed_prior_moves_from_everyones_to_the_clients():
 
 
 def test_a_second_moment_that_travelled_in_part_still_gives_a_usable_discriminant():
-    """Two orthogonal classes and one eigenvector: the means then claim more spread than the second moment holds."""
+    """Two orthogonal classes and one eigenvector: the means imply more spread than the second moment has."""
     x = torch.cat([torch.eye(4)[:1].repeat(20, 1), torch.eye(4)[1:2].repeat(10, 1)]) * 2
     labels = torch.tensor([0] * 20 + [1] * 10)
     made = FeatureSums.from_arrays(FeatureSums.of(x, labels, 2).to_arrays(rank=1)).discriminant()

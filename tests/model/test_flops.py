@@ -1,4 +1,4 @@
-"""The formulas for operations against PyTorch's own counter, which sees every matrix product of eager attention."""
+"""The formulas for operations against PyTorch's counter, which counts all products of eager attention."""
 
 import pytest
 import torch

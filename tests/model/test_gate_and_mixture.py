@@ -1,4 +1,4 @@
-"""The gate starts as the evidence alone and obeys the prior; the mixture is a distribution for every weight."""
+"""The gate starts as the evidence alone and follows the prior; every mixture is a distribution."""
 
 import pytest
 import torch
@@ -76,7 +76,7 @@ def test_the_weight_grows_with_the_prior_and_with_the_evidence():
     assert ((weights >= 0) & (weights <= 1)).all()
 
 
-# --- the mixture ---------------------------------------------------------------------------------------------------------------------
+# the mixture
 
 BOTH = pytest.mark.parametrize("on", ["probabilities", "logits"])
 
@@ -91,14 +91,14 @@ def experts(generator):
 @BOTH
 @pytest.mark.parametrize("weight", [0.0, 1e-30, 0.2, 0.5, 1 - 1e-7, 1.0])
 def test_every_row_of_a_mixture_sums_to_one(experts, on, weight):
-    probabilities = mix(*experts, torch.full((4,), weight), on).exp()
+    probabilities = mix(experts[0], experts[1], torch.full((4,), weight), on).exp()
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
 
 
 @BOTH
 def test_weight_zero_or_one_gives_one_expert_alone(experts, on):
     for weight, expert in zip((0.0, 1.0), experts, strict=True):
-        made = mix(*experts, torch.full((4,), weight), on)
+        made = mix(experts[0], experts[1], torch.full((4,), weight), on)
         torch.testing.assert_close(made.exp(), expert.softmax(1))
         torch.testing.assert_close(made[:3], expert.log_softmax(1)[:3])
 
@@ -107,13 +107,13 @@ def test_a_mixture_weighs_each_sample_by_its_own_weight(experts):
     weight = torch.tensor([0.1, 0.4, 0.7, 1.0])
     everyone, own = experts
     expected = (1 - weight[:, None]) * everyone.softmax(1) + weight[:, None] * own.softmax(1)
-    torch.testing.assert_close(mix(*experts, weight).exp(), expected)
+    torch.testing.assert_close(mix(everyone, own, weight).exp(), expected)
     expected = ((1 - weight[:, None]) * everyone + weight[:, None] * own).softmax(1)
-    torch.testing.assert_close(mix(*experts, weight, "logits").exp(), expected)
+    torch.testing.assert_close(mix(everyone, own, weight, "logits").exp(), expected)
 
 
 def test_the_two_weights_add_up_to_one():
-    """If both experts agree, the mixture is what they say, for any gate."""
+    """If both experts agree, the mixture agrees with them, for any gate."""
     logits = torch.randn(6, 5)
     for prior in (0.0, 0.3, 1.0):
         torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Loading: what a user can get wrong about a model is one line; only complete safetensors are read."""
+"""Loading: a wrong model is one line for the user, and only complete safetensors are read."""
 
 import json
 import shutil
@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
 from fedms.model import checkpoints as module
-from fedms.model.checkpoints import load_backbone, locate
-from fedms.model.families import FAMILIES
+from fedms.model import families
+from fedms.model.checkpoints import load_backbone, locate, open_checkpoint
+from fedms.model.families import FAMILIES, Family, register_family
 
 
 def refused(name) -> str:
@@ -123,3 +124,34 @@ def test_the_embedded_encoder_is_checked_against_its_checksum(monkeypatch):
     message = refused("minilm")
     assert "SHA-256" in message
     assert "0" * 64 in message
+
+
+def test_the_embedded_encoder_is_hashed_once_in_a_process(monkeypatch):
+    locate("minilm")
+    monkeypatch.setattr(module.hashlib, "file_digest", lambda *given: pytest.fail("hashed again"))
+    assert open_checkpoint("minilm").source == locate("minilm")
+
+
+def test_a_checkpoint_is_handed_on_with_its_backbone(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    backbone = load_backbone(ModelConfig(name="./bert"), LoraConfig())
+    monkeypatch.chdir("/")
+    checkpoint = backbone.checkpoint
+    assert checkpoint is not None
+    assert (checkpoint.name, checkpoint.source) == ("./bert", str(folder.resolve()))
+    assert checkpoint.tokenizer is checkpoint.tokenizer
+    with pytest.raises(FedmsError, match="no image processor"):
+        checkpoint.image_processor  # noqa: B018
+
+
+def test_a_registered_family_loads(folder, monkeypatch):
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "electra", "embedding_size": 32}))
+    assert "'electra'" in refused(folder)
+    family = Family("text", "encoder.layer", ("query", "value"))
+    register_family("electra", family)
+    register_family("electra", family)
+    assert load_backbone(ModelConfig(name=str(folder)), LoraConfig()).depth == 3
+    with pytest.raises(ValueError, match="electra"):
+        register_family("electra", Family("text", "layers", ("query",)))

@@ -10,7 +10,7 @@ from fedms.runs.environment import describe_environment
 
 
 def in_work_tree(folder: Path, monkeypatch, tracked: bool = True) -> Path:
-    """A new git work tree with the package's module in it, which from now on takes itself for that one."""
+    """A new git work tree that contains the package's module; the package now takes it for its own."""
     module = Path(shutil.copy(fedms.runs.environment.__file__, folder))
     who = ["-c", "user.name=n", "-c", "user.email=n@example.org"]
     (folder / "other.txt").write_text("here\n")

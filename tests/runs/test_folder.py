@@ -1,13 +1,14 @@
-"""Files are whole or not there."""
+"""Files are complete or missing, and a run folder keeps its content."""
 
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from fedms.config import load_config
+from fedms.config import Config, load_config
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays, read_json, write_arrays, write_bytes, write_json
 from fedms.federation import client_folder
@@ -16,7 +17,7 @@ from fedms.runs.folder import RunFolder
 
 
 class PowerCut(BaseException):
-    """Not an Exception, as a KeyboardInterrupt is not."""
+    """A BaseException, as KeyboardInterrupt is."""
 
 
 def names(folder: Path) -> list[str]:
@@ -101,7 +102,7 @@ def test_json_has_no_nan_and_damage_is_one_line(tmp_path):
         read_json(tmp_path)
 
 
-# what a client keeps
+# the folder of a client
 
 
 @pytest.fixture
@@ -145,14 +146,17 @@ def test_kinds_are_apart_and_foreign_files_are_left_alone(client):
 
 
 class Reads:
-    """Counts what is read from disk."""
+    """Records the files that are read from disk."""
 
     def __init__(self, monkeypatch) -> None:
         self.paths: list[str] = []
         good = client_folder.read_arrays
-        monkeypatch.setattr(
-            client_folder, "read_arrays", lambda path: self.paths.append(path.name) or good(path)
-        )
+
+        def read(path: Path) -> Any:
+            self.paths.append(path.name)
+            return good(path)
+
+        monkeypatch.setattr(client_folder, "read_arrays", read)
 
 
 def test_what_was_just_written_or_read_is_not_read_again(tmp_path, monkeypatch):
@@ -183,6 +187,15 @@ def test_what_was_not_used_for_longest_is_read_again(client, tmp_path, monkeypat
 # the run folder
 
 
+def started(path: Path, config: Config | None = None) -> RunFolder:
+    """A run folder as an experiment starts it."""
+    config, folder = config or load_config({}), RunFolder(path)
+    folder.admit(config, resume=False)
+    with folder.claimed(config, resume=False):
+        folder.describe({"seed": config.seed})
+    return folder
+
+
 def test_a_run_folder_is_not_made_over_anything(tmp_path):
     used, file = tmp_path / "used", tmp_path / "file"
     used.mkdir()
@@ -190,15 +203,15 @@ def test_a_run_folder_is_not_made_over_anything(tmp_path):
     file.write_text("mine")
     for path in (used, file):
         with pytest.raises(FedmsError, match="already there and not empty; name another folder with --out"):
-            RunFolder.create(path, "", {})
+            started(path)
     assert names(used) == ["thesis.txt"] and file.read_text() == "mine"
     with pytest.raises(FedmsError, match="cannot be made"):
-        RunFolder.create(file / "below", "", {})
+        started(file / "below")
 
 
 def test_a_run_folder_keeps_config_and_lines(tmp_path):
     config = load_config({"seed": 7, "gate": {"prior": 0.3}})
-    folder = RunFolder.create(tmp_path / "a" / "run", config.to_yaml(), {"seed": 7})
+    folder = started(tmp_path / "a" / "run", config)
     assert names(folder.path) == ["config.yaml", "environment.json"]
     assert folder.config() == config
     for number in range(2):
@@ -210,11 +223,30 @@ def test_a_run_folder_keeps_config_and_lines(tmp_path):
 
 
 def test_an_empty_folder_will_do(tmp_path):
-    assert names(RunFolder.create(tmp_path, "", {}).path) == ["config.yaml", "environment.json"]
+    assert names(started(tmp_path).path) == ["config.yaml", "environment.json"]
+
+
+def test_a_run_resumes_with_the_same_plugins_only(tmp_path):
+    config = load_config({"plugins": ["my_methods"]})
+    folder = started(tmp_path / "run", config)
+    folder.admit(config, resume=True)
+    with pytest.raises(FedmsError, match=r"another config: plugins \('my_methods',\), not \(\)"):
+        folder.admit(load_config({}), resume=True)
+
+
+def test_a_damaged_result_counts_as_none(tmp_path):
+    """A resumed run then writes it again, with the checks that a report makes."""
+    folder = started(tmp_path / "run")
+    assert folder.result() is None
+    folder.write_result({"seed": 0, "per_client": [{"name": "client-0"}]})
+    assert folder.result() == {"seed": 0, "per_client": [{"name": "client-0"}]}
+    for damaged in ('{"seed": 0', "[]", '{"per_client": ["client-0"]}'):
+        (folder.path / "result.json").write_text(damaged)
+        assert folder.result() is None
 
 
 def test_reading_loses_no_memory(tmp_path):
-    """As `safe_open` of safetensors does: two numbers for each array that it gives out."""
+    """`safe_open` of safetensors leaks two objects with each array; `read_arrays` must not."""
     path = tmp_path / "some.safetensors"
     write_arrays(path, {f"array.{number}": torch.zeros(300, 300) for number in range(20)}, {})
     read_arrays(path)

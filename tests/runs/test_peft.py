@@ -12,15 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
-from fedms.federation.aggregation.mean import exact
+from fedms.federation.aggregation.products import exact
 from fedms.federation.messages import Update
 from fedms.model.backbone import attention_mask
 from fedms.model.checkpoints import load_backbone, locate
 from fedms.model.expert import Expert
 from fedms.model.heads import head
 from fedms.model.parts import fresh_lora
+from fedms.model.peft import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS, WEIGHTS, from_peft
 from fedms.model.statistics import normalise
-from fedms.runs.export.peft import CONFIG, HEAD_CONFIG, HEAD_WEIGHTS, WEIGHTS, from_peft, to_peft, write_peft
+from fedms.runs.export.peft import to_peft, write_peft
 
 LORA = LoraConfig(rank=4, alpha=6.0)
 SCALE = LORA.alpha / LORA.rank

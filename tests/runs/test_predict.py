@@ -1,4 +1,4 @@
-"""One client on new input: what the experiment measured, what an export says, and one line for what cannot be."""
+"""One client on new input: what the experiment measured, what an export says, and one line for all else."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import fedms
 from fedms.core.errors import ConfigError, FedmsError
+from fedms.data.images import upright
 from fedms.federation.world import open_world
 from fedms.runs.export.export import export_client
 from fedms.runs.folder import RunFolder
@@ -28,7 +32,7 @@ MIXTURES = {
 ALONE = {
     name: {"method": name} for name in ("fedavg", "fedavg-finetune", "local", "fedavg-prior", "fedsa-lora")
 }
-COMPARED = {
+COMPARED: dict[str, dict[str, Any]] = {
     "counts": {"method": "mixture-count", "gate__prior": 0.7},
     "own likelihood": {"method": "pfl-moe"},
     "drawn A": {"method": "ffa-lora"},
@@ -48,6 +52,12 @@ NO_ADAPTER = {
     "statistics": "trains no expert",
 }
 TEXTS = ["turn on the light", "play music please", "off"]
+
+
+def global_weight(prediction):
+    """How much the global expert counts; the client's method mixes two."""
+    assert prediction.global_weight is not None
+    return prediction.global_weight
 
 
 @pytest.mark.parametrize(
@@ -78,7 +88,7 @@ def test_a_client_predicts_as_it_was_tested(finished, changes):  # noqa: F811
             ]
             assert sum(right) / len(right) == pytest.approx(told[key], abs=1e-6)
             if key == "accuracy_local" and told["gate_global_share"] is not None:
-                share = sum(each.global_weight for each in found) / len(found)
+                share = sum(global_weight(each) for each in found) / len(found)
                 assert share == pytest.approx(told["gate_global_share"], abs=1e-5)
 
 
@@ -90,7 +100,7 @@ def test_a_prediction_adds_up_and_names_its_parts(finished):  # noqa: F811
         assert list(each.probabilities.values()) == sorted(each.probabilities.values(), reverse=True)
         assert set(each.probabilities) == {"lights_on", "lights_off", "music", "volume"}
         assert sum(each.probabilities.values()) == pytest.approx(1)
-        assert each.local_weight + each.global_weight == pytest.approx(1)
+        assert each.local_weight == pytest.approx(1 - global_weight(each))
 
 
 def test_the_prior_moves_between_the_experts(finished):  # noqa: F811
@@ -98,7 +108,7 @@ def test_the_prior_moves_between_the_experts(finished):  # noqa: F811
     for prior in (0, 1):
         assert [each.local_weight for each in client.predict(TEXTS, prior)] == [prior] * 3
     low, high = (client.predict(TEXTS, prior) for prior in (0.2, 0.8))
-    assert all(a.local_weight < b.local_weight for a, b in zip(low, high, strict=True))
+    assert all(global_weight(a) > global_weight(b) for a, b in zip(low, high, strict=True))
     assert client.predict(TEXTS) == client.predict(TEXTS, 0.5), "the run's own"
 
 
@@ -163,11 +173,38 @@ def test_what_cannot_be_asked(finished):  # noqa: F811
         fedms.load(finished(method="fedavg"), "client-0").predict(TEXTS, 0.5)
 
 
-# --- the public face -------------------------------------------------------------------------------------------------------------------
+# --- a model that has moved ----------------------------------------------------------------------
+
+
+def test_a_model_that_has_moved_is_named(finished, checkpoint, tmp_path, monkeypatch):  # noqa: F811
+    shutil.copytree(checkpoint("bert"), tmp_path / "place" / "bert")
+    shutil.copytree(finished(), tmp_path / "run")
+    config = RunFolder(tmp_path / "run").config()
+    config = config.model_copy(update={"model": config.model.model_copy(update={"name": "place/bert"})})
+    (tmp_path / "run" / "config.yaml").write_text(config.to_yaml())
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["model_folder"] == str(checkpoint("bert"))
+    environment["model_folder"] = str(tmp_path / "place" / "bert")
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment))
+    expected = fedms.load(finished(), "client-0").predict(TEXTS)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert fedms.load(tmp_path / "run", "client-0").predict(TEXTS) == expected
+    (tmp_path / "place").rename(tmp_path / "moved")
+    with pytest.raises(FedmsError, match=r"place/bert: there is no such folder; if it has moved, .*--model"):
+        fedms.load(tmp_path / "run", "client-0")
+    for model in (tmp_path / "moved" / "bert", "../moved/bert"):
+        assert fedms.load(tmp_path / "run", "client-0", model=model).predict(TEXTS) == expected
+    with pytest.raises(FedmsError, match=r"model \.\./gone: there is no such folder$"):
+        fedms.load(tmp_path / "run", "client-0", model="../gone")
+
+
+# --- the public face -----------------------------------------------------------------------------
 
 
 def test_the_package_opens_at_once():
-    code = "import sys, fedms; assert not {'torch', 'pydantic', 'numpy', 'fedms.runs.predict'} & set(sys.modules); fedms.Config; fedms.Client"
+    heavy = {"torch", "pydantic", "numpy", "fedms.runs.predict"}
+    code = f"import sys, fedms; assert not {heavy} & set(sys.modules); fedms.Config; fedms.Client"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
     assert all(hasattr(fedms, name) for name in fedms.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
@@ -179,7 +216,12 @@ def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch)
 
     asked = []
     config = RunFolder(finished()).config()
-    monkeypatch.setattr(experiment, "run", lambda *given: asked.append(given) or {"seed": given[0].seed})
+
+    def run(*given):
+        asked.append(given)
+        return {"seed": given[0].seed}
+
+    monkeypatch.setattr(experiment, "run", run)
     for each in (
         config,
         finished() / "config.yaml",
@@ -190,7 +232,7 @@ def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch)
     assert all(given == (config, tmp_path / "out", None, None, False) for given in asked)
 
 
-# --- export ----------------------------------------------------------------------------------------------------------------------------
+# --- export --------------------------------------------------------------------------------------
 
 
 def program_of(folder):
@@ -212,6 +254,7 @@ def test_an_export_predicts_the_same_without_fedms(finished, tmp_path, monkeypat
         [Image.new("RGB", (40, 40), shade) for shade in ("white", "red")] if client.kind == "image" else TEXTS
     )
     monkeypatch.chdir(tmp_path / "deep" / "out")
+    monkeypatch.setenv("BASE_MODEL", client.personal.config.model.name)
     program = program_of(tmp_path / "deep" / "out")
     for prior in (None, 0.0, 0.9) if (tmp_path / "deep" / "out" / "gate.json").exists() else (None,):
         found = program["probabilities"](samples, *([] if prior is None else [prior]))
@@ -298,3 +341,73 @@ def test_an_export_is_whole_or_not_at_all(finished, tmp_path, monkeypatch):  # n
     with pytest.raises(OSError, match="No space"):
         export_client(client, tmp_path / "broken")
     assert {path.name for path in tmp_path.iterdir()} == {"full", "file", "empty"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"family": "vit"}, {"method": "fedavg"}], ids=str)
+def test_an_export_names_no_place_of_this_machine(finished, tmp_path, monkeypatch, changes):  # noqa: F811
+    client = fedms.load(finished(**changes), "client-0")
+    files = export_client(client, tmp_path / "out")
+    model = Path(client.personal.config.model.name)
+    for path in files:
+        data = path.read_bytes()
+        assert not any(str(place).encode() in data for place in (model, model.parent, tmp_path, Path.home()))
+    for path in (tmp_path / "out").glob("*/adapter_config.json"):
+        assert json.loads(path.read_text())["base_model_name_or_path"] == model.name
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert f"a folder that was called `{model.name}`" in page
+    assert "Set the environment variable `BASE_MODEL` to the frozen model's folder." in page
+    monkeypatch.chdir(tmp_path / "out")
+    with pytest.raises(SystemExit, match=f"BASE_MODEL .* was called {model.name}"):
+        program_of(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("minilm", "sentence-transformers/all-MiniLM-L6-v2"),
+        ("somebody/some-encoder", "somebody/some-encoder"),
+        ("some-encoder", "some-encoder"),
+    ],
+)
+def test_an_export_names_the_model_of_the_hub(finished, checkpoint, tmp_path, name, said):  # noqa: F811
+    shutil.copytree(finished(), tmp_path / "run")
+    config = RunFolder(tmp_path / "run").config()
+    named = config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
+    (tmp_path / "run" / "config.yaml").write_text(named.to_yaml())
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    (tmp_path / "run" / "environment.json").write_text(json.dumps(environment | {"model_folder": None}))
+    client = fedms.load(tmp_path / "run", "client-0", model=checkpoint("bert"))
+    export_client(client, tmp_path / "out")
+    for path in (tmp_path / "out").glob("*/adapter_config.json"):
+        assert json.loads(path.read_text())["base_model_name_or_path"] == said
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert f'BASE = os.environ.get("BASE_MODEL", "{said}")' in page
+    assert f"It takes `{said}` from the hub" in page
+
+
+def test_an_exports_program_reads_pictures_as_fedms_does(finished, tmp_path, monkeypatch):  # noqa: F811
+    client = fedms.load(finished(family="vit"), "client-0")
+    export_client(client, tmp_path / "out")
+    monkeypatch.chdir(tmp_path / "out")
+    monkeypatch.setenv("BASE_MODEL", client.personal.config.model.name)
+    picture = program_of(tmp_path / "out")["picture"]
+    noise = Image.effect_noise((40, 30), 60)
+    for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK"):
+        path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
+        noise.convert(mode).save(path)
+        assert picture(path).tobytes() == upright(Image.open(path)).tobytes(), mode
+    turned = Image.Exif()
+    turned[274] = 6
+    noise.save(tmp_path / "turned.jpg", exif=turned)
+    assert picture(tmp_path / "turned.jpg").size == (30, 40)
+    ramp = np.array([[0, 1, 257, 258, 32768, 65534, 65535]], np.uint16)
+    for name, dtype in (("deep.png", "u2"), ("deep.tif", "u2"), ("big.tif", ">u2")):
+        Image.fromarray(ramp.astype(dtype)).save(tmp_path / name)
+        grey = np.array([[0, 0, 1, 1, 128, 255, 255]], np.uint8)
+        assert np.array_equal(np.asarray(picture(tmp_path / name)), np.stack([grey] * 3, axis=2)), name
+    Image.fromarray(np.array([[0, 0.25, 1]], np.float32)).save(tmp_path / "float.tif")
+    assert np.asarray(picture(tmp_path / "float.tif"))[0, :, 0].tolist() == [0, 64, 255]
+    for name, dtype in (("wide.tif", "f4"), ("whole.tif", "i4")):
+        Image.fromarray(ramp.astype(dtype)).save(tmp_path / name)
+        with pytest.raises(SystemExit, match=f"{name}: cannot read the image: pixels outside 0 to"):
+            picture(tmp_path / name)

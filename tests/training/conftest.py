@@ -1,4 +1,4 @@
-"""Made-up texts for the prefix cache, of one word a token."""
+"""Made-up texts for the prefix cache; each word is one token."""
 
 import numpy as np
 import pytest

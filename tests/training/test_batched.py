@@ -1,4 +1,4 @@
-"""Clients that train together come to what each comes to alone, within a stated tolerance, and fail each for itself."""
+"""Clients in a stack reach the results of training alone, within a tolerance, and fail separately."""
 
 import json
 import shutil
@@ -26,9 +26,9 @@ from fedms.training.runner import Cost
 from tiny_run import run_config, write_pictures
 
 RATE = 0.01
-"""The learning rates here"""
+"""Learning rate of the tests"""
 TOLERANCE = RATE / 20
-"""Of an array after a round of these; docs/performance.md says what it is at most."""
+"""Of an array after a round; docs/performance.md gives the largest difference."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def tasks_of(made, number=1):
 
 
 def both(world, tasks, folder: Path):
-    """What clients answer one at a time, and together, each from the same files."""
+    """The answers of clients one at a time, and together, from copies of the same files."""
     before = folder / "clients"
     other = folder.parent / f"{folder.name}-together"
     if before.is_dir():
@@ -141,7 +141,7 @@ def test_images_together_are_images_alone_within_the_tolerance(checkpoint, stack
 
 
 def test_in_double_precision_together_is_alone_to_many_digits(settings, tmp_path):
-    """So what single precision makes of it are roundings, and neither steps nor samples."""
+    """So differences in single precision are roundings, not other steps or samples."""
     world = open_world(settings("training.batch_size=3", "training.epochs=3", "head.kind=linear"))
     world.backbone.to_device("cpu", torch.float64)
     runner = ClientHost(world, tmp_path).runner
@@ -176,7 +176,7 @@ def test_what_cannot_be_stacked_is_done_one_at_a_time_bit_for_bit(federation, st
 
 
 def test_who_leaves_a_stack_takes_the_others_nothing(backbone):
-    """Neither their numbers, nor what the optimizer has gathered about them, nor how many steps that was."""
+    """Their arrays, the optimizer's state and its number of steps stay."""
     blocks = range(backbone.depth)
     made = [
         Expert(fresh_lora(backbone, blocks, 2, seed) | zero_head(3, backbone.feature_size), 1.0)
@@ -208,7 +208,7 @@ def test_who_leaves_a_stack_takes_the_others_nothing(backbone):
     assert all(torch.equal(state[key], gathered[key][:2]) for key in ("exp_avg", "exp_avg_sq"))
 
 
-# clients that fail
+# failures
 
 
 def test_a_loss_that_is_not_finite_is_one_clients_alone(federation, stacks, tmp_path):
@@ -243,4 +243,5 @@ def test_a_stack_that_fails_as_a_whole_is_done_one_at_a_time(federation, monkeyp
 
     made = federation("fedavg")
     monkeypatch.setattr(together, "train_stack", train)
-    check(*both(made.world, tasks_of(made), tmp_path / "one"), 0)
+    alone, stacked = both(made.world, tasks_of(made), tmp_path / "one")
+    check(alone, stacked, 0)

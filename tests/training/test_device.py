@@ -1,7 +1,7 @@
-"""Training on a device is never waited for in the midst of it, and holds nothing that is elsewhere.
+"""The host never waits for a device in the middle of training, and all tensors are on that device.
 
-No accelerator is needed to see it: tensors of the device `meta` have shapes and no numbers, so whatever reads one shows, and so does an
-operation on tensors of two devices.
+No accelerator is needed: tensors of the device `meta` have shapes but no values, so every read of one is
+seen, and so is every operation on tensors of two devices.
 """
 
 import pytest
@@ -26,9 +26,9 @@ class Watch(TorchDispatchMode):
     """Sees every operation.
 
     Attributes:
-        reads: for each tensor that was read from the device, how many steps had been taken; it is read as zeros.
-        waited: names of operations for which the host would wait beyond that: copies to the device that are not left to it, also those
-            that are hidden in an operation on both.
+        reads: for each read of a tensor from the device, the number of steps before it; the read gives zeros.
+        waited: names of other operations for which the host would wait: blocking copies to the device, also
+            inside an operation on tensors of both devices.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Watch(TorchDispatchMode):
 
 @pytest.fixture
 def watch(monkeypatch):
-    """Steps are counted. They are those of the plain AdamW: the fused one is not made for this device."""
+    """Counts the steps, of the plain AdamW: the fused one does not support this device."""
     seen = Watch()
 
     class Plain(torch.optim.AdamW):
@@ -66,18 +66,17 @@ def watch(monkeypatch):
             seen.steps += 1
             super().step(closure)
 
-    for module in (training, stacking):
-        monkeypatch.setattr(
-            module,
-            "optimizer_of",
-            lambda plan, leaves, config: Plain([*leaves, *(leaf for leaf, _ in plan.also)]),
-        )
+    monkeypatch.setattr(
+        training,
+        "optimizer_of",
+        lambda plan, leaves, config: Plain([*leaves, *(leaf for leaf, _ in plan.also)]),
+    )
     return seen
 
 
 @pytest.fixture
 def abroad(federation):
-    """A federation of this method whose backbone is on the device."""
+    """A federation of this method with its backbone on the device."""
 
     def make(method, *overrides):
         made = federation(method, *overrides)
@@ -91,7 +90,8 @@ def abroad(federation):
 
 
 BATCH = 2
-CASES = [  # what trains, and how: pairs, a pull to the start, phases, a prompt, pairs beside others, the mixture's loss
+# pairs, a pull to the start, phases, a prompt, pairs beside others, and the mixture's loss
+CASES = [
     ("fedavg", "precision=bfloat16", "training.epochs=2"),
     ("ditto",),
     ("fedrep",),

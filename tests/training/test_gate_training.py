@@ -1,4 +1,4 @@
-"""Local training: what it refuses, and what the gate may not learn."""
+"""Gate training: what the gate must not learn, and when its network is kept."""
 
 import torch
 
@@ -17,13 +17,16 @@ def federation(seed: int = 0):
 
 
 def test_drawn_features_are_as_long_as_real_ones(monkeypatch):
-    """Or the gate would learn to tell drawn from real, which says nothing of own against foreign."""
+    """Else the gate would learn to tell drawn from real features, which is not its task."""
     x, everyone = federation()
     lengths = []
     delta = gates.delta
-    monkeypatch.setattr(
-        gates, "delta", lambda arrays, seen: lengths.append(seen.norm(dim=1)) or delta(arrays, seen)
-    )
+
+    def watched(arrays, seen):
+        lengths.append(seen.norm(dim=1))
+        return delta(arrays, seen)
+
+    monkeypatch.setattr(gates, "delta", watched)
     arrays = gates.fresh_gate(SIZE, 4, 16, 0, "client")
     trained = training.train_gate(
         arrays, x[:300], torch.zeros(300), everyone, None, GateConfig(), torch.Generator().manual_seed(0)

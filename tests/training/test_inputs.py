@@ -1,4 +1,4 @@
-"""Inputs: batches that waste little, texts padded to the batch's longest, images of the size that was asked for."""
+"""Inputs: batches with little padding, texts of a batch at one length, images of the configured size."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
 from fedms.data.sources import Dataset
 from fedms.model.checkpoints import load_backbone
-from fedms.training.inputs import ImageInputs, TextInputs, batches, class_name_embeddings, inputs_for
+from fedms.training.inputs import ImageInputs, Inputs, TextInputs, batches, class_name_embeddings, inputs_for
 
 TEXTS = [
     "turn on the light",
@@ -35,16 +35,16 @@ def text_model(checkpoint, **keys):
 
 
 @pytest.fixture
-def texts(checkpoint) -> TextInputs:
+def texts(checkpoint) -> Inputs:
     backbone, config = text_model(checkpoint)
     return inputs_for(dataset(TEXTS), backbone, config)
 
 
-# --- batches -------------------------------------------------------------------------------------------------------------------------
+# batches
 
 
 def waste(made, lengths) -> float:
-    """Padded tokens for each real one."""
+    """Padding tokens per real token."""
     padded = sum(len(batch) * int(lengths[batch].max()) for batch in made)
     return padded / int(lengths.sum()) - 1
 
@@ -95,7 +95,7 @@ def test_an_order_wastes_little_padding_against_random_batches(lengths):
     assert waste(batches(lengths, 32), lengths) < 0.05
 
 
-# --- texts ---------------------------------------------------------------------------------------------------------------------------
+# texts
 
 
 def test_a_batch_is_padded_to_its_own_longest(texts):
@@ -170,7 +170,7 @@ def test_class_name_embeddings_are_the_features_of_the_words(checkpoint, backbon
 
 
 def test_a_relative_path_is_another_model_in_another_folder(checkpoint, tmp_path, monkeypatch):
-    """A long process may change its folder; what it knows of a path is of where that led."""
+    """A process may change its folder; a model stays at the place where it was opened."""
     for number in (0, 1):
         shutil.copytree(checkpoint("bert"), tmp_path / f"{number}" / "model")
     path = tmp_path / "1" / "model" / "tokenizer.json"
@@ -190,7 +190,7 @@ def test_a_relative_path_is_another_model_in_another_folder(checkpoint, tmp_path
     assert found == [11, 20, 11]
 
 
-# --- images --------------------------------------------------------------------------------------------------------------------------
+# images
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +262,7 @@ def test_an_image_size_with_part_of_a_patch_is_one_line(vit):
     assert message.endswith("must be a multiple of its patches (8), not 20")
 
 
-# --- what does not fit ---------------------------------------------------------------------------------------------------------------
+# what does not fit
 
 
 def refused(data, backbone, config) -> str:

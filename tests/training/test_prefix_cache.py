@@ -1,4 +1,4 @@
-"""The prefix cache: the same values wherever they rest, whoever else is there, and nothing left behind."""
+"""The prefix cache: the same values in memory, on disk and without room, and no file left."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert
 from fedms.model.parts import fresh_lora
 from fedms.training.prefix_cache import FILL_BATCH, PrefixCache
-from fedms.training.prefix_store import _allocate
+from fedms.training.prefix_store import reserve
 
 AMPLE = 2**30
 PICKS = np.array([5, 0, 90, 17, 5])
@@ -125,7 +125,7 @@ def test_memory_and_disk_hold_the_same_bits_and_recomputing_gives_the_same_value
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
 def test_what_rests_on_the_disk_is_mapped_only_while_it_is_read(make):
-    """A fleet's files would else count as this process's memory, and be more than it may map."""
+    """Else the files would count as this process's memory, and be more than it may map."""
     cache = make(memory=0, folder="disk")
     for number in range(3):
         cache.hidden(samples(f"client-{number}/train", seed=number), 2, PICKS)
@@ -219,7 +219,7 @@ def test_a_full_disk_is_no_room(make, backbone, inputs, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no such call on this system")
 def test_the_file_has_its_bytes_on_the_disk_before_anything_is_written(tmp_path):
-    _allocate(tmp_path / "some.float32", 2**20)
+    reserve(tmp_path / "some.float32", 2**20)
     assert (tmp_path / "some.float32").stat().st_blocks * 512 >= 2**20
 
 
@@ -324,15 +324,15 @@ def test_who_has_no_room_does_not_keep_the_others_from_theirs(make, backbone, in
 
 def test_what_failed_half_way_is_not_taken_for_whole(make, backbone, inputs, monkeypatch):
     cache, owners = make(), [samples(f"client-{n}/train", 70, seed=n) for n in range(3)]
-    compute, calls = cache._compute, []
+    batch, calls = inputs.batch, []
 
-    def broken(rows, boundary):
-        calls.append(boundary)
+    def broken(rows):
+        calls.append(rows)
         if len(calls) == 2:
             raise RuntimeError("interrupted")
-        return compute(rows, boundary)
+        return batch(rows)
 
-    monkeypatch.setattr(cache, "_compute", broken)
+    monkeypatch.setattr(inputs, "batch", broken)
     with pytest.raises(RuntimeError, match="interrupted"):
         cache.fill(owners, 1)
     for owned in owners:

@@ -1,4 +1,4 @@
-"""Prefixes that runs share: computed once for all of them, to the same bits, within a budget, and booked as if alone."""
+"""Shared prefixes: computed once for several runs, to the same bits and costs, within a budget."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ from fedms.training.prefix_store import PrefixStore
 
 @pytest.fixture
 def make(backbone, inputs, tmp_path):
-    """The cache of one run, beside a store unless there is no budget for it."""
+    """The cache of one run, with a store if it has a budget."""
 
     def cache(budget=AMPLE, content="one model, one data set", memory=AMPLE, dtype=torch.float32):
         store = PrefixStore(tmp_path / "store", budget, content) if budget else None
@@ -100,7 +100,7 @@ def test_what_was_not_used_for_longest_makes_room(make, backbone, inputs, tmp_pa
     make(budget).hidden(owners[1], 2, picks)
     make(budget).hidden(owners[2], 1, picks)
     assert not oldest.exists()
-    same_where_real(holder.hidden(owners[0], 2, picks), given, tolerance=0)  # who has it mapped has it still
+    same_where_real(holder.hidden(owners[0], 2, picks), given, tolerance=0)  # it is still mapped here
     assert sum(path.stat().st_size for path in files(tmp_path)) <= budget
 
 

@@ -1,4 +1,4 @@
-"""Outputs of frozen experts are kept in a bounded room, and come to the same when they are computed again."""
+"""Outputs of frozen experts are kept within a budget, and are the same when they are computed again."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ def test_what_was_not_used_for_longest_makes_room(opened):
     one = len(owned[0]) * world.backbone.feature_size * 4
     assert all(len(each) * world.backbone.feature_size * 4 <= 2 * one for each in owned)
 
-    def compute(room: int) -> Runner:
+    def compute(budget: int) -> Runner:
         return Runner(
-            world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, Path(), enabled=False), room
+            world.backbone, PrefixCache(world.backbone, world.inputs, 0, 0, Path(), enabled=False), budget
         )
 
     ample, narrow = compute(2**30), compute(2 * one)
@@ -27,7 +27,7 @@ def test_what_was_not_used_for_longest_makes_room(opened):
         assert narrow._held_bytes == sum(held.bytes for held in narrow._held.values()) <= 2 * one
     assert len(ample._held) == len(owned) > len(narrow._held) >= 1
 
-    # used again, it costs nothing where it is held; where it is not, it is computed again but is the same thing to book
+    # used again, outputs cost nothing if they are kept; else they are computed again, at the same booked cost
     held, gone = ample, narrow
     last, first = owned[0], owned[1]
     for each in (held, gone):

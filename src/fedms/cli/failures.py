@@ -1,4 +1,4 @@
-"""How a command fails: in one line, with an exit code."""
+"""Errors of a command: one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from fedms.core.errors import FedmsError
+from fedms.core.formatting import one_line
+
 INTERRUPTED = 130
 MISUSED = 2
 HINT = "; run again with --debug for the traceback"
 _UsageError: Any = typer.BadParameter.__base__
-"""What a command line is refused with; where it is found depends on typer's version."""
+"""The exception of a wrong command line, found by inheritance: its module depends on typer's version."""
 
 
 class Commands(TyperGroup):
-    """The commands; one that is used wrongly is told in a line, too."""
+    """The group of commands. A wrong command line is also reported in one line."""
 
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **named: Any) -> Any:
-        """Read the options that come before the command; without any words, the help is the answer."""
+        """Read the options before the command's name. Without arguments, typer shows the help."""
         if not args:
             return super().make_context(info_name, args, *more, **named)
-        with _used():
+        with _usage_on_one_line():
             return super().make_context(info_name, args, *more, **named)
 
     def invoke(self, ctx: Any) -> Any:
-        """Find the command, read its options, run it."""
-        with _used():
+        """Find the command, read its options and run it."""
+        with _usage_on_one_line():
             return super().invoke(ctx)
 
 
 @contextlib.contextmanager
-def _used() -> Iterator[None]:
-    """A wrong command line as one line."""
+def _usage_on_one_line() -> Iterator[None]:
+    """Report a wrong command line in one line, with exit code MISUSED."""
     try:
         yield
     except _UsageError as error:
@@ -46,10 +49,10 @@ def _used() -> Iterator[None]:
 
 
 class Command(TyperCommand):
-    """A command whose failures are one line on stderr, and a traceback only where `--debug` asks for it."""
+    """A command. It reports an error in one line on stderr, with a traceback only under `--debug`."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; turn what it raises into a line and an exit code."""
+        """Run the command; report an exception as one line and an exit code."""
         try:
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
@@ -59,7 +62,7 @@ class Command(TyperCommand):
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader went away, as in `fedms methods | head`: typer ends silently
+                raise  # the reader closed the pipe, as in `fedms methods | head`; typer then ends silently
             line, code = describe(error)
             if ctx.find_root().params.get("debug"):
                 import traceback
@@ -71,26 +74,16 @@ class Command(TyperCommand):
 
 
 def describe(error: Exception) -> tuple[str, int]:
-    """An error as one line, and the exit code."""
-    from fedms.core.errors import FedmsError
-
+    """An error as one line, and its exit code."""
     if isinstance(error, FedmsError):
         return one_line(error), error.exit_code
     if isinstance(error, OSError) and error.strerror:
         what = error.strerror[0].lower() + error.strerror[1:]
         return (f"{error.filename}: {what}" if error.filename else what), 1
-    if "No space left on device" in str(error):  # as libraries say it that are not written in Python
+    if "No space left on device" in str(error):  # libraries in other languages report a full disk so
         return "no space left on device", 1
     if isinstance(error, MemoryError):
         return "out of memory", 1
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     name = type(error).__name__
     return f"unexpected {name}{': ' if first else ''}{first}{HINT}", 1
-
-
-def one_line(text: object) -> str:
-    """On one line, and without what a terminal would obey."""
-    line = " ".join(str(text).split())
-    return "".join(
-        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line
-    )

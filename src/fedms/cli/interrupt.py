@@ -1,4 +1,7 @@
-"""Ctrl-C, and what an init system sends: the first ends the round, when all of it is written; the second ends at once."""
+"""Ctrl-C, an init system's SIGTERM, a closed terminal's SIGHUP.
+
+The first signal ends the run after the present round, which is written whole. The second ends it at once.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,22 @@ from typing import Any, Self
 
 from fedms.experiments.observers import Watcher
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+OUTPUTS = (1, 2)
+"""File numbers of standard output and standard error."""
 
 
 class Interruptible:
-    """A watcher that raises KeyboardInterrupt after a round, when it was asked to in that round.
+    """A watcher that raises KeyboardInterrupt after a round in which a signal came.
 
-    An experiment tells of a round when it has been written, so this is where it can be stopped with nothing lost.
+    An experiment reports a round when the round is on disk, so a stop at that point loses nothing.
     """
 
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
         self._at_work = self._asked = False
         self._before: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
         self._watcher.begin(config, facts)
@@ -45,18 +51,30 @@ class Interruptible:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            self._leave_terminals()
         if self._asked or not self._at_work:  # before the first round there is nothing to lose
             raise KeyboardInterrupt
         self._asked = True
-        with contextlib.suppress(OSError):
-            os.write(
-                2, b"stopping after this round; once more to stop at once\n"
-            )  # print must not be called from here
+        with contextlib.suppress(OSError):  # `print` must not be called from a signal handler
+            os.write(2, b"stopping after this round; once more to stop at once\n")
+
+    def _leave_terminals(self) -> None:
+        """Write nowhere from now on where the terminal is gone, since a failed write would end the round."""
+        for output in self._terminals:
+            if not os.isatty(output):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, output)
+                os.close(nowhere)
 
     def __enter__(self) -> Self:
         self._watcher.__enter__()
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            self._terminals = [output for output in OUTPUTS if os.isatty(output)]
+            # under `nohup` a run goes on when the terminal is closed
+            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+            self._before = {number: signal.signal(number, self._on_signal) for number in heeded}
         return self
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""The commands. Whatever is heavy is imported inside the command that needs it, so that `fedms --help` is quick."""
+"""The commands. Heavy modules are imported inside the commands, so that `fedms --help` is fast."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from typing import Annotated, Any
 
 import typer
 
-from fedms.cli.failures import Command, Commands, one_line
+from fedms.cli.failures import Command, Commands
+from fedms.cli.streams import prepare_streams
+from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.formatting import one_line
+
+SUMMARY = (
+    "Personalised federated fine-tuning of frozen transformers: "
+    "a global and a local expert for every client, mixed by a gate."
+)
 
 app = typer.Typer(
     name="fedms",
     cls=Commands,
-    help="Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate.",
+    help=SUMMARY,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -27,7 +35,11 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
-ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="Whose model.")]
+ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="The client.")]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="FOLDER", help="The folder of the run's frozen model, if it has moved."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable."),
@@ -43,7 +55,7 @@ def show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=SUMMARY)
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
@@ -51,12 +63,12 @@ def options(
         typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=show_version),
     ] = False,
 ) -> None:
-    """Personalised federated fine-tuning of frozen transformers: a global and a local expert for every client, mixed by a gate."""
+    """Set what holds for every command."""
     if debug:
-        os.environ["FEDMS_DEBUG"] = "1"  # a client's failure, too, is then a traceback
+        os.environ["FEDMS_DEBUG"] = "1"  # for clients too: then a failure has a traceback
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a letter shows `?` and goes on
+            stream.reconfigure(errors="replace")  # a terminal without a letter shows `?` in its place
 
 
 @app.command(cls=Command)
@@ -69,15 +81,15 @@ def run(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on with the run that is in the folder; begin where there is none."),
+        typer.Option("--resume", help="Resume the run in the folder, or start one if there is none."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
 ) -> None:
-    """Run one experiment: both stages, a run folder, a report."""
+    """Run one experiment; write its run folder and report."""
     from fedms.config import load_config
 
-    # the config is checked before anything heavy is imported, so that a typo is told at once
-    checked = load_config(config, overrides or [])
+    # the config is checked before heavy imports, so that an error appears at once
+    checked = load_config(config, overrides or [], config.parent)
     folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
 
     sets = [part for override in overrides or [] for part in ("--set", override)]
@@ -103,30 +115,35 @@ def compare(
         typer.Option(
             "--methods",
             metavar="A,B,...",
-            help="Methods, or variants of the config; default: what it names, or all.",
+            help="Methods, or variants in the config; default: those of the config, or all methods.",
         ),
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="0,1,...", help="Default: what the config names, or 0,1,2."),
+        typer.Option("--seeds", metavar="0,1,...", help="Seeds; default: those of the config, or 0,1,2."),
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Default: runs/CONFIG-compare. What is there is kept."),
+        typer.Option(
+            "--out", metavar="DIR", help="Folder; default: runs/CONFIG-compare. Finished runs in it are kept."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
-    """Compare methods on the same partitions and the same budget, over seeds; go on with a comparison that was interrupted."""
+    """Compare methods on the same partitions and budget.
+
+    Every method runs once with each seed. The command resumes a comparison that was interrupted.
+    """
     from fedms.config import load_config
     from fedms.experiments.comparison.rows import narrowed, rows
 
     checked = narrowed(
-        load_config(config, overrides or []),
+        load_config(config, overrides or [], config.parent),
         None if methods is None else methods.split(","),
         _whole_numbers(seeds, "--seeds"),
     )
-    rows(checked)  # before anything heavy is imported, so that a typo is told at once
+    rows(checked)  # before heavy imports, so that an error appears at once
     folder = out or Path("runs") / f"{config.stem}-compare"
 
     chosen = [
@@ -155,19 +172,17 @@ def partition(
     overrides: Overrides = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE", help="Write the report's picture of it: .png, .svg or .csv."),
+        typer.Option("--out", metavar="FILE", help="Write the picture of the report: .png, .svg or .csv."),
     ] = None,
 ) -> None:
-    """Show who holds what, before any training."""
+    """Show the samples and classes of each client."""
     from fedms.config import load_config
 
-    checked = load_config(config, overrides or [])
+    checked = load_config(config, overrides or [], config.parent)
 
     from fedms.runs.report.drawing import SUFFIXES, save_picture
 
     if out is not None and out.suffix not in SUFFIXES:
-        from fedms.core.errors import ConfigError
-
         raise ConfigError(f"--out {out}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
     from fedms.experiments import experiment
@@ -195,7 +210,10 @@ def partition(
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")],
 ) -> None:
-    """Write the report of finished runs or comparisons again, and show their results side by side."""
+    """Write reports of finished runs or comparisons again.
+
+    Also show their results in one table.
+    """
     from fedms.runs.reading.comparison import is_comparison, read_comparison
     from fedms.runs.reading.run import read_run
     from fedms.runs.report.comparison.page import write_comparison_report
@@ -205,7 +223,7 @@ def report(
     comparisons = [folder for folder in folders if is_comparison(folder)]
     runs = [folder for folder in folders if folder not in comparisons]
     for folder in comparisons:
-        read_comparison(folder)  # everything is read before anything is written
+        read_comparison(folder)  # read everything before writing anything
     results = [read_run(folder).result for folder in runs]
     written = [
         write_comparison_report(folder) if folder in comparisons else write_report(folder)
@@ -232,17 +250,21 @@ def predict(
         typer.Option(
             "--prior",
             metavar="P",
-            help="How often the client meets its own kind of data, 0 to 1; default: the run's.",
+            help="Prior probability of own data, from 0 to 1; default: the prior of the run.",
         ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line, with every class.")
     ] = False,
+    model_folder: ModelFolder = None,
 ) -> None:
-    """Predict with one client's model; without TEXT or FILE, each line of standard input is one."""
+    """Predict with one client's model.
+
+    Without TEXT or FILE, each line of standard input is one input.
+    """
     from fedms.runs.predict import load
 
-    model = load(folder, client)
+    model = load(folder, client, model_folder)
     samples = _samples(inputs, model.kind)
     predictions = model.predict(samples, prior)
     width = max((len(each.label) for each in predictions), default=0)
@@ -266,18 +288,25 @@ def export(
     folder: RunFolder,
     client: ClientName,
     to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
+    model_folder: ModelFolder = None,
 ) -> None:
-    """Write one client's experts as PEFT adapters, with their heads and the gate."""
+    """Write one client's model as PEFT adapters.
+
+    The folder also holds the heads and the gate.
+    """
     from fedms.runs.export.export import export_client
     from fedms.runs.predict import load
 
-    for path in export_client(load(folder, client), to):
+    for path in export_client(load(folder, client, model_folder), to):
         typer.echo(path)
 
 
 @app.command(cls=Command)
 def methods() -> None:
-    """List the methods that can be named in a config: a table, or in a pipe a line each, with tabs between name, summary and paper."""
+    """List all methods with their summaries and papers.
+
+    On a terminal this is a table, else one line per method with tabs between the cells.
+    """
     from fedms.federation.methods import METHODS
 
     listed = [(method.name, method.summary, method.paper or "") for method in METHODS.values()]
@@ -292,7 +321,7 @@ def methods() -> None:
 
 @contextlib.contextmanager
 def _resumable(*command: str) -> Iterator[None]:
-    """What is interrupted in here says with which command it goes on."""
+    """Add the command that resumes to the message of an interruption."""
     try:
         yield
     except KeyboardInterrupt:
@@ -300,7 +329,7 @@ def _resumable(*command: str) -> Iterator[None]:
 
 
 def _show_comparison(folder: Path) -> None:
-    """A comparison as a table, and what its marks mean."""
+    """Print a comparison as a table, with an explanation of its marks."""
     from fedms.runs.reading.comparison import read_comparison
     from fedms.runs.report.comparison.tables import MARKS, comparison_table
 
@@ -309,9 +338,7 @@ def _show_comparison(folder: Path) -> None:
 
 
 def _whole_numbers(text: str | None, option: str) -> list[int] | None:
-    """Numbers between commas."""
-    from fedms.core.errors import ConfigError
-
+    """Whole numbers between commas; None for None."""
     try:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
@@ -321,7 +348,7 @@ def _whole_numbers(text: str | None, option: str) -> list[int] | None:
 
 
 def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
-    """What to predict for: the arguments, or the lines of standard input."""
+    """The inputs of a prediction: the arguments, or the lines of standard input."""
     if not arguments:
         given = _lines(sys.stdin.buffer.read(), "standard input")
         return list(map(Path, given)) if kind == "image" else list(given)
@@ -331,13 +358,11 @@ def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
 
 
 def _texts(argument: str) -> list[str]:
-    """The lines of a .txt file, or the argument itself."""
-    from fedms.core.errors import FedmsError
-
+    """The lines of a .txt file, or the argument as one text."""
     path = Path(argument)
     try:
         is_file = path.is_file()
-    except (OSError, ValueError):  # too long for a file's name: certainly a text
+    except (OSError, ValueError):  # too long for a file's name, so it is a text
         is_file = False
     named = path.suffix.lower() == ".txt" and not argument.split()[1:]
     if is_file != named:
@@ -350,9 +375,7 @@ def _texts(argument: str) -> list[str]:
 
 
 def _lines(data: bytes, where: str) -> list[str]:
-    """The lines that are not blank."""
-    from fedms.core.errors import FedmsError
-
+    """All lines that are not blank. Raises FedmsError if the data is not UTF-8."""
     try:
         return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
@@ -360,7 +383,7 @@ def _lines(data: bytes, where: str) -> list[str]:
 
 
 def _width() -> int:
-    """Characters a line: the terminal's, and enough for any table where the output is a file or a pipe."""
+    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
     import shutil
 
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
@@ -374,4 +397,5 @@ def _print(table: Any) -> None:
 
 def main() -> None:
     """The entry point."""
+    prepare_streams()
     app(prog_name="fedms")

@@ -1,4 +1,4 @@
-"""One experiment, typed: what a config may say, and how it is read and checked."""
+"""The config of an experiment: its keys, and how it is read and checked."""
 
 from fedms.config.schema import Config, changed, load_config
 

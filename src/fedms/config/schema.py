@@ -1,4 +1,4 @@
-"""One experiment, typed. Every key is documented where it is declared.
+"""One experiment as a typed config. The docstring of each key says what it does.
 
 `load_config` reads a YAML file, applies `key=value` overrides and checks everything that can be known without
 touching data or model. A wrong key, type, range or combination raises `ConfigError` with one line.
@@ -13,15 +13,16 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from fedms.config.comparison import CompareConfig
+from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
+from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
-    CompareConfig,
     DataConfig,
     EngineConfig,
     EvaluationConfig,
-    FederationConfig,
     GateConfig,
     HeadConfig,
     LogConfig,
@@ -35,53 +36,81 @@ from fedms.config.sections import (
 )
 from fedms.config.yaml import read_yaml
 from fedms.core.errors import ConfigError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 
-SAME = ("seed", "data", "partition", "compare", "evaluation.everyone", "evaluation.validation")
-"""Keys and sections in which the rows of a comparison must not differ, or it would pair results on different samples."""
+KEYS_SHARED_BY_ALL_ROWS = (
+    "seed",
+    "plugins",
+    "data",
+    "partition",
+    "compare",
+    "evaluation.everyone",
+    "evaluation.validation",
+)
+"""Keys and sections in which rows of a comparison must not differ: it pairs results on the same test data."""
 
 
 class Config(Section):
-    """One experiment."""
+    """The config of one experiment."""
 
     seed: int = Field(0, ge=0)
-    """Everything random is derived from it."""
+    """Seed from which all randomness is derived."""
     method: str = "fedms"
-    """A name from `fedms methods`."""
+    """Method, by its name in `fedms methods`."""
+    plugins: tuple[str, ...] = ()
+    """Python modules imported before anything is looked up by name; see docs/plugins.md."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where tensors live."""
+    """Device of models and data."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """In what the frozen backbone computes: `bfloat16` takes half of its memory and is meant for GPUs and long inputs. What trains
-    stays in float32, and so do its gradients, its optimizer, and the features that heads and gate read."""
+    """Number type of the frozen backbone. `bfloat16` needs half the memory and is meant for GPUs and long
+    inputs. Trained parameters, their gradients and optimizer, and the features for heads and gate stay in
+    float32."""
     deterministic: bool = True
-    """Whether the same config and seed on the same machine give the same result to the last bit. Where false, the engine may measure in
-    what way clients train fastest, one at a time or several in one batch, here or in worker processes, and results agree within a
-    tolerance (docs/performance.md)."""
+    """Whether the same config and seed on the same machine give the same result to the last bit. If false,
+    the engine may measure how clients train fastest (one at a time or several in one batch, in this process
+    or in workers), and results agree within a tolerance (docs/performance.md)."""
     model: ModelConfig = ModelConfig()
+    """Backbone."""
     data: DataConfig = DataConfig()
+    """Data set."""
     partition: PartitionConfig = PartitionConfig()
+    """Assignment of samples to clients."""
     federation: FederationConfig = FederationConfig()
+    """Rounds, cohorts and aggregation."""
     training: TrainingConfig = TrainingConfig()
+    """Training on a client."""
     activation: ActivationConfig = ActivationConfig()
+    """Sparsely activated LoRA: number of active blocks, and its growth."""
     lora: LoraConfig = LoraConfig()
+    """LoRA pairs of the experts."""
     head: HeadConfig = HeadConfig()
+    """Task heads."""
     statistics: StatisticsConfig = StatisticsConfig()
+    """Feature statistics and the discriminant."""
     gate: GateConfig = GateConfig()
+    """The gate between global and local expert."""
     mixture: MixtureConfig = MixtureConfig()
+    """The mixture of both experts."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    """Validation and test."""
     cache: CacheConfig = CacheConfig()
+    """Kept outputs of the frozen prefix."""
     engine: EngineConfig = EngineConfig()
+    """Processes that run the clients."""
     log: LogConfig = LogConfig()
+    """Further logs."""
     compare: CompareConfig = CompareConfig()
+    """Rows, seeds and grid of a comparison."""
 
     @model_validator(mode="after")
     def _check(self) -> Config:
         self.federation.check(self.partition.clients)
         if self.deterministic and (self.engine.stack or 1) > 1:
             raise ValueError(
-                "engine.stack: more than 1 wants `deterministic: false`, since the last bits differ"
+                "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"
             )
-        if self.lora.tiers and self.federation.aggregation != "svd":
+        # of a plug-in's aggregator only its declaration says whether it can
+        if self.lora.tiers and self.federation.aggregation in ("average", "exact", "freeze-a"):
             raise ValueError(
                 "lora.tiers: pairs of different ranks can only be averaged with federation.aggregation: svd"
             )
@@ -105,7 +134,7 @@ class Config(Section):
         return self
 
     def _check_compare(self) -> None:
-        """Every variant and every candidate makes a whole experiment, on the same samples."""
+        """Raise ValueError unless every variant and every candidate gives a valid config on the same data."""
         changes = {f"variants.{name}": [keys] for name, keys in self.compare.variants.items()}
         changes |= {
             f"tune.{key}": [{key: value} for value in values] for key, values in self.compare.tune.items()
@@ -115,34 +144,43 @@ class Config(Section):
                 fixed = [
                     key
                     for key in keys
-                    if key.split(".")[0] in SAME
-                    or key in SAME
+                    if key.split(".")[0] in KEYS_SHARED_BY_ALL_ROWS
+                    or key in KEYS_SHARED_BY_ALL_ROWS
                     or (key == "method" and where.startswith("tune."))
                 ]
                 if fixed:
                     raise ValueError(
-                        f"compare.{plain(where)}: {plain(fixed[0])} must be the same in all that is compared"
+                        f"compare.{excerpt(where)}: {excerpt(fixed[0])} "
+                        "must be the same in all that is compared"
                     )
                 try:
                     changed(self, keys)
                 except ConfigError as error:
-                    raise ValueError(f"compare.{plain(where)}: {error}") from None
+                    raise ValueError(f"compare.{excerpt(where)}: {error}") from None
 
     def to_yaml(self) -> str:
-        """The experiment with every default filled in."""
+        """The config as YAML, with every default filled in."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), plugin_folder: Path | None = None
+) -> Config:
     """Read a config file (or mapping), apply `a.b=value` overrides, check, and fill in the defaults.
+
+    The modules in `plugins` are imported first. They are found on the import path and in `plugin_folder`.
 
     Raises:
         FedmsError: the file cannot be read.
-        ConfigError: not YAML, or a wrong key, type, range or combination.
+        ConfigError: the text is not YAML, a plug-in cannot be imported, or a key, type, range or combination is
+            wrong.
     """
     values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:
         values = overridden(values, override)
+    named = values.get("plugins")
+    if isinstance(named, list | tuple) and all(isinstance(name, str) for name in named):
+        import_plugins(named, plugin_folder)
     try:
         return Config.model_validate(tuples(values))
     except ValidationError as error:
@@ -150,12 +188,12 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def changed(config: Config, keys: Mapping[str, Any]) -> Config:
-    """The experiment with these dotted keys replaced, as in `{"gate.prior": 0.9}`; its `compare` is left out.
+    """The config with these dotted keys replaced, as in `{"gate.prior": 0.9}`, and without its `compare`.
 
     Raises:
         ConfigError: a wrong key, type, range or combination.
     """
     values = config.model_dump(exclude={"compare"})
     for key, value in keys.items():
-        values = placed(values, key, value, plain(key))
+        values = placed(values, key, value, excerpt(key))
     return load_config(values)

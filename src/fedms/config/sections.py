@@ -1,8 +1,9 @@
+"""The sections of a config. The docstring of each key says what it does."""
+
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import (
     BaseModel,
@@ -14,15 +15,14 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedms.core.formatting import plain
-from fedms.core.paths import RULE, alike, is_name
+from fedms.core.registry import Names
 
-LARGEST = 2**53
-"""Whole numbers at most: beyond it not every reader of JSON tells them apart."""
+LARGEST_INTEGER = 2**53
+"""Largest whole number. Some readers of JSON cannot tell larger ones apart."""
 
 
 class Section(BaseModel):
-    """A group of keys. Unknown keys are refused, types are not guessed."""
+    """A group of keys. Unknown keys are errors, and types are not converted."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -31,70 +31,38 @@ class Section(BaseModel):
     @field_validator("*")
     @classmethod
     def _check_whole(cls, value: object) -> object:
-        if isinstance(value, int) and value > LARGEST:
-            raise PydanticCustomError("whole", "should be at most {largest}", {"largest": LARGEST})
+        if isinstance(value, int) and value > LARGEST_INTEGER:
+            raise PydanticCustomError("whole", "should be at most {largest}", {"largest": LARGEST_INTEGER})
         return value
 
 
-class FederationConfig(Section):
-    cohort: int = Field(10, ge=1)
-    """Clients asked in a round of the global stage."""
-    cohort_local: int | None = Field(None, ge=1)
-    """Clients asked in a round of the local stage; default: all of them."""
-    oversample: int = Field(0, ge=0)
-    """Further clients asked in a round, as far as there are more, in case some fail: of those that answer, it takes a cohort's number."""
-    quorum: int = Field(1, ge=1)
-    """Answers that a round needs; with fewer, other clients are asked in place of those that failed."""
-    deadline_seconds: float | None = Field(None, gt=0, lt=1e9)
-    """How long we wait for a client's answer, whatever it was asked; default: for ever. On this machine, where clients take turns, its
-    time begins with its turn."""
-    attempts: int = Field(3, ge=1)
-    """How often clients are asked for the answers that are needed, the first time included, before the run stops."""
-    rounds_global: int = Field(10, ge=0, le=1_000_000)
-    """Rounds of the first stage (T1)."""
-    rounds_local: int = Field(3, ge=0, le=1_000_000)
-    """Rounds of the second stage (T2)."""
-    aggregation: Literal["average", "exact", "freeze-a", "svd"] = "average"
-    """`average` (A and B apart), `exact` (the mean of the products BA, nothing lost), `freeze-a` (train B only), `svd` (the mean of
-    the products, cut to the rank)."""
-    robust: Literal["none", "median", "trimmed-mean", "multi-krum", "norm-clip"] = "none"
-    """What stands in the mean's place where clients may lie; with `aggregation` `average` or `freeze-a`."""
-    liars: float = Field(0.2, ge=0, lt=0.5)
-    """Share of a round's clients that may lie: what `trimmed-mean` cuts at each end, and `multi-krum` leaves out."""
-
-    def check(self, clients: int) -> None:
-        """ValueError where there are not as many clients as a round asks, or a round does not ask as many as it needs."""
-        for key in ("cohort", "cohort_local"):
-            value = getattr(self, key)
-            if value is not None and value > clients:
-                raise ValueError(f"federation.{key}: {value} is more than partition.clients ({clients})")
-            if value is not None and value < self.quorum:
-                raise ValueError(f"federation.quorum: {self.quorum} is more than federation.{key} ({value})")
-
-
-LONGEST_ROW = 64
-"""Bytes of the name of a comparison's row at most; it is part of a folder's name."""
-LARGEST_GRID = 10_000
-"""Combinations that a comparison tries for one row at most."""
-
-
 class ModelConfig(Section):
+    """The frozen backbone and its input."""
+
     name: str = "minilm"
-    """`minilm` (the embedded encoder), a Hugging Face hub name, or a local folder (`~` is your home). Safetensors only."""
+    """`minilm` (the embedded encoder), a name on the Hugging Face hub, or a local folder (`~` is the home
+    folder). Weights must be safetensors."""
     max_length: int = Field(64, ge=4, le=8192)
-    """Longest text in tokens; what is beyond is cut. A model that has fewer positions is given no more than it has."""
+    """Longest text in tokens; the rest is cut. The number of positions of the model is a further limit."""
     image_size: int | None = Field(None, ge=16, le=2048)
-    """Pixels a side, a multiple of the model's patches; default: what the model's image processor says."""
+    """Side of an image in pixels, a multiple of the patch size; default: the size in the model's image
+    processor."""
     pooling: Literal["auto", "mean", "cls"] = "auto"
-    """How block outputs become one feature: `auto` is mean for text, class token for images."""
+    """How the tokens of a block output become one feature; `auto` is the mean for text, the class token for
+    images."""
     prompt_tokens: int = Field(8, ge=1, le=1024)
-    """Soft prompt tokens, for method promptfl."""
+    """Number of soft prompt tokens, for method `promptfl`."""
+    adapter: str | None = None
+    """Folder of a PEFT adapter of rank `lora.rank` from which the global expert's pairs start; default: a random
+    A, and a B of zeros. A block gets its pairs when it is activated."""
 
 
 class DataConfig(Section):
+    """The data set and its columns."""
+
     source: str = "assistant"
-    """`assistant` (the embedded corpus), a Hugging Face `datasets` name (`name:subset` where it has several), a file (CSV, TSV,
-    JSONL, Parquet) or a folder."""
+    """`assistant` (the embedded corpus), a name for Hugging Face `datasets` (`name:subset` for one of several
+    subsets), a file (CSV, TSV, JSONL, Parquet) or a folder."""
     text: str | None = None
     """Column with the text; default: found by name (`text`, `sentence`, ...)."""
     image: str | None = None
@@ -102,58 +70,108 @@ class DataConfig(Section):
     label: str | None = None
     """Column with the class; default: found by name (`label`, `category`, `intent`, ...)."""
     limit: int | None = Field(None, ge=1)
-    """Keep at most so many samples of each split, drawn by the seed; default: all."""
+    """Largest number of samples of each split, drawn with the seed; default: all samples."""
+    separator: str | None = None
+    """One character between the values of CSV and TSV files, or `tab`; default: `,` in .csv, a tab in .tsv."""
+    encoding: str | None = None
+    """Encoding of CSV, TSV and JSON files, such as `cp1252` or `utf-16`; default: UTF-8."""
+
+    @field_validator("separator")
+    @classmethod
+    def _check_separator(cls, value: str | None) -> str | None:
+        if value is not None and value not in ("tab", "\\t") and (len(value) != 1 or value in '"\r\n\0'):
+            raise PydanticCustomError("separator", "Input should be one character, or `tab`")
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, value: str | None) -> str | None:
+        try:
+            known = value is None or "text".encode(value).decode(value) == "text"
+        except (LookupError, ValueError):  # UnicodeError is a ValueError
+            known = False
+        if not known:
+            raise PydanticCustomError(
+                "encoding", "Input should be a text encoding, such as `cp1252` or `utf-16`"
+            )
+        return value
+
+
+PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
+"""What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins here."""
 
 
 class PartitionConfig(Section):
+    """The assignment of samples to clients and splits."""
+
     clients: int = Field(20, ge=1, le=1_000_000)
     """Number of clients."""
-    rule: Literal["dirichlet", "classes", "column", "equal"] = "dirichlet"
-    """`dirichlet` label skew, `classes` per client, by a `column` (domain, user), or `equal`."""
+    rule: str = "dirichlet"
+    """`dirichlet` (label skew), `classes` (a few classes per client), `column` (by domain, user or the like),
+    `equal`, or the name of a plug-in."""
     alpha: float | None = Field(0.1, gt=0)
-    """Dirichlet concentration; small is skewed. With `column`: the skew among the clients of one value, null for none."""
+    """Concentration of the Dirichlet distribution; a small value gives a strong skew. With rule `column` it
+    is the skew among the clients of one value, and null is no skew."""
     classes_per_client: int = Field(2, ge=1)
-    """For rule `classes`."""
+    """Classes of each client, for rule `classes`."""
     column: str | None = None
-    """For rule `column`: the column whose values are spread over the clients, `clients` / values to each."""
+    """For rule `column`: the column that assigns samples to clients. Each of its values gets `clients` /
+    values clients."""
     validation: float = Field(0.1, gt=0, lt=0.5)
-    """Share of a client's own training data kept for validation."""
+    """Share of a client's training data that becomes its validation data."""
     test: float = Field(0.2, gt=0, lt=0.5)
-    """Share kept for the test where the source has no test split of its own."""
+    """Share of the samples that becomes test data, if the source has no test split."""
     min_samples: int = Field(10, ge=3)
-    """Fewest samples beside its test samples that a client may hold, to train and validate; an allocation below it is drawn again."""
+    """Fewest samples of a client for train and validation together. An allocation with fewer is drawn
+    again."""
+
+    @field_validator("rule")
+    @classmethod
+    def _check_rule(cls, value: str) -> str:
+        if value not in PARTITION_RULES:
+            raise PydanticCustomError("rule", "Input should be {allowed}", {"allowed": str(PARTITION_RULES)})
+        return value
 
 
 class TrainingConfig(Section):
+    """Training on a client."""
+
     epochs: int = Field(1, ge=1)
-    """Passes over a client's own training data in one round."""
+    """Passes over a client's own training data in each round."""
     batch_size: int = Field(32, ge=1)
-    """Samples a step."""
+    """Samples in each training step."""
     learning_rate: float = Field(1e-3, gt=0)
-    """AdamW, for the LoRA matrices."""
+    """Learning rate of AdamW for the LoRA matrices."""
     head_learning_rate: float = Field(1e-4, gt=0)
-    """AdamW, for the task head of the global expert; one that starts from zero wants 2e-3."""
+    """Learning rate of AdamW for the head of the global expert. A head that starts from zero needs about
+    2e-3."""
     local_learning_rate: float = Field(1e-3, gt=0)
-    """AdamW, for LoRA and head of a client's own expert."""
+    """Learning rate of AdamW for the LoRA matrices and the head of the local expert."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW's decoupled decay."""
+    """Decoupled weight decay of AdamW."""
     proximal: float = Field(0.1, ge=0)
-    """Weight of the proximal term, for the methods that have one (mu of FedProx, lambda of Ditto)."""
+    """Weight of the proximal term, for methods that have one (mu of FedProx, lambda of Ditto)."""
 
 
 class Tier(Section):
+    """A group of clients with the same capacity."""
+
     share: float = Field(gt=0, le=1)
     """Share of the clients in this tier."""
 
 
 class CapacityTier(Tier):
+    """A tier by the number of blocks."""
+
     blocks: int = Field(ge=1)
-    """How many blocks such a client can train (its capacity)."""
+    """Capacity: the number of blocks that a client of this tier can train."""
 
 
 class RankTier(Tier):
+    """A tier by the rank of LoRA pairs."""
+
     rank: int = Field(ge=1, le=4096)
-    """Rank of such a client's pairs."""
+    """Rank of the LoRA pairs of a client of this tier."""
 
 
 def _check_tiers(key: str, tiers: Sequence[Tier]) -> None:
@@ -162,32 +180,37 @@ def _check_tiers(key: str, tiers: Sequence[Tier]) -> None:
 
 
 class ActivationConfig(Section):
+    """Sparsely activated LoRA: the number of active blocks, and its growth."""
+
     rule: Literal["plateau", "every", "fixed"] = "plateau"
-    """When the number of active blocks grows: on a plateau of the validation score, every so many rounds, or never."""
+    """When the number of active blocks grows: on a plateau of the validation score, every `every` rounds, or
+    never."""
     blocks: int | Literal["all"] = 1
-    """Active blocks at the start (k), or `all`."""
+    """Number of active blocks at the start (k), or `all`."""
     blocks_local: int | Literal["all"] | None = None
-    """Active blocks of the local stage of a sparsely activated method, or `all`; never fewer, and by default no more, than the
-    global stage ended with."""
+    """Number of active blocks in the local stage of a sparsely activated method, or `all`. It is at least the
+    number at the end of the global stage, which is also the default."""
     step: int = Field(1, ge=1)
-    """Blocks added at a time (delta)."""
+    """Blocks added in each step (delta)."""
     order: Literal["top-down", "bottom-up"] = "top-down"
-    """Which blocks first; from the output down is what saves computation."""
+    """Order in which blocks become active. `top-down`, from the output, saves computation."""
     every: int = Field(2, ge=1)
-    """Rounds between steps, for rule `every` (R)."""
+    """Rounds between two steps, for rule `every` (R)."""
     queue: int = Field(4, ge=2)
-    """Validation scores compared, for rule `plateau` (Q): the newer half's mean against the older half's. With fewer rounds left than
-    this, no block is added: it would cost a new prefix, and could not show what it is worth."""
+    """Number of validation scores that rule `plateau` compares (Q): the mean of the newer half with the mean
+    of the older half. If fewer rounds than this are left, no block is added: it would cost a new prefix, and
+    the rounds left could not show its gain."""
     epsilon: float = Field(0.002, ge=0)
-    """Gain in validation score below which it counts as a plateau."""
+    """A smaller gain in validation score counts as a plateau."""
     min_rounds: int = Field(2, ge=1)
-    """Fewest rounds at one number of blocks, for rule `plateau`."""
+    """Fewest rounds with the same number of blocks, for rule `plateau`."""
     max_rounds: int = Field(8, ge=1)
-    """Most rounds at one number of blocks, for rule `plateau`."""
+    """Most rounds with the same number of blocks, for rule `plateau`."""
     maximum: int | None = Field(None, ge=1)
-    """Never activate more blocks than this; default: all there are."""
+    """Largest number of active blocks; default: all blocks of the model."""
     capacity: tuple[CapacityTier, ...] = ()
-    """Tiers of clients by the number of blocks they can train; empty: everybody can train all."""
+    """Tiers of clients by the number of blocks that they can train; empty: every client can train all
+    blocks."""
 
     @field_validator("blocks", "blocks_local", mode="before")
     @classmethod
@@ -212,14 +235,18 @@ class ActivationConfig(Section):
 
 
 class LoraConfig(Section):
+    """The LoRA pairs of the experts."""
+
     rank: int = Field(8, ge=1, le=4096)
-    """Rank r of the low-rank pairs."""
+    """Rank r of the LoRA pairs."""
     tiers: tuple[RankTier, ...] = ()
-    """Tiers of clients by the rank of their pairs, `rank` at most; empty: the same for all. Wants `federation.aggregation: svd`."""
+    """Tiers of clients by the rank of their LoRA pairs, at most `rank`; empty: the same rank for all. Needs
+    `federation.aggregation: svd`."""
     alpha: float = Field(16.0, gt=0)
-    """Scale: the update is (alpha / rank) B A."""
+    """Scale of the update, which is (alpha / rank) B A."""
     targets: tuple[str, ...] = ()
-    """Names of the linear layers inside a block that get a pair; default: query and value of the model's family."""
+    """Names of the linear layers in a block that get a LoRA pair; default: query and value of the model's
+    family."""
 
     @model_validator(mode="after")
     def _check(self) -> LoraConfig:
@@ -230,136 +257,119 @@ class LoraConfig(Section):
 
 
 class HeadConfig(Section):
+    """The task heads."""
+
     kind: Literal["statistics", "means", "text-init", "text", "linear"] = "statistics"
-    """How the task head starts: federated discriminant, class means, class-name embeddings (trained or frozen), or zero."""
+    """How the head starts: `statistics` (federated discriminant), `means` (class means), `text-init`
+    (class-name embeddings, then trained), `text` (class-name embeddings, frozen) or `linear` (zeros)."""
     label_prior: float = Field(0.9, ge=0, lt=1)
-    """How far a local expert's bias at its start trusts the client's own label shares; 0: not at all."""
+    """Weight of the client's own label shares in the first bias of its local expert; 0 ignores them."""
 
 
 class StatisticsConfig(Section):
+    """Federated feature statistics and the discriminant."""
+
     shrinkage: float | None = Field(None, gt=0, le=1)
-    """Share of the identity in the covariance; default: d / (d + n), at least 0.05."""
+    """Weight of the identity in the covariance; default: d / (d + n), at least 0.05."""
     rank: int | None = Field(None, ge=1)
-    """Send the second moment as this many eigenvectors and a rest; default: the whole symmetric matrix."""
+    """Number of eigenvectors in which the second moment is sent, with one rest; default: the whole symmetric
+    matrix."""
     clients: int | None = Field(None, ge=1)
-    """At most so many clients, drawn by the seed, send their sums; default: all."""
+    """Largest number of clients that send sums, drawn with the seed; default: all clients."""
 
 
 class GateConfig(Section):
+    """The gate between the global and the local expert."""
+
     objective: Literal["own-or-everyone", "likelihood"] = "own-or-everyone"
-    """What the gate learns: is x from this client's distribution or everyone's; or the mixture's likelihood (collapses)."""
+    """What the gate learns: whether an input comes from own data or everyone's data, or to raise the
+    likelihood of the mixture. The gate collapses with `likelihood`."""
     evidence: Literal["statistics", "counts", "none"] = "statistics"
-    """What log r is computed from: feature statistics, label counts alone, or nothing."""
+    """Source of the evidence log r: feature statistics, label counts alone, or none."""
     features: Literal["global", "backbone"] = "global"
-    """What the gate reads: the pooled feature of the global expert, or of the frozen backbone."""
+    """Input of the gate: the pooled feature of the global expert, or of the frozen backbone."""
     prior: float = Field(0.5, ge=0, le=1)
-    """How often a client meets its own kind of data: 1 is the local expert alone, 0 the global one."""
+    """Prior probability that an input is own data. 1 uses the local expert alone, 0 the global expert
+    alone."""
     network: bool = True
-    """Whether a learned residual delta(u) may be added to the evidence where validation says it helps."""
+    """Whether a learned residual delta(u) may be added to the evidence, if it helps on validation data."""
     share: Literal["adapter", "none", "all"] = "adapter"
-    """What of the gate is averaged over the clients."""
+    """The part of the gate that is averaged over clients."""
     adapter_rank: int = Field(16, ge=1, le=65_536)
-    """Width of the federated gate adapter."""
+    """Width of the gate adapter, which is federated."""
     hidden: int = Field(32, ge=1, le=65_536)
-    """Width of the private gate network."""
+    """Width of the gate network, which is private."""
     learning_rate: float = Field(1e-3, gt=0)
-    """AdamW, for the gate adapter and network."""
+    """Learning rate of AdamW for the gate adapter and the gate network."""
     epochs: int = Field(5, ge=1)
-    """Passes over own and drawn features in one round."""
+    """Passes over own and drawn features in each round."""
 
 
 class MixtureConfig(Section):
+    """The mixture of the global and the local expert."""
+
     on: Literal["probabilities", "logits"] = "probabilities"
-    """What of the two experts is mixed."""
+    """The outputs of the two experts that are mixed."""
     local_start: Literal["global", "scratch"] = "global"
-    """Where the local expert starts."""
+    """Start of the local expert: the global expert, or from scratch."""
     interpolation: float | None = Field(None, ge=0, le=1)
-    """How far the local expert goes from its start (0) to where training took it (1); default: chosen on all validation labels."""
+    """Position of the local expert between its start (0) and the end of its training (1); default: chosen on
+    the validation data of all clients."""
 
 
 class EvaluationConfig(Section):
+    """Validation and test."""
+
     every: int = Field(1, ge=1)
-    """Rounds between validations of the global stage."""
+    """Rounds between two validations in the global stage."""
     clients: int | None = Field(None, ge=1)
-    """At most so many clients, drawn by the seed and always the same, validate what is shared; default: all."""
+    """Largest number of clients that validate the shared model, drawn once with the seed; default: all
+    clients."""
     everyone: int | None = Field(None, ge=1)
-    """At most so many test samples of all clients, drawn by the seed, for accuracy_global; default: all."""
+    """Largest number of test samples of everyone's data, drawn with the seed, for accuracy_global; default:
+    all samples."""
     validation: bool = False
-    """Whether the finished models are also judged on validation data, for choosing without test data; `tune` does so in any case."""
+    """Whether the final models are also scored on validation data, to choose settings without test data.
+    `tune` always does so."""
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """What the finished models are judged on."""
+        """The splits on which the final models are scored."""
         return ("validation", "test") if self.validation else ("test",)
 
 
 class CacheConfig(Section):
+    """Kept outputs of the frozen prefix."""
+
     enabled: bool = True
-    """Keep the frozen prefix's output of every sample."""
+    """Whether outputs of the frozen prefix are kept for every sample."""
     memory_mb: int = Field(2048, ge=0)
-    """Budget over all workers, in memory, or the GPU's with `device: cuda`; beyond it the disk is used."""
+    """Memory for kept outputs over all workers, in MiB; on the GPU with `device: cuda`. Outputs beyond it go
+    to disk."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of what is kept: `bfloat16` takes half the room and rounds it (docs/results.md, cache-dtype, says what that costs). With
-    `precision: bfloat16` it is that and rounds nothing."""
+    """Data type of kept outputs. `bfloat16` needs half the memory and rounds them (docs/results.md,
+    cache-dtype, shows the effect). With `precision: bfloat16` the outputs have this type already."""
     disk_mb: int = Field(20480, ge=0)
-    """Budget on disk over all workers; beyond it the prefix is computed again each time."""
+    """Disk space for kept outputs over all workers, in MiB. Outputs beyond it are computed again each
+    time."""
 
 
 class EngineConfig(Section):
+    """The processes in which clients run."""
+
     name: Literal["local"] = "local"
-    """`local`: on this machine."""
+    """Where clients run; `local` is this machine."""
     workers: int | None = Field(None, ge=1, le=1024)
-    """Worker processes of one torch thread each; default: one for each core, unless it is measured (`deterministic`); 1 stays in this
-    process."""
+    """Number of worker processes with one torch thread each; 1 works in this process. Default: one per core,
+    or with `deterministic: false` the fastest number in a measurement."""
     stack: int | None = Field(None, ge=1, le=1024)
-    """Clients that a process trains together in one batch, at most; default: one at a time, unless it is measured (`deterministic`)."""
+    """Largest number of clients that one process trains together in a batch. Default: 1, or with
+    `deterministic: false` the fastest number in a measurement."""
 
 
 class LogConfig(Section):
+    """Logs beside the run folder's own files."""
+
     tensorboard: bool = False
-    """Write TensorBoard event files, too, into the run folder's `tensorboard/`. Wants the extra `fedms[tensorboard]`."""
-
-
-class CompareConfig(Section):
-    """What `fedms compare` lays side by side; a single run does not read it."""
-
-    methods: tuple[str, ...] | None = None
-    """Rows by name, from `fedms methods`; default: all of them."""
-    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """More rows: a name, and the keys in which it differs, as in `{"prior 0.9": {method: fedms, gate.prior: 0.9}}`."""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """Every row runs once with each."""
-    baseline: str = "fedms"
-    """The row that the others are measured against; the first row where this one is not compared."""
-    tune: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """A grid to choose from for each row, on the first seed: key and candidates, as in `training.learning_rate: [3e-4, 1e-3]`."""
-    criterion: Literal["accuracy_local", "accuracy_global"] = "accuracy_local"
-    """The accuracy on validation data by which the grid is decided."""
-
-    @model_validator(mode="after")
-    def _check(self) -> CompareConfig:
-        for name in self.variants:
-            if not is_name(name, LONGEST_ROW):
-                raise ValueError(
-                    f"variants: {plain(repr(name))} cannot name a row: no {RULE}, at most {LONGEST_ROW} bytes"
-                )
-        if same := alike(self.variants):
-            raise ValueError(
-                f"variants: {plain(same[0])} and {plain(same[1])} differ in nothing that every file system tells apart"
-            )
-        for key, values in {
-            "methods": self.methods or (),
-            "seeds": self.seeds,
-            **{f"tune.{k}": v for k, v in self.tune.items()},
-        }.items():
-            if twice := [value for place, value in enumerate(values) if value in values[:place]]:
-                raise ValueError(f"{key}: {plain(str(twice[0]))} comes twice")
-            if not values and key != "methods":
-                raise ValueError(f"{key}: must name at least one")
-        if math.prod(map(len, self.tune.values())) > LARGEST_GRID:
-            raise ValueError(f"tune: has more than {LARGEST_GRID:,} combinations")
-        if negative := [seed for seed in self.seeds if seed < 0]:
-            raise ValueError(f"seeds: must not be negative, as {negative[0]} is")
-        if self.methods is not None and not self.methods and not self.variants:
-            raise ValueError("methods: must name at least one where there are no variants")
-        return self
+    """Whether TensorBoard event files are also written, into the run folder's `tensorboard/`. Needs the extra
+    `fedms[tensorboard]`."""

@@ -1,4 +1,4 @@
-"""YAML as people write it, read with one line for whatever is wrong with it."""
+"""YAML files of configs. Every error is reported in one line."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from typing import Any
 import yaml
 
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 
-LARGEST = 2**20
-"""Bytes of a config at most, and of values once every alias is written out: ten lines of aliases can say a billion values."""
+LARGEST_CONFIG = 2**20
+"""Upper bound on the bytes of a config, and on its values after aliases: ten lines of aliases can stand for a
+billion values."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which `1e-3` is a number, as everybody expects, no key comes twice, and nothing holds itself."""
+    """YAML in which `1e-3` is a number. A repeated key, and a value that contains itself, are errors."""
 
     def construct_document(self, node: yaml.Node) -> Any:
-        self.deep_construct = True  # refuses what holds itself, which would be built otherwise
-        if _size(node, {}) > LARGEST:
+        """The value of a document, after a check of its size."""
+        self.deep_construct = True  # so that a value that contains itself is an error
+        if _size(node, {}) > LARGEST_CONFIG:
             raise yaml.constructor.ConstructorError(
                 None, None, "its aliases stand for too many values", node.start_mark
             )
         return super().construct_document(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """A mapping, after a check for repeated keys."""
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"key {plain(key.value)} comes twice", key.start_mark
+                        None, None, f"key {excerpt(key.value)} comes twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -45,7 +48,7 @@ _Loader.add_implicit_resolver(
 
 
 def _size(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values in a node, with whatever its aliases stand for; one that holds itself counts once, since it is refused later."""
+    """Number of values in a node after aliases; a node that contains itself counts once."""
     if id(node) not in known:
         known[id(node)] = 1
         parts = (
@@ -60,14 +63,19 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+    """The mapping in a YAML file.
+
+    Raises:
+        FedmsError: the file cannot be read.
+        ConfigError: the file is not YAML in UTF-8, is too large, or holds no mapping with text keys.
+    """
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(LARGEST_CONFIG + 1)
     except OSError as error:
         raise FedmsError(f"{path}: cannot read the config: {error.strerror}") from None
-    if len(data) > LARGEST:
-        raise ConfigError(f"{path}: too large for a config, which has {LARGEST >> 20} MB at most")
+    if len(data) > LARGEST_CONFIG:
+        raise ConfigError(f"{path}: too large for a config, which has {LARGEST_CONFIG >> 20} MB at most")
     try:
         values = parse(data.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError:
@@ -80,21 +88,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def load_yaml(text: str) -> Any:
-    """The value that a YAML text says; PyYAML's errors, ValueError or RecursionError where it says none."""
+    """The value of a YAML text.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: the text is not valid.
+    """
     return yaml.load(text, _Loader)
 
 
-def parse(text: str, whose: str) -> Any:
-    """The value that a YAML text says; `whose` it is, for the message."""
+def parse(text: str, source: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ConfigError: the text is not valid. The message names `source` as its origin.
+    """
     try:
         return load_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""
         raise ConfigError(
-            f"{whose}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}"
+            f"{source}: not valid YAML{where}: {getattr(error, 'problem', None) or 'unreadable'}"
         ) from None
     except RecursionError:
-        raise ConfigError(f"{whose}: not valid YAML: nested too deeply") from None
-    except ValueError as error:  # what is written like a date or a number, but is none
-        raise ConfigError(f"{whose}: not valid YAML: {error}") from None
+        raise ConfigError(f"{source}: not valid YAML: nested too deeply") from None
+    except ValueError as error:  # a text in the form of a date or number that does not exist
+        raise ConfigError(f"{source}: not valid YAML: {error}") from None

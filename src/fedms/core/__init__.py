@@ -1,1 +1,1 @@
-"""What every room stands on; it imports nothing of fedms."""
+"""Basic tools for all packages of fedms: errors, seeds, files, paths, text. It imports nothing of fedms."""

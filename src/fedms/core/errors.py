@@ -1,16 +1,16 @@
-"""The errors a user can mend. Anything else that escapes is a bug in fedms."""
+"""Errors that a user can correct. Any other exception from fedms is a bug in fedms."""
 
 from __future__ import annotations
 
 
 class FedmsError(Exception):
-    """Something the user can mend: a missing file, a column that is not there. One line, exit code 1."""
+    """An error that the user can correct, such as a missing file or column. One line, exit code 1."""
 
     exit_code = 1
 
 
 class StorageError(FedmsError):
-    """A file or folder that cannot be written: a full disk, a broken one, no permission. What was there before still is."""
+    """A file or folder cannot be written, such as on a full disk. Earlier content stays."""
 
 
 class ConfigError(FedmsError):

@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, and read only where they are whole. Safetensors and JSON, never pickle.
+"""Files that are written completely or not at all: safetensors and JSON, never pickle.
 
-Whatever is written goes through this module's `os`: its calls are the points at which a process, a disk or the power can fail.
+Every write is a call of this module's `os`. These calls are the points at which a process, a disk or the
+power can fail, so tests fail them one by one.
 """
 
 from __future__ import annotations
@@ -23,19 +24,20 @@ from torch import Tensor
 
 from fedms.core.errors import FedmsError, StorageError
 
-LEFTOVER = re.compile(r"\..+\.\d+\.\d+")
-"""Names of temporary files: those that a killed process has left may go."""
-DIGEST = "sha256"
+TEMPORARY_NAME = re.compile(r"\..+\.\d+\.\d+")
+"""Names of temporary files. Those of a killed process may be removed."""
+DIGEST_KEY = "sha256"
+"""Key of the digest among the values of an arrays file."""
 
 
 # writing
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, to stay also when the power goes: temporary file, fsync, rename, fsync of the folder."""
+    """Write a file completely or not at all: temporary file, fsync, rename, fsync of the folder."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with _told(path):
+    with _errors_name(path):
         try:
             _put(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.replace(temporary, path)  # noqa: PTH105 (every change of a file is a call of this module's `os`)
@@ -46,8 +48,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line. One that was cut short by a failure is for the reader to recognise: it does not end."""
-    with _told(path):
+    """Append a line. After a failure the last line may be incomplete; then it lacks its line break."""
+    with _errors_name(path):
         new = not path.exists()
         _put(path, (line + "\n").encode(), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         if new:
@@ -55,34 +57,42 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON. Raises ValueError for NaN and infinity."""
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_arrays(
     path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Arrays and plain values in one safetensors file, with a digest of both; what a reader will find."""
-    held = plain(arrays)
+    """Write arrays and JSON values into one safetensors file, with a digest of both.
+
+    Returns:
+        The arrays and values that `read_arrays` will return.
+    """
+    held = storable(arrays)
     values = json.loads(json.dumps(dict(meta)))
-    write_bytes(path, encode_arrays(held, {**values, DIGEST: _digest(held, values)}))
+    write_bytes(path, encode_arrays(held, {**values, DIGEST_KEY: _digest(held, values)}))
     return held, values
 
 
-def plain(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The arrays as they can be written: values alone, on the CPU, contiguous."""
+def storable(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays as they can be stored: without gradients, on the CPU, contiguous."""
     return {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
 
 
 def encode_arrays(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
-    """Plain arrays and values as safetensors bytes. Each array's memory is named to the serializer directly: `safetensors.torch.save`
-    says the same by way of ctypes and NumPy, which costs a small client more than its bytes."""
+    """Storable arrays and JSON values as safetensors bytes.
+
+    The serializer gets each array's address directly. `safetensors.torch.save` gives the same bytes by way of
+    ctypes and NumPy, which for a small client takes longer than the serialization.
+    """
     specs = {name: _spec(array) for name, array in arrays.items()}
     data: bytes = serialize(specs, metadata={"fedms": json.dumps(meta)})
     return data
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """`float32` and the like."""
+    """The name of a dtype, such as `float32`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -93,11 +103,18 @@ def _spec(array: Tensor) -> TensorSpec:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """A folder and those above it, to stay also when the power goes; those that were made, or none of them."""
+    """Create a folder and its missing parents, durably.
+
+    Returns:
+        The folders that were created, outermost first.
+
+    Raises:
+        StorageError: a folder cannot be created; none is left behind then.
+    """
     made = []
     try:
         for each in reversed([each for each in (path, *path.parents) if not each.exists()]):
-            with contextlib.suppress(FileExistsError):  # made by another worker meanwhile
+            with contextlib.suppress(FileExistsError):  # another worker created it in the meantime
                 os.mkdir(each)  # noqa: PTH102
                 made.append(each)
             _sync_folder(each.parent)
@@ -110,25 +127,25 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def unmake(made: list[Path]) -> None:
-    """Take back what `make_folder` made, where nothing has come into it."""
+    """Remove the folders that `make_folder` created, as far as they are empty."""
     for each in reversed(made):
         with contextlib.suppress(OSError):
             os.rmdir(each)  # noqa: PTH106
 
 
 def remove(path: Path) -> None:
-    """Remove a file that may not be there. One that stays does no harm, so a failure is none."""
+    """Remove a file if it is there. A file that cannot be removed does no harm, so errors are ignored."""
     with contextlib.suppress(OSError):
         os.unlink(path)  # noqa: PTH108
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file of this name is a temporary one."""
-    return LEFTOVER.fullmatch(name) is not None
+    """Whether this is the name of a temporary file."""
+    return TEMPORARY_NAME.fullmatch(name) is not None
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process has left of files that it was writing."""
+    """Remove the temporary files of a killed process."""
     for path in folder.rglob(".*"):
         if is_leftover(path.name):
             remove(path)
@@ -138,7 +155,7 @@ def _put(path: Path, data: bytes, flags: int) -> None:
     handle = os.open(path, flags, 0o666)
     try:
         rest = memoryview(data)
-        while rest:  # a write may take less than it was given
+        while rest:  # one call may write only a part
             rest = rest[os.write(handle, rest) :]
         os.fsync(handle)
     finally:
@@ -154,8 +171,8 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the system refuses, as one line that names the file."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Raise the system's errors as a StorageError with one line that names the file."""
     try:
         yield
     except OSError as error:
@@ -171,6 +188,7 @@ def _reason(error: OSError) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises FedmsError if it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -180,10 +198,12 @@ def read_json(path: Path) -> Any:
 
 
 def decode_arrays(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Arrays and plain values from a file's or a message's bytes. Not by safetensors' `safe_open`, which loses some memory with each array.
+    """Arrays and values from the bytes of a file or a message.
+
+    This does not use safetensors' `safe_open`, which leaks memory with each array.
 
     Raises:
-        SafetensorError, ValueError, KeyError, TypeError, RecursionError: that is not what these bytes are.
+        SafetensorError, ValueError, KeyError, TypeError, RecursionError: the bytes hold something else.
     """
     arrays = load_arrays(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -191,15 +211,19 @@ def decode_arrays(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def read_arrays(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `write_arrays` wrote; FedmsError where the file is missing, torn or altered."""
+    """The arrays and values that `write_arrays` wrote.
+
+    Raises:
+        FedmsError: the file is missing, incomplete or altered.
+    """
     try:
         arrays, meta = decode_arrays(path.read_bytes())
     except FileNotFoundError:
         raise FedmsError(f"{path}: there is no such file") from None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise FedmsError(f"{path}: damaged: {error}") from None
-    digest = meta.pop(DIGEST, None)
-    if digest is not None and digest != _digest(arrays, meta):  # files of the first version have none
+    digest = meta.pop(DIGEST_KEY, None)
+    if digest != _digest(arrays, meta):
         raise FedmsError(f"{path}: damaged: what it holds is not what was written")
     return arrays, meta
 
@@ -217,10 +241,10 @@ def _digest(arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """The folder for this process alone, until it lets go or ends, however it does.
+    """Lock the folder for this process, until the context or the process ends.
 
     Raises:
-        FedmsError: another process holds it, or it cannot be locked.
+        FedmsError: another process holds the lock, or the folder cannot be locked.
     """
     with contextlib.ExitStack() as held:
         try:

@@ -1,4 +1,4 @@
-"""Numbers in words that people read."""
+"""Numbers and names as people read them: units, plurals, one line of text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from typing import Any
 
 MISSING = "–"
+"""Shown in place of a value that is not there."""
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+LONGEST_EXCERPT = 80
+"""Upper bound on the characters of a key or value in a message."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -62,24 +66,30 @@ def plural(count: int, noun: str) -> str:
 
 
 def tally(failures: Iterable[Any]) -> str:
-    """Failures by their kind: `1 died, 2 error`."""
+    """Number of failures of each kind: `1 died, 2 error`."""
     kinds = Counter(
         str(failure.get("kind", MISSING)) if isinstance(failure, dict) else MISSING for failure in failures
     )
     return ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
 
 
+def printable(text: str) -> str:
+    """The text without control characters. Names come from data, which may hold anything."""
+    return "".join(character if character.isprintable() else REPLACEMENT for character in text)
+
+
+def one_line(text: object) -> str:
+    """A message on one line, without control characters and with single blanks."""
+    return printable(" ".join(str(text).split()))
+
+
 def clip(text: str, length: int = 28) -> str:
-    """The text on one line, printable, and not longer than `length`. Names come from data, and data holds anything."""
-    line = "".join(character if character.isprintable() else "�" for character in text)
+    """A name in a table or picture: printable, and at most `length` characters."""
+    line = printable(text)
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
-LONGEST_SHOWN = 80
-"""Characters of a key or value at most in a message."""
-
-
-def plain(text: str) -> str:
-    """On one line, and not too long to be in one."""
+def excerpt(text: str) -> str:
+    """A key or value inside a message: printable, and at most LONGEST_EXCERPT characters."""
     line = text if text.isprintable() else repr(text)
-    return line if len(line) <= LONGEST_SHOWN else f"{line[:LONGEST_SHOWN]}..."
+    return line if len(line) <= LONGEST_EXCERPT else f"{line[:LONGEST_EXCERPT]}..."

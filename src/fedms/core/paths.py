@@ -1,4 +1,4 @@
-"""Names and paths that come from outside: none leads out of the folder that it belongs to."""
+"""Checks of names and paths from outside: none may lead out of its folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from fedms.core.errors import FedmsError
 
 LONGEST_NAME = 200
-"""Bytes of a name at most, as a part of a folder's."""
-RULE = "`/`, `\\`, `,`, `..`, leading dot or outer blanks, and nothing that does not print"
-"""What a name must not hold."""
+"""Upper bound on the bytes of a name, which becomes a part of a folder's name."""
+NAME_RULE = "`/`, `\\`, `,`, `..`, leading dot or outer blanks, and nothing that does not print"
+"""What a name must not contain, for messages after "no"."""
 
 _NAME = re.compile(r"(?![.\s])(?!.*\.\.)[^/\\,]+(?<!\s)")
 
 
 def is_name(name: object, longest: int = LONGEST_NAME) -> bool:
-    """Whether this can be part of a folder's name, on any machine, and of a list with commas."""
+    """Whether this can be a part of a folder's name on any machine, and of a comma-separated list."""
     return (
         isinstance(name, str)
         and bool(_NAME.fullmatch(name))
@@ -29,7 +29,10 @@ def is_name(name: object, longest: int = LONGEST_NAME) -> bool:
 
 
 def alike(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that some file systems hold for one: they differ in case or in how letters are put together alone."""
+    """Two names that some file systems do not tell apart; None if there are none.
+
+    Such names differ only in case or in the Unicode normal form.
+    """
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(
@@ -41,10 +44,11 @@ def alike(names: Iterable[str]) -> tuple[str, str] | None:
 
 
 def check_no_escape(folder: Path) -> None:
-    """Nothing, where all that is in the folder is its own.
+    """Raise unless everything in the folder lies in it.
 
     Raises:
-        FedmsError: a link leads out of it, or something in it is neither file nor folder (who opens a pipe waits for ever).
+        FedmsError: a link leads out of the folder, or an entry is neither a file nor a folder (opening a pipe
+            could block for ever).
     """
     root = os.path.realpath(folder)
     waiting = [str(folder)]
@@ -54,9 +58,8 @@ def check_no_escape(folder: Path) -> None:
                 for entry in entries:
                     if entry.is_symlink():
                         if os.path.commonpath([root, os.path.realpath(entry.path)]) != root:
-                            raise FedmsError(
-                                f"{entry.path}: a link that leads out of {folder}; a run's files lie in its folder"
-                            )
+                            what = f"a link that leads out of {folder}; a run's files lie in its folder"
+                            raise FedmsError(f"{entry.path}: {what}")
                     elif entry.is_dir():
                         waiting.append(entry.path)
                     elif not entry.is_file():

@@ -1,7 +1,7 @@
-"""Randomness is derived, never carried.
+"""Seeds are derived for each purpose; no generator is passed on.
 
-Every generator is seeded from the run's seed and the words that say what it is for (purpose, stage,
-round, client). So no draw depends on order, on the engine, or on what ran before a crash.
+Every generator is seeded from the run's seed and from words for its purpose, stage, round and client. So no
+draw depends on the order of work, on the engine, or on the work before a crash.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 
 def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A new NumPy generator for this purpose."""
     return np.random.default_rng(derive(seed, *purpose))
 
 
 def torch_generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A new torch generator on the CPU for this purpose."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *purpose))

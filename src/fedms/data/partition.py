@@ -1,24 +1,41 @@
-"""Who holds what: every sample of a data set goes to one client's train, validation or test split.
-
-One matrix of shares [client, class] is drawn, and rules the training and the test rows alike, so that a client's splits are of one
-distribution. Everything works on arrays [group, member, class]: a group is a value of `partition.column`, else there is one; its
-members are its clients.
-"""
+"""Partitions: every sample of a data set goes to one client's train, validation or test split."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from fedms.config.sections import PartitionConfig
+from fedms.config.sections import PARTITION_RULES, PartitionConfig
 from fedms.core import seeds
-from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.errors import FedmsError
+from fedms.core.formatting import excerpt
+from fedms.core.paths import is_name
+from fedms.data.partition_rules import bincount, by_shares, test_sizes, too_few
 from fedms.data.sources import Dataset
 
-ATTEMPTS = 200
+Rule = Callable[[Dataset, PartitionConfig, int], tuple[list[str], np.ndarray]]
+"""From data set, config and seed to the clients' names [K] and each row's client, int64 [n] (places in the
+names). Where the source has a test split (`Dataset.is_test`), its rows are dealt out, too."""
+
+RULES: dict[str, Rule] = dict.fromkeys(("dirichlet", "classes", "column", "equal"), by_shares)
+"""The rules that `partition.rule` can name; `register_partition` adds one."""
+
+
+def register_partition(name: str, function: Rule) -> None:
+    """Let `partition.rule: NAME` divide the data by a function of your own.
+
+    fedms cuts each client's validation and test split, and checks what the rule returns: `partition.clients`
+    names that can be folders, one client for each row, and at least `partition.min_samples` samples for each
+    client.
+
+    Raises:
+        ConfigError: the name belongs to another rule.
+    """
+    if RULES.get(name) is not function:
+        PARTITION_RULES.add(name)
+        RULES[name] = function
 
 
 @dataclass(frozen=True)
@@ -33,66 +50,39 @@ class ClientSplit:
 
 @dataclass(frozen=True)
 class Partition:
-    """All clients, in the order of their names' numbers."""
+    """All clients, in the order that the rule gives."""
 
     clients: tuple[ClientSplit, ...]
 
     def counts(self, labels: np.ndarray, classes: int) -> np.ndarray:
-        """How many training and validation samples of each class every client holds: int64 [clients, classes]."""
+        """Training and validation samples of each class at every client: int64 [clients, classes]."""
         rows = [np.concatenate([client.train, client.validation]) for client in self.clients]
         owner = np.repeat(np.arange(len(rows)), [len(r) for r in rows])
-        return _bincount(owner * classes + labels[np.concatenate(rows)], len(rows) * classes).reshape(
+        return bincount(owner * classes + labels[np.concatenate(rows)], len(rows) * classes).reshape(
             len(rows), classes
         )
 
 
 def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition:
-    """Give every sample to one client, by the rule of the config.
-
-    `dirichlet`: for each class, Dirichlet(alpha) shares over the clients (Hsu, Qi & Brown 2019, arXiv:1909.06335). `classes`: each
-    client gets shards of `classes_per_client` classes (McMahan et al. 2017, arXiv:1602.05629). `column`: each value of the column has
-    clients of its own, with Dirichlet(alpha) shares among them or equal ones. `equal`: the same share of every class for all.
-
-    A client below `min_samples`, or without a test sample, has its shares drawn again: a Dirichlet is independent gammas divided by
-    their sum, so the other clients can keep theirs.
+    """Give every sample to one client by the rule of the config, and cut each client's splits.
 
     Raises:
-        ConfigError: the numbers of clients, values and classes do not fit together.
-        FedmsError: the column is not there, or a client stays below the minimum.
+        ConfigError: no such rule, or the numbers of clients, values and classes do not fit together.
+        FedmsError: a column does not exist, or a client stays below the minimum.
     """
-    labels, classes = dataset.labels, len(dataset.class_names)
-    values, group = _groups(dataset, config)
-    groups, members = max(len(values), 1), config.clients // max(len(values), 1)
-    names = _names(values, members)
-    test = dataset.is_test
-    held = np.arange(len(labels)) if test is None else np.flatnonzero(~test)
-    stratum = group * classes + labels
-    totals = _bincount(stratum[held], groups * classes).reshape(groups, classes)
-    test_totals = (
-        None if test is None else _bincount(stratum[test], groups * classes).reshape(groups, classes)
-    )
-    own, tests = totals.sum(1), (totals if test_totals is None else test_totals).sum(1)
-    for i in np.flatnonzero((own < members * config.min_samples) | (tests < members))[:1]:
-        who = (
-            f"the {members} clients" + (f" of {config.column} {values[i]!r}" if values else "") + " together"
-        )
-        raise _too_few(who, own[i], tests[i], test, config, "")
-
-    counts, test_counts = _draw(totals, test_totals, members, config, seed, names, dataset.class_names)
-    clients = groups * members
-    owner = np.empty(len(labels), dtype=np.int64)
-    owner[held] = _deal(stratum[held], counts, seeds.numpy_generator(seed, "partition", "rows", "train"))
-    tested = np.zeros(len(labels), dtype=bool)
+    PARTITION_RULES.check(config.rule)
+    names, owner = RULES[config.rule](dataset, config, seed)
+    _check(names, owner, dataset, config)
+    labels, test, clients = dataset.labels, dataset.is_test, len(names)
+    tested = np.zeros(len(labels), dtype=bool) if test is None else test
     if test is None:
-        sizes = _test_sizes(_bincount(owner, clients), config.test)
+        sizes = test_sizes(bincount(owner, clients), config.test)
         tested = _cut(owner, labels, sizes, seeds.numpy_generator(seed, "partition", "test"))
-    elif test_counts is not None:
-        tested = test
-        owner[test] = _deal(
-            stratum[test], test_counts, seeds.numpy_generator(seed, "partition", "rows", "test")
-        )
     rest = np.flatnonzero(~tested)
-    sizes = np.maximum(1, np.rint(_bincount(owner[rest], clients) * config.validation).astype(np.int64))
+    own, tests = bincount(owner[rest], clients), bincount(owner[tested], clients)
+    for i in np.flatnonzero((own < config.min_samples) | (tests < 1))[:1]:
+        raise too_few(names[i], own[i], tests[i], test, config, "")
+    sizes = np.maximum(1, np.rint(own * config.validation).astype(np.int64))
     validated = np.zeros(len(labels), dtype=bool)
     validated[rest] = _cut(
         owner[rest], labels[rest], sizes, seeds.numpy_generator(seed, "partition", "validation")
@@ -102,175 +92,19 @@ def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition
     return Partition(tuple(map(ClientSplit, names, *splits)))
 
 
-# --- groups and names ----------------------------------------------------------------------------------------------------------------
-
-
-def _groups(dataset: Dataset, config: PartitionConfig) -> tuple[list[str], np.ndarray]:
-    """The column's values (none for the other rules) and each row's index into them, int64 [n]."""
-    if config.rule != "column":
-        return [], np.zeros(len(dataset.labels), dtype=np.int64)
-    column = dataset.columns.get(config.column or "")
-    if column is None:
+def _check(names: list[str], owner: np.ndarray, dataset: Dataset, config: PartitionConfig) -> None:
+    """Raise FedmsError unless the rule returned what it must."""
+    rule, rows = f"partition.rule {excerpt(config.rule)}", len(dataset.labels)
+    if len(names) != config.clients:
+        raise FedmsError(f"{rule}: made {len(names)} clients, but partition.clients is {config.clients}")
+    if bad := [name for name in names if not is_name(name)]:
+        raise FedmsError(f"{rule}: {excerpt(repr(bad[0]))} cannot name a client's folder")
+    if len({name.casefold() for name in names}) < len(names):
+        raise FedmsError(f"{rule}: two clients have one name")
+    if owner.shape != (rows,) or owner.dtype != np.int64 or not ((owner >= 0) & (owner < len(names))).all():
         raise FedmsError(
-            f"partition.column: no column {config.column!r} in the data; columns: {', '.join(dataset.columns) or 'none'}"
+            f"{rule}: must give each of the {rows} rows one client: int64 from 0 to {len(names) - 1}"
         )
-    if (column == "").any():
-        raise FedmsError(
-            f"partition.column: sample {int(np.argmax(column == '')) + 1} has no value in column {config.column!r}"
-        )
-    values, group = np.unique(column, return_inverse=True)
-    if config.clients % len(values):
-        raise ConfigError(
-            f"partition.clients: {config.clients} must be a multiple of {len(values)}, the number of values in column {config.column!r}"
-        )
-    return [str(value) for value in values], group.astype(np.int64)
-
-
-def _names(values: list[str], members: int) -> list[str]:
-    width = len(str(members - 1))
-    taken: dict[str, None] = {}
-    for i, value in enumerate(values):
-        ascii_only = unicodedata.normalize("NFKD", value.casefold()).encode("ascii", "ignore").decode()
-        slug = base = re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")[:60] or "value"
-        while slug in taken:  # "A b" and "a-b" are two values with one slug
-            slug, i = f"{base}-{i}", i + 1
-        taken[slug] = None
-    return [f"{slug}-{number:0{width}d}" for slug in (taken or ["client"]) for number in range(members)]
-
-
-# --- shares and counts ---------------------------------------------------------------------------------------------------------------
-
-
-def _draw(
-    totals: np.ndarray,
-    test_totals: np.ndarray | None,
-    members: int,
-    config: PartitionConfig,
-    seed: int,
-    names: list[str],
-    class_names: tuple[str, ...],
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """How many rows of each class every client gets, of training and test rows: int64 [group, member, class]."""
-    groups, classes = totals.shape
-    log_shares = np.zeros((groups, members, classes))
-    skewed = config.rule == "dirichlet" or (config.rule == "column" and config.alpha is not None)
-    again = np.ones((groups, members), dtype=bool)
-    for attempt in range(ATTEMPTS if skewed or config.rule == "classes" else 1):
-        generator = seeds.numpy_generator(seed, "partition", "shares", attempt)
-        if skewed:
-            log_shares[again] = _log_gamma(generator, config.alpha or 1.0, (int(again.sum()), classes))
-            shares = np.exp(log_shares - log_shares.max(axis=1, keepdims=True))
-        elif config.rule == "classes":
-            shares = _shards(totals[0], members, config.classes_per_client, generator, class_names)[None]
-        else:
-            shares = np.ones_like(log_shares)
-        counts = _allocate(shares, totals, generator, even=not skewed)
-        test_counts = None
-        if test_totals is None:
-            tests = _test_sizes(counts.sum(2), config.test)
-            left = counts.sum(2) - tests
-        else:
-            # by what the clients did get, not by what was drawn: so no client is tested on a class that it never had
-            test_counts = _allocate(
-                np.where(totals[:, None] > 0, counts, shares), test_totals, generator, even=True
-            )
-            left, tests = counts.sum(2), test_counts.sum(2)
-        again = (left < config.min_samples) | (tests < 1)
-        if not again.any():
-            return counts, test_counts
-    worst = int(np.argmax(again))
-    raise _too_few(
-        names[worst],
-        counts.sum(2).flat[worst],
-        tests.flat[worst],
-        test_totals,
-        config,
-        "a larger partition.alpha, " if skewed else "",
-    )
-
-
-def _log_gamma(generator: np.random.Generator, alpha: float, shape: tuple[int, ...]) -> np.ndarray:
-    """Logarithms of Gamma(alpha) draws; as Gamma(alpha + 1) U^(1/alpha), which does not underflow for a small alpha."""
-    return np.log(generator.standard_gamma(alpha + 1, shape)) + np.log1p(-generator.random(shape)) / max(
-        alpha, 1e-9
-    )
-
-
-def _shards(
-    totals: np.ndarray, clients: int, each: int, generator: np.random.Generator, class_names: tuple[str, ...]
-) -> np.ndarray:
-    """Which classes every client holds: [client, class] of 0 and 1, `each` ones in a row, columns as even as can be."""
-    classes = len(totals)
-    if each > classes:
-        raise ConfigError(
-            f"partition.classes_per_client: {each} is more than the {classes} classes of the data"
-        )
-    if clients * each < classes:
-        raise ConfigError(
-            f"partition.classes_per_client: {clients} clients of {each} cannot hold all {classes} classes"
-        )
-    dealt: list[int] = []
-    while len(dealt) < clients * each:
-        # A deck of all classes after the other. A client whose hand spans two decks must not get a class twice.
-        hand = set(dealt[len(dealt) - len(dealt) % each :])
-        deck = generator.permutation(classes).tolist()
-        dealt += [c for c in deck if c not in hand] + [c for c in deck if c in hand]
-    holds = np.zeros((clients, classes))
-    holds[np.repeat(np.arange(clients), each), dealt[: clients * each]] = 1
-    if (short := totals < holds.sum(0)).any():
-        c = int(np.argmax(short))
-        raise FedmsError(
-            f"class {class_names[c]!r} has {totals[c]} training samples for the {int(holds[:, c].sum())} clients that should hold it: "
-            "use fewer partition.clients or partition.classes_per_client"
-        )
-    return holds
-
-
-def _allocate(
-    shares: np.ndarray, totals: np.ndarray, generator: np.random.Generator, even: bool
-) -> np.ndarray:
-    """Whole numbers by largest remainders: each group's total of each class, over its members by their shares.
-
-    Args:
-        shares: non-negative [group, member, class], of any sum over the members.
-        totals: int64 [group, class].
-        even: carry what a member got too little from class to class, so that its sum over the classes is close to its due as well.
-            Not for drawn shares: it would scatter single samples of classes over clients that hardly have a share in them.
-
-    Returns:
-        int64 [group, member, class], less than 1 from the exact quota; the sum over members is `totals`.
-    """
-    due = totals[:, None] * (shares / np.maximum(shares.sum(axis=1, keepdims=True), 1e-300))
-    counts: np.ndarray = np.floor(due + 1e-9)
-    left = totals - counts.sum(axis=1)
-    ties = 1e-6 * generator.random(due.shape[:2])
-    carry = np.zeros(due.shape[:2])
-    ranks = np.arange(due.shape[1])
-    for c in range(due.shape[2]):
-        rest = due[:, :, c] - counts[:, :, c]
-        order = np.argsort(np.where(rest > 1e-9, -(rest + carry + ties), np.inf), axis=1, kind="stable")
-        extra = np.zeros_like(rest)
-        np.put_along_axis(extra, order, (ranks < left[:, c, None]).astype(float), axis=1)
-        counts[:, :, c] += extra
-        if even:
-            carry += rest - extra
-    return counts.astype(np.int64)
-
-
-# --- rows ----------------------------------------------------------------------------------------------------------------------------
-
-
-def _deal(stratum: np.ndarray, counts: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Each row's client, int64 [n]: the rows of a stratum (group and class) in random order, `counts` of them to each member."""
-    groups, members, classes = counts.shape
-    order = generator.permutation(len(stratum))
-    order = order[np.argsort(stratum[order], kind="stable")]
-    client = np.broadcast_to(
-        np.arange(groups * members).reshape(groups, 1, members), (groups, classes, members)
-    )
-    owner = np.empty(len(stratum), dtype=np.int64)
-    owner[order] = np.repeat(client.ravel(), counts.transpose(0, 2, 1).ravel())
-    return owner
 
 
 def _cut(
@@ -278,10 +112,11 @@ def _cut(
 ) -> np.ndarray:
     """Choose `sizes[client]` of every client's rows, stratified by class: bool [n].
 
-    Systematic sampling: a client's rows sorted by class (shuffled inside one), every (n / size)-th taken from a random start.
-    So each class has its share to within one sample, and rare classes are together represented as they should be.
+    Systematic sampling: a client's rows sorted by class (shuffled inside one), every (n / size)-th taken
+    from a random start. So each class has its share to within one sample, and rare classes are together
+    represented as they should be.
     """
-    held = _bincount(owner, len(sizes))
+    held = bincount(owner, len(sizes))
     order = np.lexsort((generator.random(len(owner)), labels, owner))
     client = owner[order]
     position = np.arange(len(owner)) - (np.cumsum(held) - held)[client]
@@ -295,26 +130,4 @@ def _cut(
 def _by_client(owner: np.ndarray, mask: np.ndarray, clients: int) -> list[np.ndarray]:
     rows = np.flatnonzero(mask)
     rows = rows[np.argsort(owner[rows], kind="stable")]
-    return np.split(rows, np.cumsum(_bincount(owner[rows], clients))[:-1])
-
-
-def _test_sizes(held: np.ndarray, share: float) -> np.ndarray:
-    return np.maximum(1, np.rint(held * share).astype(np.int64))
-
-
-def _bincount(values: np.ndarray, length: int) -> np.ndarray:
-    return np.bincount(values, minlength=length).astype(np.int64)
-
-
-def _too_few(
-    who: str, own: int, tests: int, split: object, config: PartitionConfig, alpha: str
-) -> FedmsError:
-    remedy = f"use fewer partition.clients, {alpha}a smaller partition.min_samples, or more data"
-    what = (
-        f"{own} samples and {tests} test samples"
-        if split is not None
-        else f"{own} samples to train and test on"
-    )
-    return FedmsError(
-        f"{who} would hold {what}, but each client needs partition.min_samples ({config.min_samples}) and a test: {remedy}"
-    )
+    return np.split(rows, np.cumsum(bincount(owner[rows], clients))[:-1])

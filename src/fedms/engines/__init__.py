@@ -1,1 +1,1 @@
-"""What carries tasks to clients and updates back."""
+"""Engines carry tasks to clients, and answers back."""

@@ -1,10 +1,10 @@
-"""The local engine: clients one after another in this process, or in worker processes of one torch thread each.
+"""The local engine: clients in this process one after another, or in worker processes of one thread each.
 
-Either way a task reaches the client's side as bytes and its update comes back as bytes, and each client's state lies in
-its own folder. A client always goes to the same worker, where its cache is.
+Either way a task reaches the client's side as bytes, its answer comes back as bytes, and each client's state
+lies in a folder of its own. A client always goes to the same worker, which holds its cache.
 
-A worker that ends, or is ended since its client did not answer in time, takes the answer of that client with it and nothing else: another
-worker follows in its place and goes on with the next client. Nothing late can arrive, since who is late is not there any more.
+A worker that dies, or is killed at the deadline, loses the answer of the client that it worked for, and no
+other. A new worker goes on with the next client. No answer can be late, since its process is gone.
 """
 
 from __future__ import annotations
@@ -18,131 +18,140 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from fedms.config import Config
 from fedms.core.files import sweep
-from fedms.engines.answers import respond
 from fedms.engines.autotune import Way, decide, measured
+from fedms.engines.base import Answer, Arrived, read_answer
+from fedms.engines.host import respond
 from fedms.engines.memory import keep_freed_memory, peak_memory
 from fedms.engines.pipe import MEASURE, bundled, unbundled
 from fedms.engines.process import LostError, WorkerProcess
 from fedms.federation.client import ClientHost
-from fedms.federation.messages import Failure, Task, Update, decode_answer, encode
+from fedms.federation.messages import Failure, Task, encode
+from fedms.federation.registration import declarations
 from fedms.federation.world import World
 
-Arrived = Callable[[Update | Failure], None]
-"""Is told of each answer."""
 Ask = Callable[[bytes, int], bytes]
-"""From a message, and for how many clients it is, to the answer."""
+"""From a message, and the number of clients that it is for, to the answer."""
 
 
 class LocalEngine:
-    """Carries tasks to clients on this machine. What their frozen prefixes come to is shared through the folder `prefixes`, if any.
+    """Carries tasks to clients on this machine. The protocol is `engines.base.Engine`.
+
+    The folder `prefixes`, if any, shares the frozen prefixes' outputs with other runs.
 
     Attributes:
-        sent, received: bytes of all tasks and updates so far.
+        world: the world of this process.
+        sent, received: bytes of all tasks and answers so far.
         workers: how many processes train.
+        processes: the worker processes; empty while clients train in this process.
         choice: in what way clients train, and why.
     """
 
     def __init__(self, world: World, folder: Path, prefixes: Path | None = None) -> None:
+        self.world = world
         self.sent = 0
         self.received = 0
+        self.workers = 0
+        self.processes: list[WorkerProcess] = []
+        self._host: ClientHost | None = None
         self._counting = threading.Lock()
         self._folder = folder
         self._prefixes = prefixes
         self._homes = {name: number for number, name in enumerate(world.clients)}
         self._samples = {name: len(client.train) for name, client in world.clients.items()}
         self._deadline = world.config.federation.deadline_seconds
-        self._world = world
-        self.workers = 0
-        self._host: ClientHost | None = None
-        self._workers: list[WorkerProcess] = []
         try:
-            self.choice = decide(world, worker_count(world.config), self._measure)
+            self.choice = decide(world, worker_count(world.config), self._measure, folder / "cache")
             self._open(self.choice.way.workers)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def note(self) -> str:
+        """One sentence on the way clients train, and why; empty where there was no choice."""
+        return self.choice.why
+
     def _open(self, workers: int) -> None:
-        """Have so many processes; what is to be stopped at a deadline must be one of its own."""
+        """Start `workers` processes. One is this process, unless a deadline needs a process to kill."""
         if workers == self.workers:
             return
         self._close_processes()
-        self.workers, self._host, self._workers = workers, None, []
+        self.workers, self._host, self.processes = workers, None, []
         if workers == 1 and self._deadline is None:
             keep_freed_memory()
-            self._host = ClientHost(self._world, self._folder, prefixes=self._prefixes)
+            self._host = ClientHost(self.world, self._folder, prefixes=self._prefixes)
         else:
-            config, folder, prefixes = self._world.config, self._folder, self._prefixes
-            self._workers = [
+            config, folder, prefixes = self.world.config, self._folder, self._prefixes
+            self.processes = [
                 WorkerProcess(config, folder, number, workers, prefixes) for number in range(workers)
             ]
 
     def _measure(self, way: Way) -> float:
-        """Milliseconds a sample, all processes at work at the same time; infinite where one of them dies of it."""
+        """Milliseconds a sample, with all processes at work at the same time; infinite where one dies."""
         self._open(way.workers)
         if self._host:
-            return measured(self._world, way.stack, self._folder / "cache")
+            return measured(self.world, way.stack, self._folder / "cache")
+        question = MEASURE + str(way.stack).encode()
         with ThreadPoolExecutor(way.workers) as pool:
             try:
-                took = list(
-                    pool.map(
-                        lambda worker: float(worker.ask(MEASURE + str(way.stack).encode())), self._workers
-                    )
-                )
+                took = list(pool.map(lambda worker: float(worker.ask(question)), self.processes))
             except LostError:
                 return math.inf
         rate = sum(1 / each for each in took)
         return 1 / rate if rate else math.inf
 
-    def run(self, tasks: Sequence[Task], arrived: Arrived = lambda update: None) -> list[Update | Failure]:
-        """Have every task done; answers in the order of the tasks. `arrived` is called as each comes in.
+    def run(self, tasks: Sequence[Task], arrived: Arrived = lambda answer: None) -> list[Answer]:
+        """Have every task done. The answers come in the order of the tasks; a failure replaces a lost one.
 
         Raises:
-            FedmsError: a worker process cannot be started, or a client's state could not be written.
+            StorageError: a client's state could not be written. A client without its state would change the
+                result, so this is not the client's failure.
+            FedmsError: a worker process cannot be started.
         """
-        answers: dict[int, Update | Failure] = {}
+        answers: dict[int, Answer] = {}
         errors: list[BaseException] = []
 
         def serve(ask: Ask, mine: Sequence[int]) -> None:
             try:
                 for group in self._groups(tasks, mine):
                     clients = [tasks[index].client for index in group]
-                    messages = [
-                        encode(tasks[index]) for index in group
-                    ]  # not all at once: there may be thousands
+                    # encoded group by group, since there may be thousands of tasks
+                    messages = [encode(tasks[index]) for index in group]
                     with self._counting:
                         self.sent += sum(map(len, messages))
-                    got = self._answers(ask, clients, messages, arrived)
-                    answers.update(zip(group, got, strict=True))
+                    found = self._answers(ask, clients, messages, arrived)
+                    answers.update(zip(group, found, strict=True))
             except Exception as error:
                 errors.append(error)
 
         if host := self._host:
             serve(lambda message, clients: respond(host, message), range(len(tasks)))
         else:
-            threads = []
-            for number, worker in enumerate(self._workers):
-                mine = [
-                    index
-                    for index, task in enumerate(tasks)
-                    if self._homes[task.client] % self.workers == number
-                ]
-                threads.append(
-                    threading.Thread(target=serve, args=(partial(self._wait, worker), mine), daemon=True)
-                )
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            self._in_threads(serve, tasks)
         if errors:
             raise errors[0]
         return [answers[index] for index in range(len(tasks))]
 
+    def _in_threads(self, serve: Callable[[Ask, Sequence[int]], None], tasks: Sequence[Task]) -> None:
+        """Serve each worker its clients' tasks, all workers at the same time."""
+        threads = []
+        for number, worker in enumerate(self.processes):
+            mine = [
+                index for index, task in enumerate(tasks) if self._homes[task.client] % self.workers == number
+            ]
+            ask = partial(self._wait, worker)
+            threads.append(threading.Thread(target=serve, args=(ask, mine), daemon=True))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
     def _groups(self, tasks: Sequence[Task], mine: Sequence[int]) -> list[list[int]]:
-        """Which of these tasks a process does together: those of local training, clients with about as many steps."""
+        """The tasks that a process does together: training tasks of clients with about as many steps."""
         size = self.choice.way.stack
         if size == 1 or not all(tasks[index].kind == "train" for index in mine):
             return [[index] for index in mine]
@@ -150,61 +159,65 @@ class LocalEngine:
         return [ordered[at : at + size] for at in range(0, len(ordered), size)]
 
     def _wait(self, worker: WorkerProcess, message: bytes, clients: int) -> bytes:
-        """A worker's answer; several clients together have as long as they have one after another."""
+        """A worker's answer. Clients together have as much time as clients one after another."""
         return worker.ask(message, self._deadline and self._deadline * clients)
 
     def _answers(
         self, ask: Ask, clients: Sequence[str], messages: Sequence[bytes], arrived: Arrived
-    ) -> list[Update | Failure]:
-        """The answers of some clients, or what stands in their places; where those of several are lost at once, each is asked alone."""
+    ) -> list[Answer]:
+        """The answers of some clients. Where a bundle of several is lost, each client is asked alone."""
         try:
-            got = (
-                [ask(messages[0], 1)]
-                if len(clients) == 1
-                else unbundled(ask(bundled(messages), len(clients)))
-            )
+            if len(clients) == 1:
+                found = [ask(messages[0], 1)]
+            else:
+                found = unbundled(ask(bundled(messages), len(clients)))
         except LostError as lost:
             for client in clients:
-                sweep(self._folder / "clients" / client)  # of what it was writing
+                sweep(self._folder / "clients" / client)  # files that the process was writing
             if len(clients) == 1:
                 return [Failure(clients[0], lost.kind, str(lost))]
-            alone = zip(clients, messages, strict=True)
             return [
                 answer
-                for client, message in alone
+                for client, message in zip(clients, messages, strict=True)
                 for answer in self._answers(ask, [client], [message], arrived)
             ]
-        return [self._taken(client, data, arrived) for client, data in zip(clients, got, strict=True)]
+        return [self._received(client, data, arrived) for client, data in zip(clients, found, strict=True)]
 
-    def _taken(self, client: str, data: bytes, arrived: Arrived) -> Update | Failure:
-        """One client's answer, or what stands in its place."""
-        update = decode_answer(data)
+    def _received(self, client: str, data: bytes, arrived: Arrived) -> Answer:
+        answer = read_answer(client, data)
         with self._counting:
             self.received += len(data)
-        arrived(update)
-        return update
+        arrived(answer)
+        return answer
 
     def peak_memory(self) -> int:
         """Bytes of resident memory at most, over this process and its workers."""
-        return peak_memory() + sum(worker.peak_memory() for worker in self._workers)
+        return peak_memory() + sum(worker.peak_memory() for worker in self.processes)
 
     def close(self) -> None:
+        """End all processes, and remove the cache."""
         self._close_processes()
         shutil.rmtree(self._folder / "cache", ignore_errors=True)
 
     def _close_processes(self) -> None:
         if self._host:
             self._host.close()
-        for worker in self._workers:
+        for worker in self.processes:
             worker.close()
 
-    def __enter__(self) -> LocalEngine:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def check_plugins(config: Config) -> None:
+    """Raise ConfigError where the run may have worker processes, and they cannot import a part that it names."""
+    if worker_count(config) > 1 or config.federation.deadline_seconds is not None:
+        declarations(config)
 
 
 def worker_count(config: Config) -> int:

@@ -1,8 +1,8 @@
-"""A process's memory: what is freed stays with it, and how much it had at most.
+"""A process's memory: freed memory stays with the process, and its peak is known.
 
-A training step allocates and frees the same megabytes over and over. The C library gives large blocks back to the system each time and gets
-them again as new pages, whose first touch costs about a tenth of a training step (docs/performance.md). On glibc that is a setting;
-elsewhere nothing happens here.
+A training step allocates and frees the same megabytes over and over. The C library gives large blocks back to
+the system each time, and gets them again as new pages. To touch them costs about a tenth of a training step
+(docs/performance.md). On glibc a setting avoids that; elsewhere nothing happens here.
 """
 
 from __future__ import annotations
@@ -15,27 +15,28 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-TRIM, MMAP = -1, -3
-"""mallopt's names: what may lie free at the heap's end, and from what size on a block is a mapping of its own."""
-NEVER = 2**30
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""mallopt's names: how much may lie free at the heap's end, and from which size on a block is a mapping."""
+LARGEST_BLOCK = 2**30
+"""Bytes of the largest block that is kept when it is freed."""
 TUNABLES = {
     "glibc.malloc.hugetlb": 1,
-    "glibc.malloc.mmap_threshold": NEVER,
-    "glibc.malloc.trim_threshold": 8 * NEVER,
+    "glibc.malloc.mmap_threshold": LARGEST_BLOCK,
+    "glibc.malloc.trim_threshold": 8 * LARGEST_BLOCK,
 }
-"""The same for a process to be started, which can also have large pages."""
+"""The same for a new process, which can also use large pages."""
 
 
 def keep_freed_memory() -> None:
-    """For this process, from now on."""
+    """Keep freed memory in this process, from now on."""
     if platform.libc_ver()[0] == "glibc":
         library = ctypes.CDLL(None)
-        library.mallopt(MMAP, NEVER)
-        library.mallopt(TRIM, 2 * NEVER - 1)
+        library.mallopt(MMAP_THRESHOLD, LARGEST_BLOCK)
+        library.mallopt(TRIM_THRESHOLD, 2 * LARGEST_BLOCK - 1)
 
 
 def keeping_freed_memory(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a process to be started; what the user has set of it stands."""
+    """The environment of a new process that keeps freed memory. The user's own setting stands."""
     ours = ":".join(f"{name}={value}" for name, value in TUNABLES.items())
     return {"GLIBC_TUNABLES": ours, **environment}
 
@@ -47,6 +48,9 @@ def peak_memory() -> int:
 
 
 def forget_peak() -> None:
-    """Count this process's peak memory from now on, where the system can: one run after another would report the largest of all."""
+    """Count this process's peak memory from now on, where the system can.
+
+    Otherwise the second of two runs in one process would report the larger peak of both.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

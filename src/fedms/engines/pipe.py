@@ -1,4 +1,4 @@
-"""What goes through the pipe to a worker process and back: messages, each after its length."""
+"""The pipe between the engine and a worker process: messages, each after its length."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from typing import IO
 
 USAGE = b"usage"
-"""Asks a worker for its peak memory in bytes."""
+"""Asks a worker for its peak memory, in bytes."""
 MEASURE = b"measure"
-"""Asks a worker how long local training takes with so many clients together, in decimal digits; the answer is in ms a sample."""
+"""Before a number of clients, in decimal digits: asks a worker how long it takes to train them together.
+The answer is in milliseconds a sample."""
 STACK = b"stack"
-"""Before several tasks, one message after another, that are to be done together; the answer is as many updates."""
+"""Before a bundle of tasks that are to be done together. The answer is a bundle of as many answers."""
+STORAGE = b"storage"
+"""Before the reason why this machine's disk failed, in place of an answer. No answer of a client begins so:
+an answer begins with the length of its header."""
 
 
 def read_message(stream: IO[bytes]) -> bytes | None:
@@ -25,6 +29,7 @@ def read_message(stream: IO[bytes]) -> bytes | None:
 
 
 def write_message(stream: IO[bytes], data: bytes) -> None:
+    """Write one length-prefixed message."""
     stream.write(len(data).to_bytes(8, "little") + data)
     stream.flush()
 
@@ -39,5 +44,6 @@ def bundled(messages: Sequence[bytes]) -> bytes:
 
 
 def unbundled(bundle: bytes) -> list[bytes]:
+    """The messages of a bundle."""
     stream = io.BytesIO(bundle[len(STACK) :])
     return list(iter(lambda: read_message(stream), None))

@@ -1,8 +1,9 @@
-"""A worker process, as the engine sees it: asked over its standard input, ended where it does not answer in time."""
+"""A worker process from the engine's side: asked over its standard input, killed where its answer is late."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -10,16 +11,23 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import IO
 
 from fedms.config import Config
-from fedms.core.errors import FedmsError
+from fedms.core.errors import FedmsError, StorageError
+from fedms.engines.imports import describe_imports
 from fedms.engines.memory import keeping_freed_memory
-from fedms.engines.pipe import USAGE, read_message, write_message
+from fedms.engines.pipe import STORAGE, USAGE, read_message, write_message
 from fedms.federation.messages import FailureKind
+from fedms.federation.registration import declarations
+
+WORKER = Path(__file__).with_name("worker.py")
+PATIENCE = 10
+"""Seconds that a process has to end by itself before it is killed."""
 
 
 class LostError(Exception):
-    """A worker process ended before its client had answered; why, in one line."""
+    """A worker process ended before its client answered. The text is the reason, in one line."""
 
     def __init__(self, kind: FailureKind, reason: str) -> None:
         super().__init__(reason)
@@ -27,69 +35,68 @@ class LostError(Exception):
 
 
 class WorkerProcess:
-    """A worker process, spoken to over its standard input and output, and those that follow it where it ends.
+    """A worker process and, where it ends early, its successors.
 
-    It says that it is there with an empty message: what ends before that is no client's fault.
+    A process says that it is ready by an empty message. An end before that is not a client's failure.
+
+    Attributes:
+        process: the present process.
+        busy: whether a message is being answered.
     """
 
     def __init__(
         self, config: Config, folder: Path, number: int, workers: int, prefixes: Path | None
     ) -> None:
         self._config = config.to_yaml().encode()
+        self._declarations = json.dumps(declarations(config)).encode()
         self._cache = folder / "cache" / str(number)
-        places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
-        self._command = [sys.executable, "-m", "fedms.engines.worker", *places]
+        self._places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
         self._closing = threading.Lock()
         self._closed = False
         self._start()
 
     def _start(self) -> None:
-        environment = {
-            **keeping_freed_memory(os.environ),
-            "OMP_NUM_THREADS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        }
         with self._closing:
             if self._closed:
                 raise FedmsError("the workers have been closed")
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(
-                self._command, stdin=pipe, stdout=pipe, env=environment, start_new_session=True
-            )
-            assert self._process.stdin and self._process.stdout
-            self._in, self._out = self._process.stdin, self._process.stdout
-        self._there = self._busy = False
-        with contextlib.suppress(OSError):  # one that has ended already is noticed when it is to answer
+            self.process, self._lifeline = _spawn(self._places)
+            assert self.process.stdin and self.process.stdout
+            self._in, self._out = self.process.stdin, self.process.stdout
+        self._ready = self.busy = False
+        with contextlib.suppress(OSError):  # an early end is noticed when the process is asked
+            self._in.write(describe_imports().encode() + b"\n")
             write_message(self._in, self._config)
+            write_message(self._in, self._declarations)
 
-    def _be_there(self) -> None:
-        if self._there and self._process.poll() is not None:
-            self._leave()
+    def _be_ready(self) -> None:
+        if self._ready and self.process.poll() is not None:
+            self._clean_up()
             self._start()
-        if not self._there and read_message(self._out) is None:
+        if not self._ready and read_message(self._out) is None:
             self._end()
             raise FedmsError(f"a worker process {self._ending()} as it started; its last words are above")
-        self._there = True
+        self._ready = True
 
     def ask(self, message: bytes, seconds: float | None = None) -> bytes:
-        """The answer, in this time where there is one.
+        """The answer, within this time.
 
         Raises:
-            LostError: the process ended, or was ended when the time was over; the next message goes to another.
+            LostError: the process ended, or was killed after this time. The next message starts another.
+            StorageError: this machine's disk failed.
             FedmsError: no process can be started.
         """
-        self._be_there()
+        self._be_ready()
         over, answer = threading.Event(), None
 
         def end() -> None:
             over.set()
-            self._process.kill()
+            self.process.kill()
 
         timer = threading.Timer(seconds or 0, end)
         timer.daemon = True
         if seconds is not None:
             timer.start()
-        self._busy = True
+        self.busy = True
         try:
             write_message(self._in, message)
             answer = read_message(self._out)
@@ -97,10 +104,12 @@ class WorkerProcess:
             pass
         finally:
             timer.cancel()
-        self._busy = False
+        self.busy = False
         if seconds is not None:
             timer.join()  # from here on it is certain whether the time was over
         if answer is not None and not over.is_set():
+            if answer.startswith(STORAGE):
+                raise StorageError(answer[len(STORAGE) :].decode())
             return answer
         self._end()
         if over.is_set():
@@ -108,41 +117,71 @@ class WorkerProcess:
         raise LostError("died", f"its process {self._ending()}")
 
     def peak_memory(self) -> int:
-        """Bytes of resident memory at most; 0 of one that has ended."""
+        """Bytes of resident memory at most; 0 if the process has ended."""
         try:
-            return 0 if self._process.poll() is not None else int(self.ask(USAGE))
+            return 0 if self.process.poll() is not None else int(self.ask(USAGE))
         except LostError:
             return 0
 
     def close(self) -> None:
-        """End of input ends the worker; one that is at work on what nobody waits for any more, or does not listen, is killed."""
+        """End the process: by the end of its input, or by a kill while it is busy or does not listen."""
         with self._closing:
             self._closed = True
-        if self._busy:
-            self._process.kill()
+        if self.busy:
+            self.process.kill()
         with contextlib.suppress(OSError):
             self._in.close()
         self._end()
         self._out.close()
+        self._lifeline.close()
 
     def _end(self) -> None:
-        """Wait for the process to end, and see that it does."""
+        """Wait for the process to end; kill it if it does not."""
         try:
-            self._process.wait(10)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
-    def _leave(self) -> None:
-        """Let go of what an ended process has left."""
+    def _clean_up(self) -> None:
+        """Close the pipes of an ended process, and remove its cache."""
         with contextlib.suppress(OSError):
-            self._in.close()  # which may hold what it did not read any more
+            self._in.close()  # its buffer may hold bytes that were not read any more
         self._out.close()
+        self._lifeline.close()
         shutil.rmtree(self._cache, ignore_errors=True)
 
     def _ending(self) -> str:
         """How the process ended."""
-        code, names = self._process.returncode, {each.value: each.name for each in signal.Signals}
+        code, names = self.process.returncode, {each.value: each.name for each in signal.Signals}
         return (
             f"was ended by {names.get(-code, f'signal {-code}')}" if code < 0 else f"ended with code {code}"
         )
+
+
+def _spawn(places: list[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    """A new worker process, and this process's end of the pipe that ends it (`worker.end_with_parent`).
+
+    With `-P`, Python puts no folder of its own first on the import path.
+    """
+    environment = {
+        **keeping_freed_memory(os.environ),
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    theirs, ours = os.pipe()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", str(WORKER), str(theirs), *places],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            pass_fds=(theirs,),
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return process, os.fdopen(ours, "wb")

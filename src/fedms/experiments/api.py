@@ -1,4 +1,4 @@
-"""The commands' Python face: run an experiment, compare methods, each with its report."""
+"""`fedms.run` and `fedms.compare`: the commands as Python functions."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def run(
     Args:
         config: the experiment: a `Config`, a YAML file, or a mapping of its keys.
         out: the run folder. It must be empty or new, unless `resume` is true.
-        observer: is told of the progress; default: nobody.
+        observer: receives the progress; default: none.
         reuse: a finished run of this experiment's first stage alone. That stage is then not trained again.
-        resume: continue the run in the folder, to the result it would have reached. Without a run there, begin.
+        resume: continue the run in the folder, to the same result. Without a run there, start one.
         report: also write report.html and its figures.
 
     Raises:
         ConfigError: a wrong key, type, range or combination. Nothing has been written then.
-        FedmsError: data, model or folder are not as needed.
+        FedmsError: data, model or folder cannot be used.
     """
     checked = config if isinstance(config, Config) else load_config(config)
     result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse), resume)
@@ -57,16 +57,18 @@ def compare(
     """Compare methods on the same partitions and the same budget; return the content of comparison.json.
 
     Args:
-        config: the experiment. Its section `compare` names rows, seeds and what is tuned; as for `run`.
+        config: the experiment, as for `run`. Its section `compare` names rows, seeds and the grid of tuning.
         methods: these methods, or variants that the config names; default: those of the config.
         seeds: default: those of the config.
-        out: the comparison's folder. Finished runs in it are kept. Default: runs/NAME-compare, after the file.
-        observer: is told of the progress; default: nobody.
+        out: the comparison's folder. Finished runs in it are kept. Default: runs/NAME-compare, after the
+        file.
+        observer: receives the progress; default: none.
         report: also write report.html and its figures.
 
     Raises:
-        ConfigError: a wrong key, type, range or combination, also in a variant. Nothing has been written then.
-        FedmsError: data, model or folder are not as needed, or a run failed. Finished runs stay.
+        ConfigError: a wrong key, type, range or combination, also in a variant. Nothing has been written
+        then.
+        FedmsError: data, model or folder cannot be used, or a run failed. Finished runs stay.
     """
     checked = narrowed(config if isinstance(config, Config) else load_config(config), methods, seeds)
     folder = Path(out) if out is not None else default_folder(config)
@@ -77,6 +79,6 @@ def compare(
 
 
 def default_folder(config: Config | str | Path | Mapping[str, Any]) -> Path:
-    """Where a comparison goes if nobody says: runs/NAME-compare for the file NAME.yaml, else runs/compare."""
+    """Default folder of a comparison: runs/NAME-compare for the file NAME.yaml, else runs/compare."""
     name = f"{Path(config).stem}-compare" if isinstance(config, str | Path) else "compare"
     return Path("runs") / name

@@ -1,6 +1,6 @@
-"""What a run tells its watcher while it goes on, and three watchers: silent, a line a round, a live bar.
+"""Progress in the terminal: one line per round, or a live bar.
 
-Nothing here is needed to compute anything: an experiment calls an `Observer` and never looks back.
+Nothing here affects a result: an experiment calls an `Observer` and reads nothing from it.
 """
 
 from __future__ import annotations
@@ -9,57 +9,50 @@ import math
 import sys
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from fedms.core.formatting import tally
+from fedms.core.formatting import MISSING, tally
 from fedms.experiments.observers import Silent, Watcher
-
-MISSING = "–"
 
 
 def observer(quiet: bool) -> Watcher:
-    """The watcher that fits: silent if asked, live on a terminal, plain lines elsewhere."""
+    """The watcher for this output: none if quiet, a live bar on a terminal, else plain lines."""
     if quiet:
         return Silent()
     return Live() if sys.stdout.isatty() else PlainLines()
 
 
 class PlainLines(Silent):
-    """One line a round, for files and pipes."""
+    """One line per round, for files and pipes."""
 
     def __init__(self) -> None:
         self._remaining = Remaining([])
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
-        """What runs, on one line."""
+        """Print the headline."""
         self._remaining = Remaining(facts.get("plan") or [])
         self.note(headline(config, facts))
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """The round on one line."""
+        """Print the round on one line."""
         self._remaining.round_done(record)
-        parts = [_place(record)]
-        parts += [
-            f"blocks {record.get('active_blocks', MISSING)}",
-            f"score {_score(record)}",
-            f"loss {_loss(record)}",
-        ]
-        parts += [f"{_number(record, 'seconds'):.1f} s", f"left {self._remaining}"]
+        seconds = f"{_number(record, 'seconds'):.1f} s"
+        parts = [_place(record), *_numbers(record), seconds, f"left {self._remaining}"]
         failures = record.get("failures") or []
         self.note("  ".join(parts) + (f"  failed: {tally(failures)}" if failures else ""))
 
     def note(self, text: str) -> None:
-        """The text on a line of its own, at once."""
+        """Print the text on a line of its own, at once."""
         print(text, flush=True)
 
 
 class Live(Silent):
-    """A bar over all rounds with stage, blocks, score, loss and the time left; notes go above it."""
+    """A bar over all rounds with stage, blocks, score, loss and remaining time; notes appear above it."""
 
     def __init__(self) -> None:
-        # rich is imported here so that workers and the silent never pay for it
+        # imported here, because workers and quiet runs do not need rich
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(
@@ -74,7 +67,7 @@ class Live(Silent):
         self._task = self._progress.add_task("preparing", total=None, numbers="", left=self._remaining)
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
-        """Start the bar over all the rounds planned."""
+        """Start the bar over all planned rounds."""
         self.note(headline(config, facts))
         self._remaining = Remaining(facts.get("plan") or [])
         self._progress.update(
@@ -86,17 +79,17 @@ class Live(Silent):
         )
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """Move the bar by a round."""
+        """Move the bar by one round."""
         self._remaining.round_done(record)
         self._progress.update(
             self._task,
             completed=self._remaining.done,
             description=_place(record),
-            numbers=f"blocks {record.get('active_blocks', MISSING)}  score {_score(record)}  loss {_loss(record)}",
+            numbers="  ".join(_numbers(record)),
         )
 
     def note(self, text: str) -> None:
-        """The text above the bar."""
+        """Print the text above the bar."""
         self._progress.console.print(text, markup=False, highlight=False)
 
     def __enter__(self) -> Self:
@@ -110,12 +103,15 @@ class Live(Silent):
 
 
 class Remaining:
-    """The time left, from the measured times of the last rounds of each stage. As text, it counts down by itself.
+    """Remaining time, from the times of the last rounds of each stage. Its text counts down.
 
-    A stage that has not begun is taken to cost what the last measured one costs; with none measured, the time left is not known.
+    A stage that has not started is assumed to take as long per round as the last measured stage. Without any
+        measurement the remaining time is unknown.
     """
 
-    def __init__(self, plan: list[Mapping[str, Any]], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, plan: Sequence[Mapping[str, Any]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._plan = [(str(stage["stage"]), int(stage["rounds"])) for stage in plan]
         self._times: dict[str, deque[float]] = defaultdict(lambda: deque(maxlen=5))
         self._clock = clock
@@ -124,18 +120,17 @@ class Remaining:
         self.total = sum(rounds for _, rounds in self._plan)
 
     def round_done(self, record: Mapping[str, Any]) -> None:
-        """Learn from a round."""
+        """Take the time of a round into account."""
         now, stage = self._clock(), str(record.get("stage", ""))
-        if any(
-            stage == planned for planned, _ in self._plan
-        ):  # statistics and the final test are not rounds of the plan
+        # statistics and the final test are not rounds of the plan
+        if any(stage == planned for planned, _ in self._plan):
             self._stage, self._round = stage, int(_number(record, "round"))
             self._times[stage].append(_number(record, "seconds") or now - self._last)
         self._last = now
 
     @property
     def done(self) -> int:
-        """Rounds behind us, those before a resumption too."""
+        """Finished rounds, including those before a resumption."""
         before = 0
         for stage, rounds in self._plan:
             if stage == self._stage:
@@ -144,7 +139,7 @@ class Remaining:
         return 0
 
     def seconds(self) -> float | None:
-        """Seconds left, or None where nothing comparable has been measured."""
+        """Remaining seconds, or None without a measurement."""
         left, behind = 0.0, self.done
         known = [stage for stage, rounds in self._plan if rounds and self._times[stage]]
         for stage, rounds in self._plan:
@@ -169,7 +164,7 @@ class Remaining:
 
 
 def headline(config: Any, facts: Mapping[str, Any]) -> str:
-    """What runs, on one line."""
+    """Method, seed, model and sizes of a run, on one line."""
     counts = [
         f"{facts[key]:,} {key}"
         for key in ("clients", "classes", "samples", "blocks", "workers")
@@ -180,9 +175,14 @@ def headline(config: Any, facts: Mapping[str, Any]) -> str:
 
 
 def _place(record: Mapping[str, Any]) -> str:
-    """`global 3/10`; of what is no round, such as the exchange of statistics, the name alone."""
+    """`global 3/10`; only the name for a line that is not a round, such as the exchange of statistics."""
     stage = str(record.get("stage", ""))
     return f"{stage} {record.get('round', '?')}/{record['rounds']}" if record.get("rounds") else stage
+
+
+def _numbers(record: Mapping[str, Any]) -> list[str]:
+    blocks = record.get("active_blocks", MISSING)
+    return [f"blocks {blocks}", f"score {_score(record)}", f"loss {_loss(record)}"]
 
 
 def _number(record: Mapping[str, Any], key: str) -> float:

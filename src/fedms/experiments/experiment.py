@@ -16,11 +16,14 @@ from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
 from fedms.data import sources
 from fedms.data.partition import partition
-from fedms.engines.local import LocalEngine
+from fedms.engines.base import Engine
+from fedms.engines.local import check_plugins
+from fedms.engines.registry import open_engine
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
+from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import (
     CALIBRATION,
@@ -39,15 +42,18 @@ from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
+from fedms.model.arrays import Arrays
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.result import make_result
+from fedms.training.ambient import own_torch_state
 
 Features = Literal["backbone", "global"]
 
 log = logging.getLogger(__name__)
 
 
+@own_torch_state()
 def run(
     config: Config,
     out: Path,
@@ -56,12 +62,16 @@ def run(
     resume: bool = False,
     prefixes: Path | None = None,
 ) -> dict[str, Any]:
-    """Run one experiment into the folder `out`; return what its result.json says.
+    """Run one experiment into a folder; return the content of its result.json.
 
-    `reuse` is the folder of a finished run of the first stage alone, with the same settings as far as they concern it: it
-    is taken from there, with what it cost, and not trained again. With `resume`, a run that is there is gone on with, to the
-    same result; where there is none, it begins. What the frozen blocks come to is taken from the folder `prefixes`, if there is
-    one, and left there for the next run; it changes no bit.
+    Args:
+        config: the experiment.
+        out: the run folder.
+        observer: is told of the progress.
+        reuse: the folder of a finished run of the first stage alone, with the same settings of that stage. The
+            stage is taken from there, with what it cost, and not trained again.
+        resume: continue the run in the folder, to the same result; begin where there is no run.
+        prefixes: a folder of the frozen blocks' outputs, shared by runs. It changes no bit.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -70,6 +80,7 @@ def run(
     config = find(config.method).configure(config)
     watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
+    check_plugins(config)
     if warning := same_bits_warning():
         log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded
@@ -81,21 +92,28 @@ def run(
     try:
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
-        world.dataset.check()
-        with folder.claimed(config, resume), LocalEngine(world, out, prefixes) as engine:
+        world.check()
+        adapter = adapter_pairs(config, world.backbone)
+        with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
             folder.describe(describe_environment(config, engine.workers))
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-            return Experiment(world, folder, engine, Several(watchers)).run(first, resume)
+            return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
     finally:
         torch.set_num_threads(threads)
 
 
 def describe_partition(config: Config) -> dict[str, Any]:
-    """Who holds what, without loading a model: classes, clients, counts [client][class], splits [client][3]."""
+    """Who holds what, without loading a model.
+
+    Returns:
+        classes, clients, counts [client][class], splits [client][train, validation, test].
+    """
     find(config.method)
     dataset = sources.load(config.data, config.seed)
     parts = partition(dataset, config.partition, config.seed)
+    for note in dataset.notes:
+        log.warning(note)
     return {
         "classes": list(dataset.class_names),
         "clients": [client.name for client in parts.clients],
@@ -110,7 +128,8 @@ class Step:
 
     do: Callable[[], None]
     closes: bool = False
-    """Whether it ends in a checkpoint. What does not is done again after a resumption, from the same state to the same state."""
+    """Whether it ends in a checkpoint. What does not is done again after a resumption, from the same state to
+    the same state."""
 
 
 class Experiment:
@@ -122,14 +141,16 @@ class Experiment:
         base_means: the federated class means of frozen features, which judge pictures before any training.
     """
 
-    def __init__(self, world: World, folder: RunFolder, engine: LocalEngine, observer: Observer) -> None:
+    def __init__(
+        self, world: World, folder: RunFolder, engine: Engine, observer: Observer, adapter: Arrays
+    ) -> None:
         self.world = world
         self.config = world.config
         self.recipe = recipe_for(self.config)
         self.folder = folder
         self.engine = engine
         self.observer = observer
-        self.server = Server(self.recipe, world.backbone, list(world.clients), world.ranks)
+        self.server = Server(self.recipe, world.backbone, list(world.clients), world.ranks, adapter)
         admission = Admission(self.server, world.classes, world.capacities)
         self.rounds = Rounds(self.server, admission, engine, folder, observer)
         self.closed = 0
@@ -139,8 +160,8 @@ class Experiment:
     def run(self, reuse: RunFolder | None = None, resume: bool = False) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
         self.observer.begin(self.config, self._facts())
-        if self.engine.choice.why:
-            self.observer.note(self.engine.choice.why)
+        if self.engine.note:
+            self.observer.note(self.engine.note)
         self.reused = reuse is not None
         if resume:
             self._go_back()
@@ -151,7 +172,10 @@ class Experiment:
         return self._finish()
 
     def _steps(self, reuse: RunFolder | None) -> list[Step]:
-        """Everything before the end, in order. It follows from the config, so a number of checkpoints is a place in it."""
+        """Everything before the end, in order.
+
+        It follows from the config, so a number of checkpoints is a place in it.
+        """
         server, recipe, stages = self.server, self.recipe, self.recipe.stages
         steps = []
         if self.reused:
@@ -175,7 +199,7 @@ class Experiment:
 
     @property
     def _pictures(self) -> bool:
-        """Pictures have no class names to be compared with, so their accuracy before training stands on sums."""
+        """Whether the data are pictures. Their accuracy before training stands on sums, not on class names."""
         return self.world.backbone.kind == "image"
 
     def _start_head(self, from_names: bool) -> None:
@@ -220,7 +244,10 @@ class Experiment:
     # ends of exchanges
 
     def _close(self, *records: dict[str, Any]) -> None:
-        """Write a checkpoint. It keeps the lines, too, so that whatever befalls metrics.jsonl afterwards is mended."""
+        """Write a checkpoint.
+
+        It keeps the lines, too, so that whatever befalls metrics.jsonl afterwards is mended.
+        """
         arrays, meta = self.server.checkpoint()
         if self.base_means is not None:
             arrays[BASE_MEANS] = self.base_means.clone()  # it may be the discriminant's own
@@ -234,7 +261,9 @@ class Experiment:
     # statistics
 
     def _statistics(self, stage: Stage | None, features: Features, evaluation: bool = False) -> None:
-        """Clients send their sums once; then the same clients' validation data choose the discriminant's temperature."""
+        """Clients send their sums once; then the same clients' validation data choose the discriminant's
+        temperature.
+        """
         server, recipe = self.server, self.recipe
         clients = server.sampling.some("statistics", self.config.statistics.clients)
         line = Line("statistics", 0, 0, len(server.active(stage)), clients)
@@ -284,7 +313,10 @@ class Experiment:
     # the end
 
     def _finish(self) -> dict[str, Any]:
-        """Every client's final model, tested on own and everyone's data. No checkpoint: it is soon done again."""
+        """Every client's final model, tested on own and everyone's data.
+
+        No checkpoint: it is soon done again.
+        """
         server = self.server
         line = Line("end", 0, 0, len(server.active(self.recipe.last_stage)), server.clients)
         selection = self._select(line)

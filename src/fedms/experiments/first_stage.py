@@ -1,4 +1,4 @@
-"""Whether the first stage of one run can stand in for another's."""
+"""Reuse of a first stage: which run can take it from which other run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,15 @@ from fedms.core.paths import check_no_escape
 from fedms.federation.method import Stage
 from fedms.federation.methods import of
 from fedms.runs.folder import RunFolder
+from fedms.runs.reading.run import RESULT
 
 
 def reusable(config: Config, path: Path) -> RunFolder:
-    """The run folder, if its first stage is what this config's method would train; FedmsError if not."""
+    """The run folder at `path`, if its first stage is the one that this config would train.
+
+    Raises:
+        FedmsError: it is not a finished run of this first stage alone.
+    """
     check_no_escape(path)
     folder = RunFolder(path)
     other = folder.config()
@@ -24,7 +29,7 @@ def reusable(config: Config, path: Path) -> RunFolder:
         and of(other).stages == (stage,)
         and first_stage_settings(other) == first_stage_settings(config)
     )
-    if not same or not (path / "result.json").exists():
+    if not same or not (path / RESULT).exists():
         raise FedmsError(
             f"{path}: not a finished run of this experiment's first stage alone, so it cannot be reused"
         )
@@ -32,14 +37,17 @@ def reusable(config: Config, path: Path) -> RunFolder:
 
 
 def shared_first_stage(config: Config) -> Stage | None:
-    """The method's first stage, if another run of it can stand in for it: the server must hold all that it trains."""
+    """The method's first stage if another run can provide it; None otherwise.
+
+    Another run can provide it if the server holds everything that the stage trains.
+    """
     stages = of(config).stages
     if not stages or config.gate.features != "global" or not set(stages[0].trains) <= set(stages[0].shares):
         return None
     return stages[0]
 
 
-LATER: dict[str, set[str] | bool] = {
+KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
     "method": True,
     "federation": {"rounds_local", "cohort_local"},
     "training": {"local_learning_rate"},
@@ -53,9 +61,9 @@ LATER: dict[str, set[str] | bool] = {
     "log": True,
     "compare": True,
 }
-"""Keys that say nothing of a first, global stage: what comes after it, and how it is computed."""
+"""Keys that do not change the result of a first, global stage: later stages, and how it is computed."""
 
 
 def first_stage_settings(config: Config) -> dict[str, Any]:
-    """All that decides what a first, global stage comes to, its method apart."""
-    return config.model_dump(exclude=LATER)
+    """All settings that change the result of a first, global stage, except the method."""
+    return config.model_dump(exclude=KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE)

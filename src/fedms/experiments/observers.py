@@ -1,4 +1,4 @@
-"""Who hears of an experiment's progress."""
+"""Observers: the interface through which an experiment reports its progress."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ from typing import Any, Protocol, Self
 
 
 class Observer(Protocol):
-    """Hears of a run's progress."""
+    """Receives the progress of a run."""
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
-        """Before the first round. `facts`: clients, classes, samples, blocks, model, workers, plan (a list of `stage` and `rounds`)."""
+        """Called before the first round.
+
+        Args:
+            config: the run's `Config`.
+            facts: `clients`, `classes`, `samples` (of the whole data set), `blocks`, `model`, `workers` and
+                `plan`, a list of `stage` and `rounds`.
+        """
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """After each round, with its line of `metrics.jsonl`. All is written by then, so to raise here ends a run that can be resumed."""
+        """Called after each round with its line of metrics.jsonl.
+
+        The round is on disk by then, so an exception from here ends a run that can be resumed.
+        """
 
     def note(self, text: str) -> None:
-        """Anything else worth a line."""
+        """Called with any other message, one line."""
 
     def end(self, result: dict[str, Any]) -> None:
-        """After the test, with what result.json says."""
+        """Called after the test, with the content of result.json."""
 
 
 class Watcher(Observer, Protocol):
-    """An observer that is also a context manager, so that what it shows always ends."""
+    """An observer that is also a context manager, so that its display always ends."""
 
     def __enter__(self) -> Self: ...
 
@@ -34,46 +43,46 @@ class Watcher(Observer, Protocol):
 
 
 class Several:
-    """Tells each of several observers, in order."""
+    """Passes every call to several observers, in order."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
-        """To each."""
+        """Pass the call to each observer."""
         for each in self._observers:
             each.begin(config, facts)
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """To each."""
+        """Pass the call to each observer."""
         for each in self._observers:
             each.round_done(record)
 
     def note(self, text: str) -> None:
-        """To each."""
+        """Pass the call to each observer."""
         for each in self._observers:
             each.note(text)
 
     def end(self, result: dict[str, Any]) -> None:
-        """To each."""
+        """Pass the call to each observer."""
         for each in self._observers:
             each.end(result)
 
 
 class Silent:
-    """Says nothing."""
+    """Shows nothing."""
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def end(self, result: dict[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -81,4 +90,4 @@ class Silent:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to end."""
+        """Do nothing."""

@@ -1,4 +1,6 @@
-"""Asking clients: the line of an exchange, which answers count, and who is asked again where they are not enough."""
+"""Asking clients: the line of an exchange, which answers count, and who is asked again where they are not
+enough.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from typing import Any
 
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import plural
-from fedms.engines.local import LocalEngine
+from fedms.engines.base import Engine
 from fedms.experiments.observers import Observer
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import FINAL_TEST, TRAINING
@@ -78,7 +80,7 @@ class Rounds:
     """Has tasks done by clients, and books what that cost, until enough have answered."""
 
     def __init__(
-        self, server: Server, admission: Admission, engine: LocalEngine, folder: RunFolder, observer: Observer
+        self, server: Server, admission: Admission, engine: Engine, folder: RunFolder, observer: Observer
     ) -> None:
         self.server = server
         self.admission = admission
@@ -153,7 +155,8 @@ class Rounds:
     def _too_few(self, line: Line, exchange: Exchange[Any, Any, Any], answered: int, needed: int) -> str:
         last = line.failures[-1]
         if exchange is FINAL_TEST:
-            return f"{last.client} could not be tested, so there is no result: {last.reason}; go on with --resume"
+            why = f"{last.client} could not be tested, so there is no result: {last.reason}"
+            return f"{why}; go on with --resume"
         few = f"{answered} of {plural(needed, 'answer')} needed, after {plural(self.attempts, 'attempt')}"
         why = f"{last.client} {LOST[last.kind]}: {last.reason}"
         return f"{line.place}, {exchange.kind}: {few}; {why}; go on with --resume"

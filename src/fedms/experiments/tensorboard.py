@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping
@@ -13,10 +12,10 @@ from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.experiments.observers import Silent
 from fedms.runs.folder import RunFolder
-from fedms.runs.reading.run import number
+from fedms.runs.reading.run import METRICS, number, parse_rounds
 
 SCORES = ("train_loss", "validation_score")
-"""A tag each stage, since stages score different models."""
+"""Each stage has a tag of its own, because stages score different models."""
 SUMS = (
     "uplink_bytes",
     "downlink_bytes",
@@ -26,22 +25,22 @@ SUMS = (
     "evaluation_seconds",
     "seconds",
 )
-"""Added up over the run."""
+"""These are summed over the run."""
 
 
 def require_tensorboard(config: Config) -> None:
-    """FedmsError where event files are wanted and nothing can write them."""
+    """Raise FedmsError if the config asks for event files and TensorBoard is not installed."""
     if config.log.tensorboard and find_spec("tensorboard") is None:
         raise FedmsError(
-            "log.tensorboard: wants TensorBoard, which is not installed: pip install 'fedms[tensorboard]'"
+            "log.tensorboard: needs TensorBoard, which is not installed: pip install 'fedms[tensorboard]'"
         )
 
 
 class Events(Silent):
-    """Follows a run folder's metrics.jsonl: what it says is written, whatever wrote it, and every line once.
+    """Copies each line of a run folder's metrics.jsonl once into event files.
 
-    A run that goes on has its event files written afresh, from the lines that are there when its first round is done. A step is a line
-    of metrics.jsonl, counted from 1 over the run, as in the report's pictures.
+    A resumed run writes its event files again, from the lines that are there after its first round. A step is
+    a line of metrics.jsonl, counted from 1 over the run, as in the report's pictures.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -49,28 +48,27 @@ class Events(Silent):
 
         events = folder.path / "tensorboard"
         shutil.rmtree(events, ignore_errors=True)
-        # what a TensorBoard that is looking on has read from the files before these is void
+        # a TensorBoard that is open must discard the points of the removed files
         self._writer = SummaryWriter(str(events), purge_step=0)
-        self._metrics = folder.path / "metrics.jsonl"
+        self._metrics = folder.path / METRICS
         self._read = self._step = 0
         self._sums: Counter[str] = Counter()
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """The lines that are new; the record is the last of them."""
+        """Write the new lines of metrics.jsonl, of which the record is the last."""
         self._follow()
 
     def end(self, result: dict[str, Any]) -> None:
-        """Every number of the result, at the last step."""
+        """Write every number of the result, at the last step."""
         self._write({f"result/{key}": number(result, key) for key in result})
         self._writer.close()
 
     def _follow(self) -> None:
         with self._metrics.open(encoding="utf-8") as file:
             file.seek(self._read)
-            lines = file.readlines()
+            lines = file.read()
             self._read = file.tell()
-        for line in lines:
-            record = json.loads(line)
+        for record in parse_rounds(lines, self._metrics):
             self._step += 1
             self._sums.update({key: number(record, key) or 0 for key in SUMS})
             scores = {f"{record['stage']}/{key}": number(record, key) for key in SCORES}

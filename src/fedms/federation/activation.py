@@ -1,6 +1,7 @@
 """Sparsely Activated LoRA: which blocks are active, and when their number grows (FedMS, arXiv 2312.15926).
 
-k blocks are active, taken in an order; top-down by default, since going back costs what the lowest active block costs.
+k blocks are active, taken in an order. The default order is top-down: the lowest active block determines the
+cost of the backward pass.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ class Activation:
     """The number of active blocks over the rounds of a stage.
 
     Attributes:
-        active: k.
+        active: the number of active blocks, k.
     """
 
     def __init__(self, config: ActivationConfig, depth: int) -> None:
@@ -31,7 +32,7 @@ class Activation:
         return self._first(self.active)
 
     def local_blocks(self) -> list[int]:
-        """The active blocks of a local stage, ascending; the global expert's among them, on which it builds."""
+        """The active blocks of a local stage, ascending. They include those of the global expert."""
         blocks = self.config.blocks_local
         return self._first(self.depth if blocks == "all" else max(self.active, blocks or 0))
 
@@ -39,7 +40,7 @@ class Activation:
         return list(range(self.depth - k, self.depth)) if self.config.order == "top-down" else list(range(k))
 
     def observe(self, score: float | None, left: int) -> bool:
-        """Take note of a finished round, its validation score, and how many rounds are left; True where k has grown."""
+        """Record a round and its validation score, with `left` rounds to come; True where k has grown."""
         self.rounds += 1
         if score is not None:
             self.queue = [*self.queue, score][-self.config.queue :]
@@ -59,7 +60,7 @@ class Activation:
         return self.rounds >= rule.max_rounds or self._plateau()
 
     def _plateau(self) -> bool:
-        """The queue is full, and its newer half's mean exceeds the older half's by less than epsilon."""
+        """Whether the queue is full, and its newer half gained less than epsilon over its older half."""
         if len(self.queue) < self.config.queue:
             return False
         half = len(self.queue) // 2
@@ -67,14 +68,16 @@ class Activation:
         return sum(newer) / half - sum(older) / half < self.config.epsilon
 
     def state(self) -> dict[str, Any]:
+        """The present state, as values of JSON."""
         return {"active": self.active, "rounds": self.rounds, "queue": self.queue}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
         self.active, self.rounds, self.queue = state["active"], state["rounds"], list(state["queue"])
 
 
 def check_depth(config: ActivationConfig, depth: int, model: str) -> None:
-    """ConfigError where more blocks are named than the backbone has."""
+    """Raise ConfigError where the config names more blocks than the backbone has."""
     named = {f"activation.{key}": getattr(config, key) for key in ("blocks", "blocks_local", "maximum")}
     named |= {f"activation.capacity.{i}.blocks": tier.blocks for i, tier in enumerate(config.capacity)}
     for key, value in named.items():

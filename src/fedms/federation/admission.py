@@ -1,16 +1,16 @@
 """Which answers count: what an honest client can have sent, given what it was asked.
 
-Everything that is checked follows from the task and the config, so no honest client is ever refused, however skewed its
-data. How far training can move a number is bounded by its steps and the learning rate (`training.reach`), for AdamW's
-steps are bounded whatever the gradients. What is plausible but untrue passes: that is for robust averages, and
-docs/reliability.md says what is not promised.
+Everything that is checked follows from the task and the config, so no honest client is ever refused, however
+skewed its data. How far training can move a number is bounded by its steps and the learning rate
+(`training.reach`), for AdamW's steps are bounded whatever the gradients. What is plausible but untrue passes:
+that is for robust averages, and docs/reliability.md says what is not promised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedms.federation.exchanges import EXCHANGES
+from fedms.federation.exchanges import find_exchange
 from fedms.federation.exchanges.base import Expected
 from fedms.federation.exchanges.checks import RefusalError, check_costs, check_finite
 from fedms.federation.messages import Task, Update
@@ -38,7 +38,7 @@ class Admission:
         """The numbers of samples that the answer declares, by split."""
         if update.client != task.client:
             raise RefusalError("it answers in another client's name")
-        exchange = EXCHANGES[task.kind]
+        exchange = find_exchange(task.kind)
         before = self.server.ledger.declared.get(task.client, {})
         declared = exchange.declares(task, update, self._expected(task, before))
         check_finite(update.arrays)

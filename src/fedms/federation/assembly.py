@@ -78,7 +78,7 @@ def with_own_knowledge(view: ClientView, model: PersonalModel) -> PersonalModel:
 
 
 def own_evidence(view: ClientView, samples: Samples) -> tuple[PersonalModel, Tensor, Tensor]:
-    """The client's model, its gate features [n, d], and their evidence [n], each sample left out of the sums."""
+    """The client's model, its gate features [n, d] and their evidence [n], each left out of the sums."""
     model = with_own_knowledge(view, model_so_far(view))
     x = model.gate_features(view.runner, samples, view.boundary)
     evidence = model.evidence

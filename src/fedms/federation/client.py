@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fedms.federation.client_folder import ClientFolder, Recent
 from fedms.federation.client_view import RECEIVED, STATE, ClientView
-from fedms.federation.exchanges import EXCHANGES, TRAINING
+from fedms.federation.exchanges import TRAINING, find_exchange
 from fedms.federation.exchanges.base import Answer, Cost
 from fedms.federation.exchanges.local_training import Begun
 from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.world import World
-from fedms.model.arrays import Arrays, group, prefixed, split_name, strip
-from fedms.model.parts import fresh_lora
+from fedms.model.arrays import Arrays, prefixed, split_name, strip
+from fedms.model.parts import fresh_lora, group
 from fedms.training.batched import BatchKey, Member
 from fedms.training.expert_training import checked
 from fedms.training.prefix_cache import PrefixCache
@@ -36,7 +36,10 @@ KEPT_WHEN_SENT = ("global/", "discriminant.", "everyone.")
 
 
 class ClientHost:
-    """Handles tasks for any client of the world. `prefixes` is a folder of prefixes shared with other runs, if any."""
+    """Handles tasks for any client of the world.
+
+    `prefixes` is a folder of prefixes shared with other runs, if any.
+    """
 
     def __init__(
         self, world: World, folder: Path, number: int = 0, workers: int = 1, prefixes: Path | None = None
@@ -63,8 +66,9 @@ class ClientHost:
 
     def handle(self, task: Task) -> Update:
         """Do what the task asks."""
+        exchange = find_exchange(task.kind)
         self.receive(task)
-        exchange, view = EXCHANGES[task.kind], self.view(task)
+        view = self.view(task)
         return self.answered(view, exchange.answer(view, exchange.asked.of(task)))
 
     def receive(self, task: Task) -> None:
@@ -81,7 +85,7 @@ class ClientHost:
         return ClientView(
             client=task.client,
             recipe=self.recipe,
-            data=self.world.data.of_client(task.client),
+            data=self.world.open_client(task.client),
             everyone=self.world.everyone,
             runner=self.runner,
             capacity=self.world.capacities[task.client],
@@ -118,7 +122,9 @@ class ClientHost:
         return self._folder(task).load(RECEIVED, (self._place(task), task.round + 1))[0]
 
     def _drawn(self, task: Task, sent: Arrays) -> Arrays:
-        """The A that belong to what was sent: one that nobody trained is not sent, but drawn again by the seed."""
+        """The A that belong to what was sent: one that nobody trained is not sent, but drawn again by the
+        seed.
+        """
         blocks = {split_name(name)[0] for name in strip(sent, "global/") if name.endswith(".lora_B")}
         fresh = fresh_lora(self.world.backbone, blocks, self.world.ranks[task.client], self.config.seed)
         return prefixed({name: array for name, array in fresh.items() if group(name) == "A"}, "global/")

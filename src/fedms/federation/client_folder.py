@@ -19,8 +19,8 @@ from fedms.core.files import (
 )
 
 KEPT_BEFORE = 2
-"""Versions of a client's file that are kept beside the newest: a round that is run again needs the one before it, and so does the
-round before that one, which is run again where the newest checkpoint is damaged."""
+"""Versions of a client's file that are kept beside the newest: a round that is run again needs the one before
+it, and so does the round before that one, which is run again where the newest checkpoint is damaged."""
 
 Version = tuple[int, int]
 Content = tuple[dict[str, Tensor], dict[str, Any]]
@@ -28,10 +28,11 @@ Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Recent:
-    """Contents of files as they were last read or written here, in so many bytes: those that were not used for longest go first.
+    """Contents of files as they were last read or written here, in so many bytes: those that were not used
+    for longest go first.
 
-    For files that nobody else changes meanwhile. They are on disk all the same; what is spared is to read and to check them again. The
-    arrays are not to be changed in place.
+    For files that nobody else changes meanwhile. They are on disk all the same; what is spared is to read and
+    to check them again. The arrays are not to be changed in place.
     """
 
     def __init__(self, room: int) -> None:
@@ -67,9 +68,12 @@ def _size(arrays: Mapping[str, Tensor]) -> int:
 
 
 class ClientFolder:
-    """What one client keeps on its own disk: files by kind, each versioned by (stage, round). It looks once what is there.
+    """What one client keeps on its own disk: files by kind, each versioned by (stage, round).
 
-    A task of a round always reads what stood before that round, so a round that is run again gives the same result.
+    It looks once what is there.
+
+    A task of a round always reads what stood before that round, so a round that is run again gives the same
+    result.
     """
 
     _name = re.compile(r"(?P<kind>[a-z]+)-(?P<stage>\d+)-(?P<round>\d+)\.safetensors")

@@ -1,4 +1,7 @@
-"""What a client's side knows while it does one task. A value, built once a task; exchanges read nothing else."""
+"""What a client's side knows while it does one task.
+
+A value, built once a task; exchanges read nothing else.
+"""
 
 from __future__ import annotations
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from fedms.federation.client_view import ClientView
 from fedms.federation.method import LORA, Stage
 from fedms.federation.recipe import HEADS_FROM_NAMES
-from fedms.model.arrays import PARTS, Arrays, block_of, group, prefixed, strip
+from fedms.model.arrays import Arrays, block_of, prefixed, strip
 from fedms.model.discriminant import label_shift
 from fedms.model.expert import Expert
 from fedms.model.heads import nearest_head, statistics_head, zero_head
-from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.parts import fresh_lora, fresh_parts, group, part_of, trained_names
 from fedms.model.statistics import FeatureSums
 
 
 def expert_at_start(view: ClientView, stage: Stage) -> Expert:
     """The expert as this round's training finds it."""
-    shared = {name: array for name, array in view.arrays.items() if name.startswith(PARTS)}
+    shared = {name: array for name, array in view.arrays.items() if part_of(name)}
     if stage.expert == "global":
         known = strip(view.received, "global/") | shared
         return _expert(view, _fresh(view, stage, known=known) | known)
@@ -32,7 +32,8 @@ def expert_at_start(view: ClientView, stage: Stage) -> Expert:
 def local_start(view: ClientView, stage: Stage) -> Arrays:
     """A local expert before its first training.
 
-    It starts from the global expert, or from what else everybody starts from, or from the client's data alone.
+    It starts from the global expert, or from what else everybody starts from, or from the client's data
+    alone.
     """
     # matrices that are averaged apart from each other must begin alike everywhere
     alike = any(matrix in stage.shares for matrix in LORA)

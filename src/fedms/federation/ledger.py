@@ -1,4 +1,6 @@
-"""What the server knows of each client: what has reached it, what of its work was counted, how many samples it holds."""
+"""What the server knows of each client: what has reached it, what of its work was counted, how many samples
+it holds.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Ledger:
         self.declared: dict[str, dict[str, int]] = {}
 
     def record_delivery(self, tasks: Sequence[Task], updates: Sequence[Update], frozen: bool) -> None:
-        """Record that clients who answered have received the frozen arrays, if there are any, and the discriminant."""
+        """Record that clients who answered have received the frozen arrays, if there are any, and the
+        discriminant.
+        """
         answered = {update.client for update in updates}
         if frozen:
             self.delivered |= answered
@@ -40,9 +44,11 @@ class Ledger:
     def book(self, costs: Iterable[tuple[str, Cost]], evaluation: bool = False) -> int:
         """Operations to count for these answers: each a client and what it cost.
 
-        Evaluation has books of its own, so that training costs the same however often it is evaluated. What a client
-        computes once and keeps counts where an answer first stands on it. A client that has lost it, as after a
-        resumption, computes it again: that is the price of the accident, not of the method, and is not counted.
+        Evaluation has books of its own, so that training costs the same however often it is evaluated. What a
+        client computes once and keeps counts where an answer first stands on it. A client that has lost it,
+        as after a
+        resumption, computes it again: that is the price of the accident, not of the method, and is not
+        counted.
         """
         total = 0
         for client, cost in costs:
@@ -58,7 +64,7 @@ class Ledger:
         return total
 
     def forget_clients(self) -> None:
-        """Take the clients for new ones, which have received nothing, computed nothing and declared nothing."""
+        """Forget what clients have received, computed and declared."""
         self.delivered.clear()
         self.informed.clear()
         self.booked.clear()

@@ -1,20 +1,21 @@
-"""What travels: a Task from the server to a client, an Update or a Failure back. Values only, as safetensors bytes.
+"""What travels: a Task from the server to a client, an Update or a Failure back.
 
-These are envelopes. What an exchange asks and answers is typed in `exchanges/`, one file a question.
+Values only, as safetensors bytes. These are envelopes. What an exchange asks and answers is typed in `exchanges/`, one file a question.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from safetensors import SafetensorError
 from torch import Tensor
 
 from fedms.core.errors import FedmsError
-from fedms.core.files import decode_arrays, encode_arrays, plain
+from fedms.core.files import decode_arrays, encode_arrays, storable
 
+Message = TypeVar("Message")
 FailureKind = Literal["error", "died", "deadline", "refused"]
 """How an answer is lost: its client raised, its process ended, it came too late, or it was not admitted."""
 
@@ -30,7 +31,8 @@ class Situation:
     temperature: float | None = None
     """Of the discriminant, once there is one."""
     averaged: Mapping[str, Any] | None = None
-    """Stage and round of the present average, and its weights by block, for a client that takes itself out of it."""
+    """Stage and round of the present average, and its weights by block, for a client that takes itself out of
+    it."""
 
     def to_settings(self) -> dict[str, Any]:
         """As plain values of a task."""
@@ -77,7 +79,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Failure:
-    """What stands in an answer's place where it is lost: an entry of `failures` in metrics.jsonl."""
+    """Replaces a lost answer: an entry of `failures` in metrics.jsonl."""
 
     client: str
     kind: FailureKind
@@ -86,54 +88,39 @@ class Failure:
 
 
 def encode(message: Task | Update | Failure) -> bytes:
-    """As bytes: arrays in safetensors, the rest as JSON in its metadata.
-
-    An answer of either kind travels in one form, in which `failure` is null or the reason. A client can only say that
-    it raised an error: the server sees all other kinds for itself.
-    """
+    """As bytes: arrays in safetensors, the rest as JSON in its metadata."""
     if isinstance(message, Failure):
-        return encode_arrays(
-            {}, {"client": message.client, "weight": 0.0, "metrics": {}, "failure": message.reason}
-        )
+        lost = {"kind": message.kind, "reason": message.reason}
+        return encode_arrays({}, {"client": message.client, "failure": lost})
     values = {key: value for key, value in vars(message).items() if key != "arrays"}
     if isinstance(message, Update):
-        values["failure"] = None
-    return encode_arrays(plain(message.arrays), values)
+        values["failure"] = None  # an answer of either kind travels in one form
+    return encode_arrays(storable(message.arrays), values)
 
 
 def decode_task(data: bytes) -> Task:
     """The task in these bytes.
 
     Raises:
-        FedmsError: that is not what these bytes are.
+        FedmsError: there is no task in them.
     """
-    arrays, values = _decoded(data)
-    try:
-        return Task(arrays=arrays, **values)
-    except TypeError as error:
-        raise FedmsError(f"a message cannot be read: {error}") from None
+    return _decode(data, Task)
 
 
 def decode_answer(data: bytes) -> Update | Failure:
-    """The update or failure in these bytes.
+    """The update or the failure in these bytes.
 
     Raises:
-        FedmsError: that is not what these bytes are.
+        FedmsError: there is neither in them.
     """
-    arrays, values = _decoded(data)
-    failure = values.pop("failure", None)
-    try:
-        update = Update(arrays=arrays, **values)
-    except TypeError as error:
-        raise FedmsError(f"a message cannot be read: {error}") from None
-    return update if failure is None else Failure(str(update.client), "error", str(failure))
+    return _decode(data, _answer)
 
 
 def decode_update(data: bytes) -> Update:
-    """As `decode_answer`, for bytes that hold an update.
+    """The update in these bytes.
 
     Raises:
-        FedmsError: they do not.
+        FedmsError: there is none in them, or a failure.
     """
     answer = decode_answer(data)
     if isinstance(answer, Failure):
@@ -141,8 +128,21 @@ def decode_update(data: bytes) -> Update:
     return answer
 
 
-def _decoded(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _answer(arrays: dict[str, Tensor], failure: Any = None, **values: Any) -> Update | Failure:
+    if failure is None:
+        update = Update(arrays=arrays, **values)
+        if not isinstance(update.metrics, dict):
+            raise TypeError("metrics are not a table")
+        return update
+    lost = Failure(**values, **failure)
+    if lost.kind not in get_args(FailureKind) or not isinstance(lost.reason, str):
+        raise ValueError("a failure of an unknown kind")
+    return lost
+
+
+def _decode(data: bytes, form: Callable[..., Message]) -> Message:
     try:
-        return decode_arrays(data)
+        arrays, values = decode_arrays(data)
+        return form(arrays=arrays, **values)
     except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FedmsError(f"a message cannot be read: {error}") from None

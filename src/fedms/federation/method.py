@@ -1,140 +1,224 @@
-"""A method is a list of stages; a stage says what is trained, what of it is shared, and which blocks are active."""
+"""Methods: lists of stages. A stage says what is trained, what is shared, and which blocks are active."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from fedms.config import Config, load_config
 from fedms.config.sections import TrainingConfig
 from fedms.core.errors import ConfigError
+from fedms.core.paths import is_name
+from fedms.core.registry import Names
+from fedms.federation.aggregation.registry import AGGREGATORS
+from fedms.model.parts import known_groups
 
-Group = Literal["A", "B", "head", "attention", "prompt", "mixer", "gate"]
-"""Parameter groups: the LoRA pairs' two matrices, the task head, an attention over the pooled feature, soft prompts, what weighs
-an expert's own pairs against the other clients', and the gate."""
+Group = str
+"""A parameter group: one of a registered part of `model/parts.py` (`A`, `B`, `head`, ...), or `gate`."""
 
 LORA: tuple[Group, Group] = ("A", "B")
+PREDICTIONS = Names("predicts", "global", "local", "mixture", "blend", "statistics")
+"""What a method's `predicts` accepts. `federation/prediction.py` holds the predictors, and adds a plug-in's
+name."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Some rounds of one kind."""
+    """Consecutive rounds of one kind."""
 
     name: str
     budget: Literal["global", "local"]
-    """Whose rounds and cohort of `federation` it spends."""
+    """Which rounds and cohort of `federation` the stage uses."""
     expert: Literal["global", "local"]
-    """Which expert is trained. A local one is each client's own, beside the frozen global one if an earlier stage made it."""
+    """Which expert is trained. Each client has its own local expert, beside the frozen global expert if an
+    earlier stage made one."""
     trains: tuple[Group, ...]
     shares: tuple[Group, ...]
-    """What of it is averaged over the clients; of the gate, the part that `gate.share` says. The rest stays where it is."""
+    """The groups that are averaged over the clients; of the gate, the part that `gate.share` names. All
+    other groups stay with the client."""
     activation: Literal["sal", "all", "none"]
-    """Which blocks are active: as the activation rule says (a local stage: `activation.blocks_local`), all, or none."""
+    """The active blocks: those of the activation rule (in a local stage `activation.blocks_local`), all, or
+    none."""
     phases: tuple[tuple[Group, ...], ...] = ()
-    """The local steps of a round are divided evenly between these, in this order; default: all that is trained, at once."""
+    """The local steps of a round are divided evenly between these groups, in this order. Default: all
+    trained groups together."""
     pull: Literal["sent", "start"] | None = None
-    """Where a proximal term of weight `training.proximal` pulls: to what the server sent in this round, or to where the local
-    expert started."""
+    """Where a proximal term of weight `training.proximal` pulls: to the arrays that the server sent in this
+    round, or to the start of the local expert."""
     average: Literal["replaces", "beside"] = "replaces"
-    """Whether the clients' average replaces what a client trained, or is set beside it, frozen, as the rest of the world."""
+    """Whether the average of the clients replaces what a client trained, or is frozen beside it as the
+    average of all other clients."""
 
     @property
     def averages_products(self) -> bool:
-        """Whether both matrices of a pair are shared, so that their product can be averaged in their place."""
+        """Whether both matrices of a pair are shared, so that their product can be averaged."""
         return {*LORA} <= {*self.shares} and self.average == "replaces"
 
     def without(self, group: Group) -> Stage:
-        """The same without this group."""
+        """The same stage without this group."""
         trains, shares = (
             tuple(each for each in groups if each != group) for groups in (self.trains, self.shares)
         )
         return replace(self, trains=trains, shares=shares)
 
+    def check(self) -> None:
+        """Raise ConfigError where the words of the stage contradict each other."""
+        if not is_name(self.name) or self.name == "end":
+            raise ConfigError(f"stage {self.name!r:.80}: cannot name a file, or is reserved")
+        groups = (*self.trains, *self.shares, *(group for phase in self.phases for group in phase))
+        for group in groups:
+            if group not in known_groups():
+                raise ConfigError(
+                    f"stage {self.name}: {group!r:.80} is no parameter group; known: {', '.join(known_groups())}"
+                )
+        if unknown := {*self.shares, *(group for phase in self.phases for group in phase)} - {*self.trains}:
+            raise ConfigError(
+                f"stage {self.name}: shares or phases name {min(unknown)}, which `trains` lacks"
+            )
+        if self.expert == "global" and {*self.shares} != {*self.trains}:
+            raise ConfigError(f"stage {self.name}: a global expert shares everything that it trains")
+
 
 @dataclass(frozen=True)
 class Method:
-    """What is done, and who predicts in the end."""
+    """The stages of a method, and what predicts at the end: plain data (`to_dict`, `from_dict`)."""
 
     name: str
     summary: str
     """One line."""
     paper: str | None
     stages: tuple[Stage, ...]
-    predicts: Literal["global", "local", "mixture", "blend", "statistics"]
-    """Who predicts for a client: the global expert, its local expert, both mixed in their outputs, both blended in their pairs,
-    or the sums' discriminant."""
+    predicts: str
+    """The predictor's name. Built in are `global` and `local` (an expert), `mixture` (both experts, mixed in
+    their outputs), `blend` (both, blended in their pairs) and `statistics` (the discriminant of the feature
+    sums)."""
     gate: Literal["learned", "constant", "counts"] | None = None
-    """What mixes the experts."""
+    """How the gate that mixes the experts is made."""
     label_prior: bool = False
-    """Whether each client's label prior, softened by `gate.prior`, is put on the predictions."""
+    """Whether each client's label prior, softened by `gate.prior`, is added to the predictions."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Config keys that the method fixes, by their path."""
+    """Config keys that the method fixes: dotted key and value."""
 
     def stage(self, name: str) -> Stage:
+        """The stage of this name."""
         return next(stage for stage in self.stages if stage.name == name)
 
-    @property
-    def has_global(self) -> bool:
-        """Whether there is a global expert."""
-        return self.predicts != "statistics" and (
-            not self.stages or any(stage.expert == "global" for stage in self.stages)
-        )
+    def to_dict(self) -> dict[str, Any]:
+        """The method as values of JSON."""
+        values: dict[str, Any] = _adapter().dump_python(self, mode="json")
+        return values
 
-    @property
-    def has_frontier(self) -> bool:
-        """Whether predictions move with the prior."""
-        return self.predicts == "mixture" or self.label_prior
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Method:
+        """The method that `to_dict` wrote.
+
+        Raises:
+            ConfigError: a field is missing, or a word is not known.
+        """
+        try:
+            return _adapter().validate_python(dict(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key, message = ".".join(map(str, first["loc"])), first["msg"]
+            where = f"method {values.get('name')!r:.80}: {key}"
+            raise ConfigError(
+                f"{where}: {message[0].lower()}{message[1:]}, not {first['input']!r:.80}"
+            ) from None
+
+    def check(self) -> None:
+        """Raise ConfigError where a word is not known, or the words contradict each other."""
+        self.from_dict(asdict(self))
+        if not is_name(self.name):
+            raise ConfigError(f"method {self.name!r:.80}: cannot name a folder")
+        where = f"method {self.name}"
+        PREDICTIONS.check(self.predicts)
+        for stage in self.stages:
+            try:
+                stage.check()
+            except ConfigError as error:
+                raise ConfigError(f"{where}, {error}") from None
+        names, experts = [stage.name for stage in self.stages], [stage.expert for stage in self.stages]
+        if len({*names}) < len(names):
+            raise ConfigError(f"{where}: two stages have one name")
+        if experts != sorted(experts):
+            raise ConfigError(f"{where}: a global stage comes after a local one")
+        if self.predicts in ("local", "mixture", "blend") and "local" not in experts:
+            raise ConfigError(f"{where}: predicts {self.predicts}, but no stage trains a local expert")
+        if self.predicts in ("mixture", "blend") and "global" not in experts:
+            raise ConfigError(f"{where}: predicts {self.predicts}, but no stage trains a global expert")
+        if (self.gate is not None) != (self.predicts == "mixture"):
+            raise ConfigError(f"{where}: `gate` is needed for `predicts: mixture`, and only there")
+        if (self.gate == "learned") != any("gate" in stage.trains for stage in self.stages):
+            raise ConfigError(
+                f"{where}: `gate: learned` is needed where a stage trains the gate, and only there"
+            )
 
     def configure(self, config: Config) -> Config:
         """The experiment with the keys that this method fixes.
 
         Raises:
-            ConfigError: they do not go with the others, or the method averages what would differ in shape.
+            ConfigError: these keys contradict the others, or the aggregator does not suit the method.
         """
         config = load_config(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
+        self._check_aggregation(config)
+        return config
+
+    def _check_aggregation(self, config: Config) -> None:
+        federation = config.federation
+        aggregator = AGGREGATORS[federation.aggregation]
+        chosen = f"federation.aggregation: {federation.aggregation}"
+        if config.lora.tiers and not aggregator.mixed_ranks:
+            raise ConfigError(f"lora.tiers: {chosen} needs pairs of one rank")
         if config.lora.tiers and any(
             {*LORA} & {*stage.shares} and not stage.averages_products for stage in self.stages
         ):
             raise ConfigError(
                 f"lora.tiers: method {self.name} averages A and B apart, which must be of one rank"
             )
-        if config.federation.robust != "none":
-            if config.federation.aggregation in ("exact", "svd"):
-                raise ConfigError(
-                    f"federation.robust: must be `none` with federation.aggregation: {config.federation.aggregation}"
-                )
-            if any(stage.average == "beside" for stage in self.stages):
-                raise ConfigError(
-                    f"federation.robust: must be `none`, since in method {self.name} clients take themselves out of the mean"
-                )
-        if (
-            self.predicts == "blend"
-            and config.federation.aggregation == "exact"
-            and config.mixture.local_start == "scratch"
-        ):
-            kept = "since the residual that exact averaging keeps is blended with none"
+        beside = any(stage.average == "beside" for stage in self.stages)
+        if federation.robust != "none" and not aggregator.weighted_mean:
+            raise ConfigError(f"federation.robust: must be `none` with {chosen}")
+        if federation.robust != "none" and beside:
             raise ConfigError(
-                f"mixture.local_start: must be `global` with federation.aggregation: exact in method {self.name}, {kept}"
+                "federation.robust: must be `none`, "
+                f"since clients of method {self.name} subtract themselves from the mean"
             )
-        return config
+        if beside and not (aggregator.weighted_mean or aggregator.products):
+            raise ConfigError(
+                f"{chosen} is no weighted mean, "
+                f"and clients of method {self.name} subtract themselves from the mean"
+            )
+        if self.predicts == "blend" and aggregator.residual and config.mixture.local_start == "scratch":
+            raise ConfigError(
+                f"mixture.local_start: must be `global` with {chosen} in method {self.name}, "
+                "since a local expert from scratch has no residual to blend"
+            )
+
+
+@cache
+def _adapter() -> TypeAdapter[Method]:
+    return TypeAdapter(Method)
 
 
 GLOBAL = Stage("global", "global", "global", (*LORA, "head"), (*LORA, "head"), "all")
-"""Federated LoRA with all blocks."""
+"""Federated LoRA in all blocks."""
 GLOBAL_SAL = replace(GLOBAL, activation="sal")
 """Federated LoRA, sparsely activated: the first stage of FedMS."""
 LOCAL = Stage("local", "local", "local", (*LORA, "head"), (), "all")
-"""Each client's own expert, on from the global one; with all blocks."""
+"""Each client's own expert, which starts from the global one; in all blocks."""
 
 
 def throughout(stage: Stage) -> tuple[Stage, Stage]:
-    """A personal method that shares all the time spends both budgets on the same: first its cohorts, then everybody."""
+    """Both budgets for one stage of a personal method: first its cohorts, then all clients."""
     return replace(stage, name="cohorts", budget="global"), replace(stage, name="everybody", budget="local")
 
 
 def rates(stage: Stage, config: TrainingConfig) -> tuple[float, float]:
-    """Learning rates of the head and of all else."""
+    """Learning rates of the head and of all other groups."""
     if stage.expert == "local":
         return config.local_learning_rate, config.local_learning_rate
     return config.head_learning_rate, config.learning_rate

@@ -1,4 +1,6 @@
-"""A client's finished model as arrays that can be saved and loaded: its experts, its gate, what it knows of everyone."""
+"""A client's finished model as arrays that can be saved and loaded: its experts, its gate, what it knows of
+everyone.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ UNSCALED = (1.0,) * 9
 class PersonalModel:
     """One client's parts.
 
-    Names: `global/...` and `local/...` for the experts, `gate....`, `discriminant....`, `own.counts`, `own.sums`.
+    Names: `global/...` and `local/...` for the experts, `gate....`, `discriminant....`, `own.counts`,
+    `own.sums`.
 
     Attributes:
         network_kept: whether the gate's network speaks: validation says whether it helps.

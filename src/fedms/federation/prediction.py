@@ -1,7 +1,7 @@
 """How a client predicts: one predictor a way, and what each says of samples.
 
-A predictor runs a client's parts over samples once. Its outputs give predictions at any prior without another pass.
-A new way to predict is one class here, or in a plug-in, and its name in a method.
+A predictor runs a client's parts over samples once. Its outputs give predictions at any prior without another
+pass. A new way to predict is one class here, or in a plug-in, and its name in a method.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fedms.core.errors import ConfigError
 from fedms.data.federated import Samples
+from fedms.federation.method import PREDICTIONS
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.model import gate as gates
 from fedms.model.arrays import prefixed
@@ -28,7 +29,8 @@ from fedms.training.runner import Runner
 PRIORS = tuple(step / 10 for step in range(11))
 """Where the frontier is measured."""
 SCALES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)
-"""Candidates for the scale of the gate's evidence. Validation likelihood picks one for each prior between 0 and 1."""
+"""Candidates for the scale of the gate's evidence. Validation likelihood picks one for each prior between 0
+and 1."""
 INTERPOLATIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Candidates for how far local experts go from their start (0) to where training took them (1)."""
 
@@ -278,6 +280,16 @@ PREDICTORS: dict[str, Predictor] = {
     "statistics": DiscriminantPredictor(),
 }
 """By the name that a method's `predicts` says."""
+
+
+def register_predictor(name: str, predictor: Predictor) -> None:
+    """Let a method name this predictor.
+
+    Raises:
+        ConfigError: the name is taken.
+    """
+    PREDICTIONS.add(name)
+    PREDICTORS[name] = predictor
 
 
 def find_predictor(name: str) -> Predictor:

@@ -68,7 +68,9 @@ class Recipe:
 
     @property
     def has_common_start(self) -> bool:
-        """Whether everybody starts from one head: for a global expert, or since part of the local ones is shared."""
+        """Whether everybody starts from one head: for a global expert, or since part of the local ones is
+        shared.
+        """
         return self.has_global or any({*stage.shares} - {"gate"} for stage in self.stages)
 
     @property

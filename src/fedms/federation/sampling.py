@@ -30,7 +30,9 @@ class Sampling:
         return [self.clients[index] for index in sorted(chosen)]
 
     def others(self, stage: Stage, round_number: int) -> list[str]:
-        """All other clients, in the order in which they are asked beside the cohort or in place of failed members."""
+        """All other clients, in the order in which they are asked beside the cohort or in place of failed
+        members.
+        """
         cohort = {*self.cohort(stage, round_number)}
         rest = [client for client in self.clients if client not in cohort]
         generator = seeds.numpy_generator(self.config.seed, "others", stage.budget, round_number)

@@ -1,4 +1,4 @@
-"""The server's side: what is shared, what each client is sent, and how answers become the new shared state."""
+"""The server's side: what is shared, what clients are sent, and how answers become the new shared state."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from torch import Tensor
 
 from fedms.config import Config
 from fedms.federation.activation import Activation
-from fedms.federation.aggregation import mean as aggregation
-from fedms.federation.aggregation import robust
+from fedms.federation.aggregation.registry import aggregator_for
 from fedms.federation.exchanges.base import Asked, Exchange
 from fedms.federation.ledger import Ledger
 from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.method import Method, Stage
 from fedms.federation.recipe import Recipe
 from fedms.federation.sampling import Sampling
-from fedms.model.arrays import Arrays, block_of, group, prefixed, strip
+from fedms.model.arrays import Arrays, block_of, prefixed, strip
 from fedms.model.backbone import Backbone
 from fedms.model.discriminant import Discriminant
 from fedms.model.gate import ADAPTER, fresh_gate
 from fedms.model.heads import nearest_head, statistics_head, zero_head
-from fedms.model.parts import fresh_lora, fresh_parts, trained_names
+from fedms.model.parts import fresh_lora, fresh_parts, group, trained_names
 
 
 class Server:
@@ -36,14 +35,21 @@ class Server:
         frozen: what no stage averages any more: the start of what is private, and the settled global expert.
         discriminant: of the federation's sums, once clients have sent them.
         settled: whether the global expert is finished and frozen.
-        averaged: stage, round and weights by block of the present average, where clients take themselves out of it;
-            and the clients in it.
+        averaged: stage, round and weights by block of the present average, where clients take themselves out
+            of it; and the clients in it.
+        adapter: the pairs from which the global expert starts (`model.adapter`).
     """
 
     def __init__(
-        self, recipe: Recipe, backbone: Backbone, clients: Sequence[str], ranks: Mapping[str, int]
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        clients: Sequence[str],
+        ranks: Mapping[str, int],
+        adapter: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.recipe = recipe
+        self.adapter = adapter or {}
         self.ranks = ranks
         self.backbone = backbone
         self.sampling = Sampling(recipe.config, clients)
@@ -79,7 +85,9 @@ class Server:
         return self.activation.blocks() if stage.expert == "global" else self.activation.local_blocks()
 
     def boundary(self, stage: Stage | None) -> int:
-        """The lowest block that is not the frozen backbone's alone; 0 with soft prompts, which stand below all blocks."""
+        """The lowest block that is not the frozen backbone's alone; 0 with soft prompts, which stand below
+        all blocks.
+        """
         if self.recipe.has_prompt:
             return 0
         return min(self.active(stage), default=self.backbone.depth)
@@ -93,7 +101,7 @@ class Server:
         arrays: Arrays | None = None,
         asked: Asked | None = None,
     ) -> list[Task]:
-        """One task a client: the situation, these arrays, and what is frozen where it has not been delivered."""
+        """One task a client: the situation, these arrays, and frozen arrays that it does not have yet."""
         name = stage.name if stage else "end"
         asked = exchange.asked() if asked is None else asked
         made = []
@@ -118,7 +126,9 @@ class Server:
         return Situation(tuple(self.active(last)), self.boundary(last), temperature, averaged)
 
     def _reads_sums(self, exchange: Exchange[Any, Any, Any], stage: Stage | None) -> bool:
-        """Whether a client needs the discriminant for this, even if it had no part in making it, or failed then."""
+        """Whether a client needs the discriminant for this, even if it had no part in making it, or failed
+        then.
+        """
         local = exchange.kind == "train" and stage is not None and stage.expert == "local"
         return (local or exchange.kind in ("weigh", "test")) and self.recipe.predicts_from_discriminant
 
@@ -153,7 +163,10 @@ class Server:
             self.shared = {name: fresh[name] for name in ADAPTER}
 
     def _lay_out(self, stage: Stage) -> None:
-        """Fresh arrays for what is shared and not there yet. A start that is not shared reaches each client once."""
+        """Fresh arrays for what is shared and not there yet.
+
+        A start that is not shared reaches each client once.
+        """
         names = trained_names(self.backbone, stage.shares, self.active(stage), self.config.head.kind)
         fresh = self._fresh(stage)
         self.frozen |= {name: array for name, array in self.shared.items() if name not in names}
@@ -162,6 +175,7 @@ class Server:
     def _fresh(self, stage: Stage) -> Arrays:
         config = self.config
         pairs = fresh_lora(self.backbone, self.active(stage), config.lora.rank, config.seed)
+        pairs |= {name: array for name, array in self.adapter.items() if name in pairs}
         return pairs | fresh_parts(self.backbone, stage.shares, (), config.model.prompt_tokens, config.seed)
 
     def settle(self) -> None:
@@ -185,12 +199,9 @@ class Server:
             self.shared |= nearest_head(class_embeddings, frozen=kind == "text")
 
     def aggregate(self, stage: Stage, number: int, updates: Sequence[Update]) -> None:
-        """The shared state from what clients sent."""
-        kind, lora = self.config.federation.aggregation, self.config.lora
+        """The new shared state, from the clients' updates."""
         if stage.average == "beside":
-            weights: dict[str, float] = defaultdict(
-                float
-            )  # by block, since not everybody need train every one
+            weights: dict[str, float] = defaultdict(float)  # by block: a client may train some blocks only
             for update in updates:
                 for block in {block_of(name) for name in update.arrays}:
                     weights[str(block)] += update.weight
@@ -201,25 +212,8 @@ class Server:
                 "weights": dict(weights),
                 "clients": clients,
             }
-        if stage.averages_products and kind == "exact":
-            self.shared = aggregation.exact(self.shared, updates, lora.alpha / lora.rank)
-        elif stage.averages_products and kind == "svd":
-            self.shared = aggregation.svd(self.shared, updates, lora.rank)
-        else:
-            self.shared = self._mean(updates)
-
-    def _mean(self, updates: Sequence[Update]) -> Arrays:
-        """The weighted mean, or what stands in its place where clients may lie."""
-        federation = self.config.federation
-        if federation.robust == "median":
-            return robust.median(self.shared, updates)
-        if federation.robust == "trimmed-mean":
-            return robust.trimmed_mean(self.shared, updates, federation.liars)
-        if federation.robust == "multi-krum":
-            return robust.multi_krum(self.shared, updates, federation.liars)
-        if federation.robust == "norm-clip":
-            return robust.norm_clip(self.shared, updates)
-        return aggregation.average(self.shared, updates)
+        aggregator = aggregator_for(self.config.federation, stage.averages_products)
+        self.shared = aggregator.combine(self.shared, updates, self.config)
 
     def observe(self, stage: Stage, number: int, score: float | None) -> bool:
         """Tell the activation how this round of the stage went; True where more blocks are active now."""

@@ -1,4 +1,4 @@
-"""Tiers of clients: how many blocks each can train, and at what rank."""
+"""Tiers of clients: how many blocks each client can train, and at which rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fedms.core import seeds
 
 
 def deal(shares: Sequence[float], clients: Sequence[str], seed: int, purpose: str) -> dict[str, int]:
-    """Which tier each client is in: tiers dealt out by their shares, in an order drawn by the seed."""
+    """The tier of each client, by the tiers' shares, in an order drawn by the seed."""
     order = seeds.numpy_generator(seed, purpose).permutation(len(clients))
     edges = [round(sum(shares[: tier + 1]) * len(clients)) for tier in range(len(shares))]
     last = len(shares) - 1
@@ -20,7 +20,7 @@ def deal(shares: Sequence[float], clients: Sequence[str], seed: int, purpose: st
 
 
 def capacities(config: ActivationConfig, clients: list[str], depth: int, seed: int) -> dict[str, int]:
-    """How many blocks each client can train."""
+    """The number of blocks that each client can train."""
     if not config.capacity:
         return dict.fromkeys(clients, depth)
     tiers = deal([tier.share for tier in config.capacity], clients, seed, "capacity")
@@ -36,5 +36,5 @@ def ranks(config: LoraConfig, clients: list[str], seed: int) -> dict[str, int]:
 
 
 def trainable(active: list[int], capacity: int, order: str) -> list[int]:
-    """The blocks that a client of this capacity trains: the first of the order that it can afford."""
+    """The blocks that a client of this capacity trains: the first ones of the order."""
     return active[-capacity:] if order == "top-down" else active[:capacity]

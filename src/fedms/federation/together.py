@@ -15,12 +15,13 @@ Done = TypeVar("Done")
 
 
 def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Exception]:
-    """The answers of `host.handle` to tasks of kind `train` of one round, or why a client failed; in their order.
+    """The answers of `host.handle` to tasks of kind `train` of one round, or why a client failed; in their
+    order.
 
-    Clients that cannot be stacked are done one at a time. So are those of a stack that fails as a whole: then each
-    fails for itself.
+    Clients that cannot be stacked are done one at a time. So are those of a stack that fails as a whole: then
+    each fails for itself.
     """
-    samples = [host.world.data.of_client(task.client).samples(task.client, "train") for task in tasks]
+    samples = [host.world.samples(task.client, "train") for task in tasks]
     boundary = tasks[0].settings["boundary"]
     _attempt(
         lambda at: host.runner.cache.fill(samples, at), boundary
@@ -41,6 +42,11 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
             )
             outcomes[part.task.client] = attempt
     return [outcomes[task.client] for task in tasks]
+
+
+def batch_key(host: ClientHost, task: Task) -> BatchKey | None:
+    """Clients with the same key can train in one batch; without a key, a client trains alone."""
+    return TrainingInStack.begin(host, task).key
 
 
 def _train(parts: Sequence[TrainingInStack]) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fedms.config import Config
-from fedms.core import seeds
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data import sources
-from fedms.data.federated import FederatedDataset, Samples
+from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated, repeated
 from fedms.data.partition import ClientSplit, Partition, partition
 from fedms.data.sources import Dataset
 from fedms.federation.activation import check_depth
@@ -23,6 +23,8 @@ from fedms.model.checkpoints import load_backbone
 from fedms.training.device import prepare
 from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class World:
@@ -31,16 +33,33 @@ class World:
     config: Config
     dataset: Dataset
     partition: Partition
+    data: FederatedDataset
+    """All clients' samples. A client is opened from `data.of_client`: use `open_client`."""
     backbone: Backbone
     inputs: Inputs
+    """Model inputs of the rows that were opened: a row of a client that nobody opened raises KeyError"""
+    opened: OpenRows
+    """The rows that `inputs` reads"""
+    _clients: dict[str, FederatedDataset] = field(default_factory=dict, repr=False)
+
+    def check(self) -> None:
+        """Read every sample once, and log what the user should know about the data.
+
+        Raises:
+            FedmsError: a sample cannot be read.
+        """
+        digests = self.dataset.check()
+        for line in (*self.dataset.notes, repeated(digests, self.partition)):
+            if line:
+                log.warning(line)
 
     @property
     def classes(self) -> int:
         return len(self.dataset.class_names)
 
-    @cached_property
-    def clients(self) -> dict[str, ClientSplit]:
-        return {client.name: client for client in self.partition.clients}
+    @property
+    def clients(self) -> Mapping[str, ClientSplit]:
+        return self.data.clients
 
     @cached_property
     def capacities(self) -> dict[str, int]:
@@ -55,36 +74,26 @@ class World:
         """Frozen features of the class names, [C, d]."""
         return class_name_embeddings(self.dataset.class_names, self.backbone, self.config.model)
 
-    @cached_property
-    def data(self) -> FederatedDataset:
-        rows = {
-            name: {"train": split.train, "validation": split.validation, "test": split.test}
-            for name, split in self.clients.items()
-        }
-        return FederatedDataset(self.dataset.class_names, rows, self.dataset.labels)
+    def open_client(self, name: str) -> FederatedDataset:
+        """What one client holds: its own rows, and the evaluation rows that a simulation hands to all.
+
+        Raises:
+            FedmsError: there is no such client.
+        """
+        if name not in self._clients:
+            view = self.data.of_client(name, self.data.evaluation)
+            self.opened.add(view.rows)
+            self._clients[name] = view
+        return self._clients[name]
 
     def samples(self, client: str, split: str) -> Samples:
         """One client's train, validation or test samples."""
-        return self._samples(f"{client}/{split}", getattr(self.clients[client], split))
+        return self.open_client(client).samples(client, split)
 
     @cached_property
     def everyone(self) -> dict[str, Samples]:
         """All clients' validation and test samples together, at most `evaluation.everyone` of each."""
-        limit = self.config.evaluation.everyone
-        found = {}
-        for split in self.config.evaluation.splits:
-            rows = np.sort(np.concatenate([getattr(client, split) for client in self.partition.clients]))
-            if limit is not None and limit < len(rows):
-                rows = np.sort(
-                    seeds.numpy_generator(self.config.seed, "everyone", split).choice(
-                        rows, limit, replace=False
-                    )
-                )
-            found[split] = self._samples(f"everyone/{split}", rows)
-        return found
-
-    def _samples(self, owner: str, rows: np.ndarray) -> Samples:
-        return Samples(owner, rows, torch.from_numpy(self.dataset.labels[rows]))
+        return {split: self.data.everyone(split) for split in self.config.evaluation.splits}
 
 
 def open_world(config: Config) -> World:
@@ -102,4 +111,8 @@ def open_world(config: Config) -> World:
         )
     check_depth(config.activation, backbone.depth, config.model.name)
     backbone.to_device(config.device, getattr(torch, config.precision))
-    return World(config, dataset, parts, backbone, inputs_for(dataset, backbone, config.model))
+    judged = config.evaluation
+    data = federated(dataset, parts, judged.splits, judged.everyone, config.seed)
+    opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
+    inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
+    return World(config, dataset, parts, data, backbone, inputs, opened)

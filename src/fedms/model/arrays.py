@@ -1,4 +1,4 @@
-"""Names of an expert's arrays, and what a name says."""
+"""Names of an expert's arrays, and what can be read from a name."""
 
 from __future__ import annotations
 
@@ -17,24 +17,13 @@ def split_name(name: str) -> tuple[int, str]:
 
 
 def block_of(name: str) -> int | None:
-    """The block an array belongs to, or None."""
-    found = re.match(r"(?:mixer\.|beside\.)?block\.(\d+)\.", name)
+    """The block of an array (`block.3...`, `mixer.block.3...`), or None."""
+    found = re.match(r"(?:\w+\.)?block\.(\d+)\.", name)
     return int(found[1]) if found else None
 
 
-PARTS = ("block.", "head.", "attention.", "prompt.", "mixer.")
-"""How the names of an expert's arrays begin."""
-
-
-def group(name: str) -> str:
-    """The parameter group of an expert's array: `A` and `B` for the pairs' matrices, else the first part of its name."""
-    if name.startswith("block."):
-        return "A" if name.endswith(".lora_A") else "B"
-    return name.partition(".")[0]
-
-
 def strip(arrays: Mapping[str, Tensor], prefix: str) -> Arrays:
-    """The arrays under a prefix, without it."""
+    """The arrays whose names have this prefix, under their names without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 

@@ -1,15 +1,15 @@
-"""The frozen transformer, seen as a list of blocks that can be run from any one upward.
+"""The frozen transformer as a list of blocks that can run from any block upward.
 
-Hidden states are [batch, tokens, d]; a mask is None where nothing is padded, else additive [batch, 1, 1, tokens].
+Hidden states are [batch, tokens, d]. A mask is None without padding, else additive [batch, 1, 1, tokens].
 
-Embeddings and blocks may be held in bfloat16: hidden states are of that type then, and so are the pairs while they are lent. What follows
-the last block works on single tokens and stays in float32, so a feature always is.
+Embeddings and blocks may be in bfloat16. Hidden states and attached pairs have that type then. The modules
+after the last block work on each token alone and stay in float32, so a feature is always float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,32 @@ from fedms.core.errors import ConfigError
 from fedms.model.families import Family
 from fedms.model.lora import LoraLinear, Pair
 
-HIDDEN = torch.finfo(torch.bfloat16).min
-"""What a mask adds where nothing may be seen: a finite number in either precision, as float32's own lowest is not."""
+MASKED = torch.finfo(torch.bfloat16).min
+"""Value that a mask adds at padding. It is finite in both precisions; the lowest float32 is not."""
+
+
+class Preprocessing(Protocol):
+    """Where a backbone's inputs come from; `model/checkpoints.py` has the one of pretrained models."""
+
+    @property
+    def name(self) -> str:
+        """`model.name` of the config."""
+
+    @property
+    def source(self) -> str:
+        """The model's folder or its name on the hub."""
+
+    @property
+    def declared(self) -> Any:
+        """The model's config.json, as transformers reads it."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of a text model."""
+
+    @property
+    def image_processor(self) -> Any:
+        """The image processor of an image model."""
 
 
 class Backbone(nn.Module):
@@ -30,17 +54,24 @@ class Backbone(nn.Module):
         width: size d of a hidden state.
         feature_size: size of the pooled feature.
         targets: names of the layers that can carry a LoRA pair, the same in every block.
-        positions: tokens of the longest text that it can read; None for images.
-        device, dtype: where it is, and the type of its hidden states.
+        positions: number of tokens of the longest text that it can read; None for images.
+        device, dtype: its device, and the type of its hidden states.
+        checkpoint: source of the tokenizer or image processor; None for a model that was built in memory.
     """
 
     def __init__(
-        self, model: nn.Module, family: Family, targets: tuple[str, ...] = (), pooling: str = "auto"
+        self,
+        model: nn.Module,
+        family: Family,
+        targets: tuple[str, ...] = (),
+        pooling: str = "auto",
+        checkpoint: Preprocessing | None = None,
     ) -> None:
         super().__init__()
         model.eval().requires_grad_(False)
         self.model = model
         self.family = family
+        self.checkpoint = checkpoint
         self.pooling = pooling if pooling != "auto" else ("mean" if family.kind == "text" else "cls")
         blocks: Any = model.get_submodule(family.blocks)
         self.blocks: nn.ModuleList = blocks
@@ -49,7 +80,7 @@ class Backbone(nn.Module):
         self.parameter_count = sum(p.numel() for p in model.parameters())
         self.targets = targets or family.targets
         self.block_linear_weights = sum(
-            m.weight.numel() for m in self.blocks[0].modules() if isinstance(m, nn.Linear)
+            module.weight.numel() for module in self.blocks[0].modules() if isinstance(module, nn.Linear)
         )
         self.layers: dict[tuple[int, str], LoraLinear] = {}
         for number, block in enumerate(self.blocks):
@@ -72,7 +103,7 @@ class Backbone(nn.Module):
         return base.out_features, base.in_features
 
     def to_device(self, device: str, dtype: torch.dtype = torch.float32) -> Backbone:
-        """Have it there, embeddings and blocks in this type."""
+        """Move the model to the device, and convert embeddings and blocks to this type."""
         self.model.to(device)
         for path in (self.family.embeddings, *self.family.before, self.family.blocks):
             self.model.get_submodule(path).to(dtype)
@@ -80,7 +111,7 @@ class Backbone(nn.Module):
         return self
 
     def attach(self, pairs: Mapping[tuple[int, str], Pair]) -> None:
-        """Lend the pairs to their layers, in the type of these; a layer without one runs as it was pretrained."""
+        """Attach pairs to their layers, converted to `dtype`; a layer without a pair runs as pretrained."""
         for key, layer in self.layers.items():
             pair = pairs.get(key)
             layer.pair = pair if pair is None or self.dtype == pair.A.dtype else pair.to(self.dtype)
@@ -100,8 +131,7 @@ class Backbone(nn.Module):
 
     def _resized(self, pixels: Tensor) -> bool:
         size = self.model.config.image_size  # type: ignore[union-attr]
-        interpolates_by_itself = self.model.config.model_type == "dinov2"  # type: ignore[union-attr]
-        return not interpolates_by_itself and tuple(pixels.shape[-2:]) != (size, size)
+        return not self.family.resizes_positions and tuple(pixels.shape[-2:]) != (size, size)
 
     def run(self, hidden: Tensor, mask: Tensor | None, start: int = 0, stop: int | None = None) -> Tensor:
         """The input of block `start` -> the output of block `stop` - 1."""
@@ -134,21 +164,24 @@ class Backbone(nn.Module):
 
 
 def attention_mask(lengths: Tensor, longest: int) -> Tensor | None:
-    """Additive mask [batch, 1, 1, longest] for texts of these lengths; None where nothing is padded."""
+    """Additive mask [batch, 1, 1, longest] for texts of these lengths; None without padding."""
     if int(lengths.min()) == longest:
         return None
     padded = torch.arange(longest, device=lengths.device)[None, :] >= lengths[:, None]
-    return torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, HIDDEN)[:, None, None]
+    return torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, MASKED)[:, None, None]
 
 
 def _positions(embeddings: nn.Module) -> int:
-    """RoBERTa counts its positions from beyond the padding's, so it has fewer than its table has rows."""
+    """RoBERTa starts to count after the padding's position, so it has fewer positions than table rows."""
     table: Any = embeddings.get_submodule("position_embeddings")
     return int(table.num_embeddings) - (0 if table.padding_idx is None else table.padding_idx + 1)
 
 
 def _insert(block: nn.Module, target: str) -> LoraLinear:
-    """Replace the block's linear layer called `target` (a dotted ending that fits one layer) by one that carries a pair."""
+    """Replace the block's linear layer `target` by one that can carry a pair; return the new layer.
+
+    `target` is the dotted ending of exactly one layer's name.
+    """
     linear = {
         name: m
         for name, m in block.named_modules()
@@ -158,11 +191,9 @@ def _insert(block: nn.Module, target: str) -> LoraLinear:
         name for name in linear if f".{name}".endswith(f".{target}")
     ]
     if len(fitting) != 1:
-        what = (
-            "is not a linear layer of a block"
-            if not fitting
-            else f"fits more than one layer ({', '.join(fitting)})"
-        )
+        what = "is not a linear layer of a block"
+        if fitting:
+            what = f"fits more than one layer ({', '.join(fitting)})"
         raise ConfigError(f"lora.targets: {target!r} {what}; allowed: {', '.join(linear)}")
     parent, _, name = fitting[0].rpartition(".")
     layer = LoraLinear(linear[fitting[0]])

@@ -1,7 +1,8 @@
-"""Several clients' experts as one, so that they run and train as one batch.
+"""Several clients' experts stacked, so that they run and train as one batch.
 
-Every array has one dimension more, the experts in their order. Samples come in the same order, as many of each: the first n of
-K n are the first expert's. No number of one expert meets another's, so each has its own gradients.
+Every array has a first dimension more, over the experts. A batch has n samples of each expert, in the same
+order: the first n of K n samples are the first expert's. Experts share no number, so each has its own
+gradients.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from torch import Tensor
 
 from fedms.model.arrays import Arrays
 from fedms.model.expert import Expert
+from fedms.model.parts import part_of
 
 
 class Stack(Expert):
-    """Experts of equal names, shapes and scale, of pairs and head alone."""
+    """Experts with the same names, shapes and scale; they have only parts that run in a batch."""
 
     def __init__(self, experts: Sequence[Expert]) -> None:
         names = experts[0].arrays
@@ -28,21 +30,19 @@ class Stack(Expert):
         return len(self.arrays["head.weight"])
 
     def member(self, number: int) -> Arrays:
-        """One expert's arrays, as they are now."""
+        """The present arrays of one expert."""
         return {name: array[number].detach().clone() for name, array in self.arrays.items()}
 
     def keep(self, count: int, optimizer: torch.optim.Optimizer) -> None:
-        """Let all but the first experts go, and with them what the optimizer of the others' arrays has gathered about them."""
+        """Drop all experts after the first `count`, with their part of the optimizer's state."""
         leaves = {id(array): name for name, array in self.arrays.items() if array.requires_grad}
         self.arrays = {
             name: array.detach()[:count].clone().requires_grad_(array.requires_grad)
             for name, array in self.arrays.items()
         }
         for group in optimizer.param_groups:
-            old, group["params"] = (
-                group["params"],
-                [self.arrays[leaves[id(leaf)]] for leaf in group["params"]],
-            )
+            old = group["params"]
+            group["params"] = [self.arrays[leaves[id(leaf)]] for leaf in old]
             for before, leaf in zip(old, group["params"], strict=True):
                 gathered = optimizer.state.pop(before)
                 optimizer.state[leaf] = {
@@ -56,7 +56,8 @@ class Stack(Expert):
 
 
 def can_stack(expert: Expert) -> bool:
-    """Whether it is of pairs and head alone."""
+    """Whether an expert has only parts that run in a batch of several clients (pairs and head)."""
     return expert.weight is None and all(
-        name.startswith(("block.", "head.")) and not name.endswith(".residual") for name in expert.arrays
+        (part := part_of(name)) is not None and part.can_batch and not name.endswith(".residual")
+        for name in expert.arrays
     )

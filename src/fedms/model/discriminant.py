@@ -1,4 +1,4 @@
-"""The linear discriminant of a federation's sums: a classifier without training, and what the gate's evidence stands on."""
+"""The linear discriminant of a federation's sums: a classifier without training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TEMPERATURES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.3, 16.0, 22.6, 32.0)
-"""Grid from which validation likelihood picks the discriminant's temperature."""
+"""Grid of temperatures; validation likelihood selects one."""
 
 
 @dataclass(frozen=True)
 class Discriminant:
-    """Gaussian classes of one covariance: log p(c | x) = log q_c + (xᵀ P mu_c - mu_cᵀ P mu_c / 2) / T + const."""
+    """Gaussian classes with one covariance.
+
+    log p(c | x) = log q_c + (xᵀ P mu_c - mu_cᵀ P mu_c / 2) / T + const
+    """
 
     means: Tensor
     """mu, [C, d]"""
@@ -27,7 +30,7 @@ class Discriminant:
     """T"""
 
     def scores(self, x: Tensor, means: Tensor | None = None) -> Tensor:
-        """(xᵀ P m_c - m_cᵀ P m_c / 2) / T for features x [n, d] -> [n, C], without any prior."""
+        """(xᵀ P m_c - m_cᵀ P m_c / 2) / T for features x [n, d] -> [n, C], without prior."""
         means = self.means if means is None else means
         projected = means @ self.precision
         return (x @ projected.T - 0.5 * (projected * means).sum(1)) / self.temperature
@@ -39,7 +42,7 @@ class Discriminant:
         return torch.stack([-F.cross_entropy(each, labels, reduction="sum") for each in logits])
 
     def calibrated(self, log_likelihood: Tensor) -> Discriminant:
-        """The same at the temperature whose log-likelihood, [len(TEMPERATURES)], is best."""
+        """The same discriminant at the temperature with the best log-likelihood, [len(TEMPERATURES)]."""
         return replace(self, temperature=TEMPERATURES[int(log_likelihood.argmax())])
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,10 +76,10 @@ class Discriminant:
 
 
 def mixed_prior(own: Tensor, everyone: Tensor, prior: float) -> Tensor:
-    """Label prior of a client that meets its own kind of data with probability `prior`, [C]."""
+    """Label prior of a client that meets own data with probability `prior`, else everyone's, [C]."""
     return prior * own / own.sum().clamp_min(1) + (1 - prior) * everyone
 
 
 def label_shift(own: Tensor, everyone: Tensor, prior: float) -> Tensor:
-    """What the mixed prior adds to the logits of a model that has everyone's in it, [C]."""
+    """Shift of the logits from everyone's label prior to the mixed prior, [C]."""
     return mixed_prior(own, everyone, prior).log() - everyone.log()

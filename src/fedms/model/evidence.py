@@ -9,16 +9,16 @@ from fedms.model.discriminant import Discriminant
 from fedms.model.statistics import FeatureSums
 
 MEAN_STRENGTH = 5.0
-"""How many samples' worth the federation's class mean counts in a client's own."""
+"""Weight of the federation's class mean in a client's class mean, in samples."""
 
 
 class Evidence:
-    """log r(x): how much likelier x is under this client's mixture of classes than under everybody's.
+    """log r(x): the log-ratio of the likelihoods of x under this client's and everyone's mixture of classes.
 
         m_kc = (s_kc + a mu_c) / (n_kc + a),   p_k(c) = (n_kc + q_c) / (N_k + 1),   a = MEAN_STRENGTH
         log r = log sum_c p_k(c) e(x; m_kc) - log sum_c q_c e(x; mu_c),   e(x; m) = exp(-(x-m)ᵀ P (x-m) / 2T)
 
-    The term xᵀ P x cancels. With `means=False` both mixtures use mu_c, so only the label counts speak.
+    The term xᵀ P x cancels. With `means=False` both mixtures use mu_c, so only the label counts matter.
     """
 
     def __init__(self, everyone: Discriminant, own: FeatureSums, means: bool = True) -> None:
@@ -34,11 +34,11 @@ class Evidence:
         self.prior = (self.counts + everyone.prior) / (self.counts.sum() + 1)
 
     def log_ratio(self, x: Tensor) -> Tensor:
-        """[n, d] -> [n], for samples that are not in the client's sums."""
+        """[n, d] -> [n], for samples outside the client's sums."""
         return torch.logsumexp(self.everyone.scores(x, self.means) + self.prior.log(), 1) - self._everyone(x)
 
     def log_ratio_left_out(self, x: Tensor, labels: Tensor) -> Tensor:
-        """[n, d], [n] -> [n], for samples that are in the client's sums: each is judged by the sums without it."""
+        """[n, d], [n] -> [n], for samples in the client's sums: each by the sums without that sample."""
         rows = torch.arange(len(x))
         others = self.counts.repeat(len(x), 1)
         others[rows, labels] -= 1

@@ -1,8 +1,11 @@
-"""An expert: one LoRA pair per target of every active block, and a task head. A dict of named arrays and how to run it.
+"""An expert: a dict of named arrays, and how to run them.
 
-Names: `block.3.query.lora_A`, `block.3.query.lora_B`, `block.3.query.residual`, `head.weight`, `head.bias`, `head.log_scale`.
-Some methods have more: a second pair and head beside these (`beside.block.3.query.lora_A`, `beside.head.weight`), what weighs the
-two (`mixer.block.3.query.weight`, `.bias`), soft prompts (`prompt.tokens`), an attention over the pooled feature (`attention....`).
+An expert has one LoRA pair per target of every active block, and a task head.
+
+Names: `block.3.query.lora_A`, `block.3.query.lora_B`, `block.3.query.residual`, `head.weight`, `head.bias`,
+`head.log_scale`. Some methods add arrays: a second pair and head (`beside.block.3.query.lora_A`,
+`beside.head.weight`), the weights of the two pairs (`mixer.block.3.query.weight`, `.bias`), soft prompts
+(`prompt.tokens`), and an attention over the pooled feature (`attention.in.weight`, ...).
 """
 
 from __future__ import annotations
@@ -25,8 +28,8 @@ class Expert:
     The head reads the pooled feature scaled to length sqrt(d): logits = exp(log_scale) (W x + b).
 
     Attributes:
-        weight: how much its own pairs and head count against those beside them, [n] for the samples it is run over; where
-            there is a mixer, that says it.
+        weight: weight of its own pairs and head against the second ones, for each sample that it runs over,
+            [n]. Pairs with a mixer take their weight from the mixer instead.
     """
 
     def __init__(self, arrays: Mapping[str, Tensor], scale: float, weight: Tensor | None = None) -> None:
@@ -35,7 +38,7 @@ class Expert:
         self.weight = weight
 
     def pairs(self, picks: np.ndarray | None = None) -> dict[tuple[int, str], Pair]:
-        """The pairs to lend to the backbone, by (block, target); `picks` are the samples of the batch."""
+        """The pairs to attach to the backbone, by (block, target); `picks` are the samples of the batch."""
         weight = self.weight[picks][:, None, None] if self.weight is not None and picks is not None else None
         found = {}
         for name, A in self.arrays.items():
@@ -54,7 +57,7 @@ class Expert:
 
     @property
     def prompt(self) -> Tensor | None:
-        """Soft prompt [tokens, d] that goes before every sample, or None."""
+        """Soft prompt [tokens, d] before every sample's tokens, or None."""
         return self.arrays.get("prompt.tokens")
 
     def logits(self, features: Tensor) -> Tensor:
@@ -72,14 +75,14 @@ class Expert:
         return raw * self.arrays[f"{name}.log_scale"].exp()
 
     def _attention(self, x: Tensor) -> Tensor:
-        """What each component of a feature counts, [n, d]; the same for all at the start."""
+        """Weights of the components of each feature, [n, d]; equal at the start."""
         hidden = F.gelu(F.linear(x, self.arrays["attention.in.weight"], self.arrays["attention.in.bias"]))
         return F.softmax(
             F.linear(hidden, self.arrays["attention.out.weight"], self.arrays["attention.out.bias"]), dim=1
         )
 
     def train(self, names: Iterable[str]) -> list[Tensor]:
-        """Make these arrays, and no others, fresh leaves that train; return them in the order given."""
+        """Make new leaves of these arrays, and of no others; return them in the given order."""
         names = list(names)
         self.arrays = {name: array.detach() for name, array in self.arrays.items()}
         for name in names:
@@ -87,7 +90,7 @@ class Expert:
         return [self.arrays[name] for name in names]
 
     def to(self, device: torch.device) -> Expert:
-        """The same on another device."""
+        """The same expert on another device."""
         weight = None if self.weight is None else self.weight.to(device)
         return Expert({name: array.to(device) for name, array in self.arrays.items()}, self.scale, weight)
 

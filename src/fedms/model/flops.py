@@ -1,8 +1,8 @@
 """Floating-point operations of blocks, counted by formula (a multiply and an add are two).
 
-Per sample of t tokens a block costs 2 t P forward for its P linear weights and 4 t^2 d for attention. Going back, what passes
-through costs as much again, and attention twice; the lowest block that trains sends nothing below its query, key and value.
-A test holds the formula against PyTorch's own counter.
+Forward, a block costs 2 t P for its P linear weights and 4 t^2 d for attention, per sample of t tokens.
+Backward, a block that passes the gradient on costs as much again, and attention twice. The lowest block that
+trains passes nothing below its query, key and value. A test compares the formula with PyTorch's own counter.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Collection
 from fedms.model.backbone import Backbone
 
 BELOW = -1
-"""The place of what trains below all blocks: a soft prompt."""
+"""Block number of arrays that train below all blocks: a soft prompt."""
 
 
 def forward(backbone: Backbone, samples: int, tokens: int, start: int, stop: int | None = None) -> int:
-    """Blocks `start` to `stop` for a batch."""
+    """Forward operations of blocks `start` to `stop` - 1 for a batch."""
     blocks = (backbone.depth if stop is None else stop) - start
     linear = 2 * tokens * backbone.block_linear_weights
     attention = 4 * tokens * tokens * backbone.width
@@ -25,21 +25,21 @@ def forward(backbone: Backbone, samples: int, tokens: int, start: int, stop: int
 
 
 def pairs(backbone: Backbone, samples: int, tokens: int, rank: int, blocks: Collection[int]) -> int:
-    """The low-rank path of these blocks, forward."""
+    """Forward operations of the pairs of these blocks."""
     sizes = sum(sum(backbone.shape(target)) for target in backbone.targets)
     return samples * tokens * len(blocks) * 2 * rank * sizes
 
 
 def residuals(backbone: Backbone, samples: int, tokens: int, layers: Collection[tuple[int, str]]) -> int:
-    """The dense products that exact aggregation keeps beside these pairs, forward; going back costs as much again."""
+    """Forward operations of these layers' dense residuals (exact aggregation); backward costs the same."""
     return sum(2 * samples * tokens * math.prod(backbone.shape(target)) for _, target in layers)
 
 
 def backward(backbone: Backbone, samples: int, tokens: int, rank: int, trained: Collection[int]) -> int:
-    """What a loss at the top costs on its way down to the lowest of the `trained` blocks; nothing where none trains.
+    """Backward operations from the loss down to the lowest of the `trained` blocks; 0 if none trains.
 
-    Exact for pairs on query and value. For pairs elsewhere too much, never too little: the lowest block counts as if all of
-    it were passed through. So does the block above what is trained below them all (`BELOW`), which it is.
+    Exact for pairs on query and value. For other targets it is an upper bound: the lowest block counts as if
+    the gradient passed all of it. With `BELOW` the gradient does pass all blocks.
     """
     if not trained:
         return 0

@@ -1,4 +1,4 @@
-"""The task head: how each kind begins."""
+"""The task head: the first values of each kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fedms.model.arrays import Arrays
 from fedms.model.discriminant import Discriminant
 
 NEAREST_SCALE = 20.0
-"""Scale of the cosine to a class's reference at the start (CLIP trains it to about 14 to 100)."""
+"""First scale of the cosine to a class's reference (CLIP trains it to about 14 to 100)."""
 
 
 def head(weight: Tensor, bias: Tensor | None = None, log_scale: float = 0.0) -> Arrays:
@@ -30,7 +30,7 @@ def zero_head(classes: int, size: int) -> Arrays:
 
 
 def statistics_head(discriminant: Discriminant) -> Arrays:
-    """The linear discriminant as a head that training goes on from."""
+    """The linear discriminant as a head, from which training continues."""
     projected = discriminant.means @ discriminant.precision
     bias = (
         -0.5 * (projected * discriminant.means).sum(1) / discriminant.temperature + discriminant.prior.log()
@@ -39,14 +39,9 @@ def statistics_head(discriminant: Discriminant) -> Arrays:
 
 
 def nearest_head(references: Tensor, frozen: bool = False) -> Arrays:
-    """Cosine to one reference a class [C, d] times a scale: class-name embeddings, or class means.
+    """A scaled cosine to one reference for each class, [C, d]: class-name embeddings or class means.
 
-    Frozen, only the log of the scale trains (CLIP's way).
+    If frozen, the scale is kept as its log, which alone trains (as in CLIP).
     """
     direction = F.normalize(references, dim=-1) / math.sqrt(references.shape[1])
     return head(direction, log_scale=math.log(NEAREST_SCALE)) if frozen else head(direction * NEAREST_SCALE)
-
-
-def head_names(kind: str) -> tuple[str, ...]:
-    """Which of a head's arrays train and travel."""
-    return ("head.log_scale",) if kind == "text" else ("head.weight", "head.bias")

@@ -1,10 +1,11 @@
-"""A linear layer that can carry one low-rank pair, and can be without it.
+"""A linear layer that can carry one low-rank pair.
 
     h = W x + (alpha / r) B A x        with A: [r, in], B: [out, r]
 
-(LoRA, Hu et al. 2021, arXiv 2106.09685). The activation bit m of Sparsely Activated LoRA (FedMS, arXiv 2312.15926)
-is the presence of the pair: without one the layer is the frozen layer, costs nothing more and has nothing to train.
-The layer owns no pair; an expert lends it one (`Backbone.attach`), so one backbone serves any number of experts.
+(LoRA, Hu et al. 2021, arXiv 2106.09685). The activation bit m of Sparsely Activated LoRA (FedMS, arXiv
+2312.15926) is the presence of the pair: without a pair the layer is the frozen layer, at no extra cost and
+with nothing to train. The layer owns no pair. An expert's pairs are attached to it (`Backbone.attach`), so
+one backbone serves any number of experts.
 """
 
 from __future__ import annotations
@@ -18,25 +19,25 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Pair:
-    """What an expert lends to one linear layer."""
+    """An expert's arrays for one linear layer."""
 
     A: Tensor
-    """[r, in]; of K experts that run together (`model/stack.py`), [K, r, in]"""
+    """[r, in]; [K, r, in] for K experts in one batch (`model/batched.py`)"""
     B: Tensor
     """[out, r], or [K, out, r]"""
     scale: float
     """alpha / r"""
     residual: Tensor | None = None
-    """[out, in], frozen: what exact aggregation could not put into A and B."""
+    """[out, in], frozen: the part of an exact average that does not fit into A and B"""
     beside: tuple[Tensor, Tensor] | None = None
-    """A and B of a second pair, with which this one shares the layer."""
+    """A and B of a second pair on the same layer"""
     weight: Tensor | None = None
-    """How much this pair counts, and the second the rest of 1: [n, 1, 1], a weight a sample"""
+    """Weight w of this pair, and 1 - w of the second pair, for each sample: [n, 1, 1]"""
     mixer: tuple[Tensor, Tensor] | None = None
-    """In its place, [1, in] and [1]: the weight is the sigmoid of this affine function of the layer's input."""
+    """Replaces `weight`: w is the sigmoid of an affine function, [1, in] and [1], of the layer's input"""
 
     def to(self, dtype: torch.dtype) -> Pair:
-        """The same in this type; gradients come back in the old one."""
+        """The same pair in this type; gradients arrive in the old type."""
 
         def two(both: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
             return None if both is None else (both[0].to(dtype), both[1].to(dtype))
@@ -53,15 +54,9 @@ class Pair:
             two(self.mixer),
         )
 
-    def delta(self) -> Tensor:
-        """The update of the weight, [out, in]: scale B A, and the residual. A pair beside it has no such update."""
-        assert self.beside is None
-        update = self.scale * (self.B @ self.A)
-        return update if self.residual is None else update + self.residual
-
 
 def through(x: Tensor, weight: Tensor) -> Tensor:
-    """x [n, ..., in] through a weight [out, in]; through K weights [K, out, in], each K-th of the samples through its own."""
+    """x [n, ..., in] times a weight [out, in], or sample i times weight i K // n of [K, out, in]."""
     if weight.dim() == 2:
         return F.linear(x, weight)
     return torch.bmm(x.reshape(len(weight), -1, x.shape[-1]), weight.mT).view(*x.shape[:-1], -1)
@@ -89,12 +84,3 @@ class LoraLinear(nn.Module):
             assert weight is not None
             update = torch.lerp(F.linear(F.linear(x, pair.beside[0]), pair.beside[1]), update, weight)
         return torch.add(out, update, alpha=pair.scale)
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """A plain linear layer that computes the same."""
-        merged = nn.Linear(self.base.in_features, self.base.out_features, bias=self.base.bias is not None)
-        merged.load_state_dict(self.base.state_dict())
-        if self.pair is not None:
-            merged.weight += self.pair.delta()
-        return merged

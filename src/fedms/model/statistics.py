@@ -1,10 +1,11 @@
-"""What a federation can know from sums alone.
+"""Feature statistics of a client or a federation: sums over samples.
 
-A client's feature statistics are its class counts n_c, class feature sums s_c and second moment S = sum x xᵀ. They add
-up, so the federation's are exact under any label skew. From them come the linear discriminant (a classifier without
-training: FedNCM, arXiv 2306.03937; Fed3R, arXiv 2402.01423) and the evidence that the gate weighs.
+They are the class counts n_c, the class feature sums s_c and the second moment S = sum x xᵀ. Clients' sums
+add up, so the federation's are exact under any label skew. They give the linear discriminant (a classifier
+without training: FedNCM, arXiv 2306.03937; Fed3R, arXiv 2402.01423) and the evidence of the gate.
 
-Features are scaled to length sqrt(d) before they are summed (`normalise`), so one temperature serves every backbone.
+Features are scaled to length sqrt(d) before they are summed (`normalise`), so that one temperature grid
+suits every backbone.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def normalise(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FeatureSums:
-    """Sums over samples; float64, so that adding clients in name order loses nothing that matters."""
+    """Sums over samples, in float64, so that the order of the clients changes no digit that matters."""
 
     counts: Tensor
     """[C]"""
@@ -52,7 +53,11 @@ class FeatureSums:
         return first
 
     def to_arrays(self, rank: int | None = None) -> dict[str, Tensor]:
-        """What travels, float32: the upper triangle of the second moment, or `rank` eigenvectors and the mean of the rest."""
+        """The arrays that a client sends, in float32.
+
+        The second moment is its upper triangle, or its `rank` largest eigenvectors and the mean of the other
+        eigenvalues.
+        """
         arrays = {"statistics.counts": self.counts.float(), "statistics.sums": self.sums.float()}
         size = self.second.shape[0]
         if rank is None or rank >= size:
@@ -80,13 +85,13 @@ class FeatureSums:
         return cls(counts, sums, second + second.triu(1).T)
 
     def discriminant(self, shrinkage: float | None = None) -> Discriminant:
-        """The linear discriminant of these sums; `shrinkage` is the identity's share in the covariance."""
+        """The linear discriminant of these sums; `shrinkage` is the identity's share of the covariance."""
         n, size = float(self.counts.sum()), self.sums.shape[1]
         counts = self.counts[:, None].clamp_min(1e-9)
         means = torch.where(self.counts[:, None] > 0, self.sums / counts, self.sums.sum(0) / max(n, 1))
         covariance = (self.second - (means * self.counts[:, None]).T @ means) / max(n, 1)
         values, vectors = torch.linalg.eigh(covariance)
-        if values[0] < 0:  # a second moment that travelled in part can fall short of the means
+        if values[0] < 0:  # a second moment of limited rank can be smaller than the means imply
             covariance = (vectors * values.clamp_min(0)) @ vectors.T
         share = shrinkage if shrinkage is not None else max(0.05, size / (size + n))
         isotropic = covariance.diagonal().mean().clamp_min(1e-6) * torch.eye(size, dtype=torch.float64)

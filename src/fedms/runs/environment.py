@@ -1,4 +1,4 @@
-"""What a result was made with, so that a result file explains itself."""
+"""The content of environment.json: versions, machine and commit of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ PACKAGES = ("fedms", "torch", "transformers", "datasets", "safetensors", "numpy"
 
 
 def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
-    """Versions, seed, workers (None where each run has its own), threads, device, git commit and whether the work tree differs from it."""
+    """Versions, seed, threads, machine, device and git commit of a run.
+
+    `workers` is None for a comparison in which each run chooses its own number.
+    """
     import torch
 
     return {
@@ -27,9 +30,17 @@ def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         **describe_reproducibility(),
+        "model_folder": _model_folder(config.model.name),
         "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
         **_sources(),
     }
+
+
+def _model_folder(name: str) -> str | None:
+    """Where the model lies, so that a relative name works from other folders, too."""
+    folder = Path(os.path.expanduser(name))  # noqa: PTH111 - Path raises for an unknown user
+    place = os.path.abspath(folder)  # noqa: PTH100 - a link keeps its name
+    return place if name != "minilm" and folder.is_dir() else None
 
 
 def _version(name: str) -> str | None:
@@ -40,10 +51,9 @@ def _version(name: str) -> str | None:
 
 
 def _sources() -> dict[str, Any]:
-    """The commit that the package's sources are of, and whether their work tree differs from it; null outside of one."""
-    if (
-        _git("ls-files", "--error-unmatch", Path(__file__).name) is None
-    ):  # an installed copy, perhaps inside another's work tree
+    """Commit of the package's work tree, and whether files differ from it; None without one."""
+    # an installed copy may lie inside the work tree of another project
+    if _git("ls-files", "--error-unmatch", Path(__file__).name) is None:
         return {"git_commit": None, "git_dirty": None}
     status = _git("status", "--porcelain")
     return {"git_commit": _git("rev-parse", "HEAD"), "git_dirty": None if status is None else status != ""}

@@ -1,4 +1,4 @@
-"""The run folder, and what a client keeps: which files there are, and which of them a run goes on from."""
+"""The run folder, as an experiment writes it and resumes from it."""
 
 from __future__ import annotations
 
@@ -20,33 +20,41 @@ from fedms.core.files import (
     locked,
     make_folder,
     read_arrays,
-    read_json,
     remove,
     sweep,
     write_arrays,
     write_bytes,
     write_json,
 )
-from fedms.core.formatting import plain
-from fedms.core.paths import RULE, check_no_escape, is_name
+from fedms.core.formatting import excerpt
+from fedms.core.paths import NAME_RULE, check_no_escape, is_name
 from fedms.federation.client_folder import ClientFolder, Version
+from fedms.runs.reading.run import (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    RESULT,
+    parse_rounds,
+    read_result,
+    read_rounds,
+)
 
-CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
-ELSEWHERE = "name another folder with --out"
-HOW: dict[str, Any] = {
+ANOTHER_FOLDER_HINT = "name another folder with --out"
+KEYS_WITHOUT_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("engine", "log", "compare"), True),
     "cache": {"enabled", "memory_mb", "disk_mb"},
     "federation": {"quorum", "deadline_seconds", "attempts"},
 }
-"""Keys that do not change what a run comes to, or only where clients fail."""
+"""Keys that do not change a run's result, or change it only where clients fail. A resumed run may differ in
+them."""
 CHECKPOINTS = 2
-"""Checkpoints of the server that are kept: the newest, and one to go on from where that is damaged."""
+"""Server checkpoints that are kept: the newest, and the one before it in case the newest is damaged."""
 
 
 def refuse_used(path: Path) -> None:
-    """FedmsError where a folder is to be and something is there already."""
+    """Raise FedmsError unless the path is free: nothing is there, or an empty folder."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FedmsError(f"{path}: already there and not empty; {ELSEWHERE}")
+        raise FedmsError(f"{path}: already there and not empty; {ANOTHER_FOLDER_HINT}")
 
 
 class RunFolder:
@@ -59,33 +67,24 @@ class RunFolder:
         self._newest: dict[str, dict[str, Version]] = {}
         self._asked: set[str] = set()
 
-    # whose it is
-
-    @classmethod
-    def create(cls, path: Path, config_yaml: str, environment: Mapping[str, Any]) -> RunFolder:
-        """A new run folder; FedmsError where something is there already."""
-        refuse_used(path)
-        make_folder(path)
-        folder = cls(path)
-        folder._declare(config_yaml)
-        folder.describe(environment)
-        return folder
+    # start and resumption
 
     def _declare(self, config_yaml: str) -> None:
-        """The first file, which says that the folder is a run's."""
+        """Write config.yaml, the first file. It marks the folder as a run folder."""
         if not (self.path / CONFIG).exists():
             write_bytes(self.path / CONFIG, config_yaml.encode())
 
     def describe(self, environment: Mapping[str, Any]) -> None:
-        """Say what the run is made with, if it has not been said yet."""
+        """Write environment.json, unless the run had written it before it was resumed."""
         if not (self.path / ENVIRONMENT).exists():
             write_json(self.path / ENVIRONMENT, environment)
 
     def admit(self, config: Config, resume: bool) -> None:
-        """Nothing, where a run with this config may begin in the folder, or with `resume` go on.
+        """Raise unless a run with this config may start (or resume) in this folder.
 
         Raises:
-            FedmsError: it is used already, or holds something else, or a run with another config, or one that is going on now.
+            FedmsError: the folder is in use by another process, holds other files, or holds a run with
+                another config.
         """
         if self.path.is_dir():
             with locked(self.path):
@@ -98,22 +97,29 @@ class RunFolder:
             check_no_escape(self.path)
         begun = (self.path / CONFIG).exists()
         if not resume and begun:
-            raise FedmsError(f"{self.path}: already there and not empty; go on with --resume, or {ELSEWHERE}")
+            raise FedmsError(
+                f"{self.path}: already there and not empty; go on with --resume, or {ANOTHER_FOLDER_HINT}"
+            )
         if not resume:
             refuse_used(self.path)
         elif begun:
-            if differs := difference(self.path / CONFIG, config, HOW):
-                raise FedmsError(f"{self.path}: was run with another config: {differs}; {ELSEWHERE}")
+            if differs := difference(self.path / CONFIG, config, KEYS_WITHOUT_EFFECT):
+                raise FedmsError(
+                    f"{self.path}: was run with another config: {differs}; {ANOTHER_FOLDER_HINT}"
+                )
         elif self.path.exists():
             held = self.path.iterdir() if self.path.is_dir() else [self.path]
-            if not all(
-                is_leftover(path.name) for path in held
-            ):  # of a run that was killed before its first file was whole
-                raise FedmsError(f"{self.path}: holds files that are no run's; {ELSEWHERE}")
+            # a run that was killed before its first file was complete leaves temporary files
+            if not all(is_leftover(path.name) for path in held):
+                raise FedmsError(f"{self.path}: holds files that are no run's; {ANOTHER_FOLDER_HINT}")
 
     @contextmanager
     def claimed(self, config: Config, resume: bool) -> Iterator[None]:
-        """The folder, made where it is not there, for this process alone; FedmsError as from `admit`."""
+        """Create the folder if it is missing and lock it for this process.
+
+        Raises:
+            FedmsError: as `admit`.
+        """
         make_folder(self.path)
         with locked(self.path):
             self._admit(config, resume)
@@ -123,18 +129,20 @@ class RunFolder:
             yield
 
     def config(self) -> Config:
-        """The experiment's config, every default filled in."""
+        """The experiment's config, with every default filled in."""
         return load_config(self.path / CONFIG)
 
-    # what is in it
+    # content
 
     @property
     def clients(self) -> Path:
+        """Folder of all clients' folders."""
         return self.path / "clients"
 
     def client(self, name: str) -> ClientFolder:
+        """The folder of one client. Raises FedmsError if the name could lead elsewhere."""
         if not is_name(name):
-            raise FedmsError(f"{self.path}: {plain(repr(name))} cannot be a client's name: no {RULE}")
+            raise FedmsError(f"{self.path}: {excerpt(repr(name))} cannot be a client's name: no {NAME_RULE}")
         return ClientFolder(self.clients / name)
 
     def _clients(self) -> dict[str, ClientFolder]:
@@ -142,45 +150,49 @@ class RunFolder:
         return {path.name: ClientFolder(path) for path in sorted(found) if path.is_dir()}
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl."""
         append_line(self.path / METRICS, _line(record))
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
-        path = self.path / METRICS
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        except OSError as error:
-            raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise FedmsError(f"{path}: damaged: not JSON lines") from None
+        """The lines of metrics.jsonl, read and checked as a report reads them."""
+        return read_rounds(self.path)
 
     def keep_stage(self, stage: str, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """The server's state at the end of a stage."""
+        """Save the server's state at the end of a stage."""
         write_arrays(self._stage_path(stage), arrays, meta)
 
     def stage(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The server's state at the end of a stage: arrays and plain values."""
         return read_arrays(self._stage_path(stage))
 
     def _stage_path(self, stage: str) -> Path:
         return self.path / "server" / f"after-{stage}.safetensors"
 
     def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which marks the run as finished."""
         write_json(self.path / RESULT, result)
 
     def result(self) -> dict[str, Any] | None:
-        """What the run came to; None where it is not finished."""
+        """The content of result.json; None if it is missing or damaged.
+
+        A resumed run writes a damaged one again.
+        """
         try:
-            return dict(read_json(self.path / RESULT))
-        except (FedmsError, TypeError, ValueError):
+            return read_result(self.path)
+        except FedmsError:
             return None
 
     def asked(self, clients: Iterable[str]) -> None:
-        """These may have written something since the last checkpoint. To look at everybody's folder would make a round of ten cost as
-        many looks as there are clients."""
+        """Record that these clients may have written files since the last checkpoint.
+
+        The next checkpoint looks only into their folders: a round of ten clients must not cost a look into
+        the folder of every client.
+        """
         self._asked.update(clients)
 
-    # checkpoints: number n is the state after n exchanges, with a digest of all the lines of metrics.jsonl up to there. The lines
-    # themselves are in a file of their own, which grows by each exchange's: in the checkpoints they would be written again each time
+    # Checkpoint n is the state after n exchanges, with a digest of all lines of metrics.jsonl so far. The
+    # lines themselves are in server/lines.jsonl, which grows with each exchange; inside the checkpoints,
+    # every checkpoint would write all of them again.
 
     def checkpoint(
         self,
@@ -189,7 +201,7 @@ class RunFolder:
         meta: Mapping[str, Any],
         records: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Keep the state, and those lines of metrics.jsonl that come with it."""
+        """Save checkpoint `number`, and append the new lines of metrics.jsonl to server/lines.jsonl."""
         make_folder(self._lines_path.parent)
         for record in records:
             line = _line(record)
@@ -205,10 +217,17 @@ class RunFolder:
         self._forget_checkpoints(number)
 
     def go_back(self, note: Callable[[str], None]) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
-        """The newest checkpoint that is whole, with all that clients kept then, and the folder as it was at that moment.
+        """Set the folder back to the newest checkpoint that is not damaged.
 
-        `note` hears of each that is not whole. Number 0, and nothing, where there is none: then all begins anew. Among the values are
-        the `records` of metrics.jsonl up to there.
+        A checkpoint also counts as damaged if a client's file of that time is damaged or missing.
+
+        Args:
+            note: called with one line for each damaged checkpoint.
+
+        Returns:
+            The checkpoint's number, arrays and values. The values include `records`, the lines of
+            metrics.jsonl up to this checkpoint. Without any checkpoint the number is 0 and the run starts
+            from the beginning.
         """
         found: tuple[int, dict[str, Tensor], dict[str, Any]] = 0, {}, {"clients": {}}
         lines = b""
@@ -221,7 +240,7 @@ class RunFolder:
                 }
                 for name, newest in kept.items():
                     self.client(name).check(newest)
-                lines = self._lines(number, **meta.get("lines", {}))
+                lines = self._lines(number, **meta["lines"])
                 found = number, arrays, {**meta, "clients": kept}
                 break
             except FedmsError as error:
@@ -232,13 +251,13 @@ class RunFolder:
             folder.rewind(meta["clients"].get(name, {}))
         for path in (self._lines_path, self.path / METRICS):
             write_bytes(path, lines)
-        records = [json.loads(line) for line in lines.splitlines()]
+        records = parse_rounds(lines.decode(), self._lines_path)
         self._kept, self._count = hashlib.sha256(lines), len(records)
         self._newest = dict(meta["clients"])
         return number, arrays, {**meta, "records": records}
 
-    def _lines(self, number: int, count: int = 0, sha256: str = "") -> bytes:
-        """The lines up to a checkpoint, from whichever file still holds them."""
+    def _lines(self, number: int, count: int, sha256: str) -> bytes:
+        """The lines up to a checkpoint, from server/lines.jsonl or else from metrics.jsonl."""
         for path in (self._lines_path, self.path / METRICS):
             with suppress(OSError):
                 lines = b"".join(path.read_bytes().splitlines(keepends=True)[:count])
@@ -251,7 +270,7 @@ class RunFolder:
         return self.path / "server" / "lines.jsonl"
 
     def _forget_checkpoints(self, number: int) -> None:
-        """Remove all but this one and those right before it."""
+        """Remove every checkpoint except this one and the one before it."""
         held = self._checkpoints()
         for other in held - set(sorted(each for each in held if each <= number)[-CHECKPOINTS:]):
             remove(self._checkpoint_path(other))
@@ -271,7 +290,10 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def difference(path: Path, config: Config, ignored: dict[str, Any]) -> str | None:
-    """The first key in which the config in the file differs, with both values; None where it does not."""
+    """The first key in which the config in the file differs, with both values; None if none does.
+
+    `ignored` names keys in the form of pydantic's `exclude`.
+    """
     try:
         there = load_config(path)
     except FedmsError:

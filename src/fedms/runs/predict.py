@@ -1,67 +1,75 @@
-"""One client of a finished run, on new input: what `fedms predict` prints and `fedms.load` gives."""
+"""One client of a finished run, on new input: for `fedms predict` and `fedms.load`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import read_arrays
-from fedms.core.formatting import plain
+from fedms.core.formatting import excerpt
 from fedms.data.federated import Samples
-from fedms.data.images import told, upright
+from fedms.data.images import decode
 from fedms.data.sources import Dataset
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.federation.prediction import ClientOutputs, judge
 from fedms.federation.recipe import recipe_for
 from fedms.model.backbone import Backbone
-from fedms.model.checkpoints import load_backbone
+from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
+from fedms.runs.backbones import SharedBackbone, shared_backbone
 from fedms.runs.folder import RunFolder
 from fedms.runs.reading.run import read_run
+from fedms.training.ambient import own_torch_state
 from fedms.training.inputs import inputs_for
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.runner import Runner
 
 Input = str | Path | Image.Image
 """A text; or an image, as a file or decoded."""
-MEMORY = 256 * 2**20
-"""Bytes for hidden states below the experts, so that both experts share one pass; beyond them each computes its own."""
+CHUNK = 256
+"""Inputs that are read and classified at a time, so that memory does not grow with their number."""
+MEMORY = 512 * 2**20
+"""Bytes for hidden states below the experts, which both experts read; beyond it each computes its own."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a client says of one input."""
+    """A client's answer to one input."""
 
     label: str
-    """The likeliest class."""
+    """The most probable class."""
     probability: float
-    """Of that class."""
+    """The probability of that class."""
     probabilities: dict[str, float]
-    """Of every class, the likeliest first."""
+    """The probability of every class, the highest first."""
     local_weight: float | None
-    """g_L, how much the local expert counts; None where the method mixes nothing."""
+    """g_L, the weight of the local expert; None if the method mixes no experts."""
     global_weight: float | None
     """g_G = 1 - g_L"""
 
 
 class Client:
-    """One client's finished model.
+    """One client's finished model. Threads may share it, and clients of the same model share one backbone.
 
     Attributes:
         name: the client.
         classes: names of the classes, in the order of the heads' rows.
         kind: `text` or `image`, what it reads.
-        prior: how often it meets its own kind of data, unless `predict` is told otherwise.
+        prior: how often the client meets its own kind of data, unless `predict` gets another prior.
         personal: its experts and its gate.
         boundary: the lowest block that carries a pair.
+        hub_name: the frozen model's name on the hub; None if the run had a folder of its own.
     """
 
     def __init__(
@@ -69,81 +77,98 @@ class Client:
         name: str,
         classes: Sequence[str],
         personal: PersonalModel,
-        backbone: Backbone,
+        shared: SharedBackbone,
         prior: float,
         boundary: int,
+        hub_name: str | None = None,
     ) -> None:
         self.name = name
         self.classes = tuple(classes)
         self.personal = personal
-        self.backbone = backbone
         self.prior = prior
         self.boundary = boundary
+        self.hub_name = hub_name
+        self._shared = shared
 
     @property
-    def kind(self) -> str:
+    def backbone(self) -> Backbone:
+        return self._shared.backbone
+
+    @property
+    def kind(self) -> Literal["text", "image"]:
         return self.backbone.kind
 
-    def predict(self, inputs: Sequence[Input], prior: float | None = None) -> list[Prediction]:
+    def predict(self, inputs: Iterable[Input], prior: float | None = None) -> list[Prediction]:
         """Classify texts, or images (files or decoded), with the code that the experiment was tested with.
 
         Args:
-            inputs: the samples; results come in their order.
-            prior: how often this client meets its own kind of data, from 0 (the global expert alone) to 1 (the local one);
-                default: as the run had it.
+            inputs: the samples, in a list or any other iterable; results come in their order.
+            prior: how often this client meets its own kind of data, from 0 (the global expert alone) to 1
+                (the local one); default: as the run had it.
 
         Raises:
             ConfigError: a prior outside [0, 1], or for a method that has none.
             FedmsError: an input that the model does not read, or an image that cannot be decoded.
+            TypeError: one input in place of several.
         """
-        if isinstance(inputs, str | Path | Image.Image):
-            raise TypeError("predict takes a list of inputs; for one, write predict([x])")
-        prior = self._checked(prior)
-        if not inputs:
-            return []
-        judged = self.judge(inputs)
-        found = judged.log_probabilities(prior)
-        weight = judged.local_weight(prior)
-        weights: list[float | None] = [None] * len(inputs) if weight is None else weight.tolist()
-        return [self._prediction(row, weight) for row, weight in zip(found, weights, strict=True)]
+        return [
+            self._prediction(row, weight)
+            for rows, weights in self._answers(inputs, prior)
+            for row, weight in zip(rows, weights, strict=True)
+        ]
 
-    def judge(self, inputs: Sequence[Input]) -> ClientOutputs:
-        """What the client's parts say of the inputs; predictions at any prior follow without another pass."""
-        self._check_kind(inputs)
-        none = np.zeros(len(inputs), dtype=np.int64)
-        dataset = Dataset(
-            self.backbone.kind,
-            Pictures(inputs) if self.kind == "image" else list(inputs),
-            none,
-            self.classes,
-            {},
-            None,
-        )
-        arriving = inputs_for(dataset, self.backbone, self.personal.config.model)
-        # the folder is never used: nothing may go to disk
-        cache = PrefixCache(self.backbone, arriving, MEMORY, disk=0, folder=Path())
-        samples = Samples("new", np.arange(len(inputs)), torch.from_numpy(none))
-        return judge(self.personal, Runner(self.backbone, cache), samples, self.boundary)
+    def predict_proba(self, inputs: Iterable[Input], prior: float | None = None) -> np.ndarray:
+        """The probability of every class, float32 [n, C]; columns are in the order of `classes`.
 
+        Arguments and errors are those of `predict`.
+        """
+        found = [rows.exp().numpy() for rows, _ in self._answers(inputs, prior)]
+        return np.concatenate([np.empty((0, len(self.classes)), np.float32), *found])
+
+    def _answers(
+        self, inputs: Iterable[Input], prior: float | None
+    ) -> Iterator[tuple[Tensor, list[float | None]]]:
+        """Log-probabilities [n, C] and local weights [n] of `CHUNK` inputs at a time."""
+        prior = self._checked_prior(prior)
+        waiting, done = _iterator(inputs), 0
+        while chunk := list(islice(waiting, CHUNK)):
+            outputs = self.judge(chunk, done)
+            with own_torch_state():
+                weight = outputs.local_weight(prior)
+                weights: list[float | None] = [None] * len(chunk) if weight is None else weight.tolist()
+                rows = outputs.log_probabilities(prior)
+            yield rows, weights
+            done += len(chunk)
+
+    def judge(self, inputs: Sequence[Input], before: int = 0) -> ClientOutputs:
+        """The outputs of the client's parts; predictions at any prior follow from them without another pass.
+
+        All inputs are in memory at once. `before` counts the inputs that came before these, for messages.
+        """
+        checked = [self._checked_input(each, number) for number, each in enumerate(inputs, before + 1)]
+        none = np.zeros(len(checked), dtype=np.int64)
+        given: Sequence[Any] = Pictures(checked, before) if self.kind == "image" else checked
+        dataset = Dataset(self.kind, given, none, self.classes, {}, None)
+        with self._shared.exclusive() as backbone:
+            model_inputs = inputs_for(dataset, backbone, self.personal.config.model)
+            # the cache needs a folder, but with a budget of 0 on disk it writes nothing there
+            cache = PrefixCache(backbone, model_inputs, MEMORY, disk=0, folder=Path())
+            samples = Samples("new", np.arange(len(checked)), torch.from_numpy(none))
+            return judge(self.personal, Runner(backbone, cache), samples, self.boundary)
+
+    @own_torch_state()
     def fits(self) -> bool:
-        """Whether its arrays suit each other and the backbone: it says something of a sample."""
+        """Whether the arrays fit each other and the backbone: one sample gets a prediction."""
         sample: Input = "a" if self.kind == "text" else Image.new("RGB", (64, 64))
         if not (0 <= self.prior <= 1 and 0 <= self.boundary <= self.backbone.depth):
             return False
         try:
             found = self.judge([sample]).log_probabilities(self.prior)
-        except (
-            LookupError,
-            TypeError,
-            ValueError,
-            AttributeError,
-            AssertionError,
-            RuntimeError,
-        ):  # as torch and dicts say it
-            return False
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError):
+            return False  # what torch and dicts raise for arrays of other names or shapes
         return found.shape == (1, len(self.classes)) and bool(found.exp().sum().isclose(torch.ones(())))
 
-    def _checked(self, prior: float | None) -> float:
+    def _checked_prior(self, prior: float | None) -> float:
         if prior is None:
             return self.prior
         recipe = recipe_for(self.personal.config, self.personal.method)
@@ -151,18 +176,22 @@ class Client:
             raise ConfigError(
                 f"prior: has no meaning for method {recipe.method.name}, whose predictions do not move with it"
             )
-        if not 0 <= prior <= 1:
+        if not isinstance(prior, int | float | np.number) or not 0 <= prior <= 1:
             raise ConfigError(f"prior: must be from 0 to 1, not {prior}")
         return float(prior)
 
-    def _check_kind(self, inputs: Sequence[Input]) -> None:
-        known = str | Path | Image.Image if self.kind == "image" else str
-        for number, each in enumerate(inputs, 1):
-            if not isinstance(each, known):
-                raise FedmsError(f"input {number}: the model reads {self.kind}s, not {type(each).__name__}")
+    def _checked_input(self, given: object, number: int) -> Input:
+        """The input, if the model reads it; FedmsError names its number, counted from 1."""
+        if self.kind == "image" and isinstance(given, str | Path | Image.Image):
+            return given
+        if self.kind == "image" or not isinstance(given, str):
+            raise FedmsError(f"input {number}: the model reads {self.kind}s, not {type(given).__name__}")
+        if not _is_unicode(given):
+            raise FedmsError(f"input {number}: holds half a character (a lone surrogate), which is no text")
+        return str(given)  # NumPy has a string type of its own
 
     def _prediction(self, log_probabilities: Tensor, weight: float | None) -> Prediction:
-        # ordered before exp, which can make equal what is not; of equals the first counts, as in the experiment
+        # sorted before exp, which can round different values to equal ones; of equal values the first wins
         order = log_probabilities.argsort(descending=True, stable=True).tolist()
         values = log_probabilities.exp().tolist()
         probabilities = {self.classes[index]: values[index] for index in order}
@@ -175,8 +204,9 @@ class Client:
 class Pictures(Sequence[Any]):
     """Images decoded when asked for, in RGB and upright, so that memory holds one batch of them."""
 
-    def __init__(self, given: Sequence[Input]) -> None:
+    def __init__(self, given: Sequence[Input], before: int = 0) -> None:
         self._given = given
+        self._before = before
 
     def __len__(self) -> int:
         return len(self._given)
@@ -188,24 +218,77 @@ class Pictures(Sequence[Any]):
             FedmsError: the image cannot be decoded.
         """
         given = self._given[index]
-        if isinstance(given, Image.Image):
-            return given.convert("RGB")
-        with told(str(given)):
-            return upright(Image.open(given))
+        return decode(
+            given, f"input {self._before + index + 1}" if isinstance(given, Image.Image) else str(given)
+        )
 
 
-def load(run: str | Path, client: str) -> Client:
+def _iterator(inputs: object) -> Iterator[Any]:
+    """The inputs one by one.
+
+    Raises:
+        TypeError: one input, a table, or a value that cannot be iterated.
+    """
+    one = "inputs must be a list or another iterable; for one input write predict([x])"
+    if isinstance(inputs, str | bytes | Path | Image.Image | Mapping):
+        raise TypeError(one)
+    if (dimensions := getattr(inputs, "ndim", 1)) != 1:
+        raise TypeError(f"inputs must have 1 dimension, not {dimensions}; of a table, give one column")
+    if not isinstance(inputs, Iterable):
+        raise TypeError(f"{one}, not {type(inputs).__name__}")
+    return iter(inputs)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text can be written: Python's strings can hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+@own_torch_state()
+def load(run: str | Path, client: str, model: str | Path | None = None) -> Client:
     """Open one client of a finished run; the data set is not needed.
 
     Args:
         run: the run folder.
         client: a name from the run, such as `client-0`.
+        model: the folder of the run's frozen model, if it has moved.
 
     Raises:
         FedmsError: no finished run is there, it has no such client, or its model cannot be loaded.
     """
     folder = RunFolder(Path(run))
-    result = read_run(folder.path).result
+    finished = read_run(folder.path)
+    classes = _classes(folder, finished.result, client)
+    path = folder.client(client).path / "model.safetensors"
+    arrays, meta = read_arrays(path)
+    try:
+        kept = bool(meta["network_kept"])
+        scales = [float(scale) for scale in meta.get("evidence_scales", UNSCALED)]
+        prior, boundary, whose = float(meta["prior"]), int(meta["boundary"]), str(meta.get("client", client))
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise FedmsError(f"{path}: damaged: not a client's model") from None
+    if whose != client:
+        raise FedmsError(f"{path}: damaged: it is the model of {excerpt(whose)}")
+    try:
+        declared = folder.config()
+        config = _with_model(declared, finished.environment, model)
+        personal = PersonalModel(arrays, of(config), config, kept, scales)
+        shared = shared_backbone(config)
+    except ConfigError as error:
+        raise FedmsError(f"{folder.path / 'config.yaml'}: damaged: {error}") from None
+    hub_name = _hub_name(declared.model.name, finished.environment)
+    found = Client(client, classes, personal, shared, prior, boundary, hub_name)
+    if not found.fits():
+        raise FedmsError(f"{path}: damaged: it does not fit the run's config, its model or its classes")
+    return found
+
+
+def _classes(folder: RunFolder, result: Mapping[str, Any], client: str) -> list[str]:
+    """Names of the run's classes; FedmsError where the run has no such client."""
     try:
         classes, names = result["partition"]["classes"], result["partition"]["clients"]
     except (KeyError, TypeError):
@@ -215,29 +298,31 @@ def load(run: str | Path, client: str) -> Client:
     if client not in names:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
-    path = folder.client(client).path / "model.safetensors"
-    arrays, meta = read_arrays(path)
-    try:
-        kept, scales = (
-            bool(meta["network_kept"]),
-            [float(scale) for scale in meta.get("evidence_scales", UNSCALED)],
-        )
-        prior, boundary, whose = float(meta["prior"]), int(meta["boundary"]), str(meta.get("client", client))
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise FedmsError(f"{path}: damaged: not a client's model") from None
-    if whose != client:
-        raise FedmsError(f"{path}: damaged: it is the model of {plain(whose)}")
-    try:
-        config = folder.config()
-        personal = PersonalModel(arrays, of(config), config, kept, scales)
-        # a run made on an accelerator can be used without one
-        device = config.device if torch.cuda.is_available() else "cpu"
-        backbone = load_backbone(config.model, config.lora).to_device(
-            device, getattr(torch, config.precision)
-        )
-    except ConfigError as error:
-        raise FedmsError(f"{folder.path / 'config.yaml'}: damaged: {error}") from None
-    found = Client(client, classes, personal, backbone, prior, boundary)
-    if not found.fits():
-        raise FedmsError(f"{path}: damaged: it does not fit the run's config, its model or its classes")
-    return found
+    return list(classes)
+
+
+def _with_model(config: Config, environment: Mapping[str, Any], model: str | Path | None) -> Config:
+    """The config with the place of its model on this machine: `model`, or the folder that the run recorded.
+
+    Raises:
+        FedmsError: no such folder is there. A name that was a folder is never looked up on the hub.
+    """
+    named = os.path.expanduser(config.model.name)  # noqa: PTH111 - Path raises for an unknown user
+    recorded = named if Path(named).is_absolute() else environment.get("model_folder")
+    place = model if model is not None else recorded
+    if not isinstance(place, str | Path):
+        return config  # a hub name, the embedded encoder, or a run that recorded nothing
+    folder = Path(os.path.expanduser(place)).absolute()  # noqa: PTH111 - Path raises for an unknown user
+    if not folder.is_dir():
+        hint = "; if it has moved, name its folder with --model (model= in Python)" if model is None else ""
+        raise FedmsError(f"model {excerpt(str(place))}: there is no such folder{hint}")
+    moved = config.model.model_copy(update={"name": str(folder)})
+    return config.model_copy(update={"model": moved})
+
+
+def _hub_name(name: str, environment: Mapping[str, Any]) -> str | None:
+    """The name of the run's model on the hub; None if it was a folder."""
+    if name == "minilm":
+        return MINILM_HUB_NAME
+    was_folder = environment.get("model_folder") is not None or Path(locate(name)).is_dir()
+    return None if was_folder or looks_local(name) else name

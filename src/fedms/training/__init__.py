@@ -1,0 +1,1 @@
+"""Training on one device: inputs, the prefix cache, running experts and training them. No federation."""

@@ -1,8 +1,9 @@
 """Local training of several clients in one batch.
 
-Step s of all of them is one pass through the backbone, forward and back: the frozen layers see one large batch, each pair and head its own
-client's part of it (`model/stack.py`). Every client has the batches, the steps and the optimizer that it would have alone. What is
-not the same are the last bits: a matrix product of another size adds in another order, and padding may be longer.
+Step s of all clients is one forward and one backward pass of the backbone. The frozen layers see one large
+batch; each pair and head sees its own client's samples (`model/batched.py`). Every client has the batches,
+the steps and the optimizer that it would have alone. Only the last bits differ: a matrix product of another
+size adds in another order, and there may be more padding.
 """
 
 from __future__ import annotations
@@ -18,113 +19,115 @@ from torch.nn import functional as F
 
 from fedms.config.sections import TrainingConfig
 from fedms.data.federated import Samples
-from fedms.model.backbone import HIDDEN
+from fedms.model.arrays import Arrays
+from fedms.model.backbone import MASKED
 from fedms.model.batched import Stack, can_stack
 from fedms.model.expert import Expert
 from fedms.training.device import moved
-from fedms.training.expert_training import Plan, optimizer_of, reached
+from fedms.training.expert_training import Plan, TrainingSteps, reached
 from fedms.training.inputs import batches
 from fedms.training.runner import Cost, Runner
 
 BatchKey = tuple[tuple[str, ...], tuple[tuple[str, tuple[int, ...]], ...]]
-"""Names that train, and names and shapes of all arrays."""
+"""Names of the arrays that train, and names and shapes of all arrays."""
 
 
 @dataclass
 class Member:
-    """One client's part in a stack."""
+    """One client in a stack."""
 
     expert: Expert
     plan: Plan
     samples: Samples
     order: np.random.Generator
-    """Of its batches"""
+    """Draws the order of its batches"""
     cost: Cost
-    """Of its task; goes on here"""
+    """Cost of its task so far; training adds to it"""
     loss: float = math.nan
-    """Mean loss of the last pass, when it has trained"""
+    """Mean loss of the last epoch, once it has trained"""
 
     def steps(self, config: TrainingConfig) -> int:
         return -(-len(self.samples) // config.batch_size) * config.epochs
 
     @property
     def kind(self) -> BatchKey | None:
-        """What those have in common who can be stacked; None where one cannot be."""
+        """Clients of one kind can train as one stack; None if this client cannot train in a stack."""
         plan = self.plan
         if plan.phases or plan.loss or plan.also or not can_stack(self.expert):
             return None
-        return tuple(plan.names), tuple(
-            sorted((name, tuple(array.shape)) for name, array in self.expert.arrays.items())
-        )
+        shapes = sorted((name, tuple(array.shape)) for name, array in self.expert.arrays.items())
+        return tuple(plan.names), tuple(shapes)
 
 
 def train_stack(runner: Runner, members: Sequence[Member], boundary: int, config: TrainingConfig) -> None:
-    """As `train_expert` for each of these, who are of one kind and one stage; a loss may turn out not to be finite.
+    """Train these clients, which are of one kind and one stage, as `train_expert` trains each of them.
 
-    Booked for each client is what it would have cost alone, by its own batches: padding within the stack is the engine's affair, so
-    results say the same of costs however the engine trained.
+    A member's loss may become infinite or not a number; the caller checks it.
+
+    The cost booked for a client is what it would be alone, with its own batches. Padding within the stack is
+    the engine's choice, so results state the same costs for every engine.
     """
     device = runner.backbone.device
-    members = sorted(
-        members, key=lambda member: -member.steps(config)
-    )  # who has finished is last in the stack
-    lengths = [runner.cache.inputs.lengths(member.samples.rows) for member in members]
-    drawn = [
-        [picks for _ in range(config.epochs) for picks in batches(of, config.batch_size, member.order)]
-        for of, member in zip(lengths, members, strict=True)
-    ]
-    last_pass = [len(each) - len(each) // config.epochs for each in drawn]
-    stack = Stack([member.expert for member in members])
-    names, proximal = members[0].plan.names, members[0].plan.proximal
-    anchor = {
-        name: torch.stack([member.plan.anchor[name] for member in members])
-        for name in names
-        if name in members[0].plan.anchor
-    }
-    optimizer = optimizer_of(members[0].plan, stack.train(names), config)
-    trained = reached(names)
-    totals = torch.zeros(len(members), device=device)
-    for step in range(len(drawn[0])):
-        running = sum(len(each) > step for each in drawn)
+    # the members with the fewest steps are last in the stack, so that they can be dropped from its end
+    members = sorted(members, key=lambda member: -member.steps(config))
+    drawn = [_batches(runner, member, config) for member in members]
+    last_epoch = [len(each) - len(each) // config.epochs for each in drawn]
+    stack, plan = Stack([member.expert for member in members]), members[0].plan
+    steps = TrainingSteps(stack, plan, config, _anchors(members), device, len(members))
+    trained = reached(plan.names)
+    for number in range(len(drawn[0])):
+        running = sum(len(each) > number for each in drawn)
         if running < len(stack):
-            _part(stack, members, running)
-            stack.keep(running, optimizer)
-        picked, pairs, parts = [each[step] for each in drawn[:running]], stack.pairs(), []
+            _release(stack, members, running)
+            stack.keep(running, steps.optimizer)
+            steps.drop_anchors(running)
+        picked, pairs, parts = [each[number] for each in drawn[:running]], stack.pairs(), []
         for member, picks in zip(members, picked, strict=False):
             runner.resume(member.cost)
             own, mask = runner.cache.hidden(member.samples, boundary, picks)
             parts.append((own, mask))
             runner.book(pairs, own.shape[0], own.shape[1], boundary, trained)
             member.cost = runner.pause()
-        labels = [member.samples.labels[picks] for member, picks in zip(members, picked, strict=False)]
-        share, counted = _weights([len(picks) for picks in picked], [step >= at for at in last_pass])
+        targets = [
+            plan.objective.targets(member.samples, picks)
+            for member, picks in zip(members, picked, strict=False)
+        ]
+        share, counted = _weights([len(picks) for picks in picked], [number >= at for at in last_epoch])
         runner.backbone.attach(pairs)
         hidden, mask = _one_batch(parts)
         logits = stack.logits(runner.backbone.pool(runner.backbone.run(hidden, mask, boundary), mask))
-        losses = F.cross_entropy(logits, moved(_rectangle(labels), device), reduction="none").view(
-            running, -1
-        )
-        value = (losses * moved(share, device)).sum()
-        totals[:running] += (losses.detach() * moved(counted, device)).sum(1)
-        if proximal:
-            near = [(stack.arrays[name] - far[:running]).square().sum() for name, far in anchor.items()]
-            value = value + 0.5 * proximal * torch.stack(near).sum()
-        optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    _part(stack, members, 0)
-    for member, total in zip(members, totals.tolist(), strict=True):
+        losses = plan.objective.loss(logits, moved(_rectangle(targets), device), "none").view(running, -1)
+        steps.step((losses * moved(share, device)).sum(), (losses.detach() * moved(counted, device)).sum(1))
+    _release(stack, members, 0)
+    for member, total in zip(members, steps.totals.tolist(), strict=True):
         member.loss = total / len(member.samples)
 
 
-def _part(stack: Stack, members: Sequence[Member], running: int) -> None:
-    """Give those their arrays who have no step left."""
+def _batches(runner: Runner, member: Member, config: TrainingConfig) -> list[np.ndarray]:
+    """The batches of all a client's steps."""
+    lengths = runner.cache.inputs.lengths(member.samples.rows)
+    return [
+        picks for _ in range(config.epochs) for picks in batches(lengths, config.batch_size, member.order)
+    ]
+
+
+def _anchors(members: Sequence[Member]) -> Arrays:
+    """The members' anchors of the arrays that train, stacked."""
+    anchors, names = [member.plan.anchor for member in members], members[0].plan.names
+    return {name: torch.stack([anchor[name] for anchor in anchors]) for name in names if name in anchors[0]}
+
+
+def _release(stack: Stack, members: Sequence[Member], running: int) -> None:
+    """Give the members after the first `running` their trained arrays."""
     for number in range(running, len(stack)):
         members[number].expert.arrays = stack.member(number)
 
 
 def _weights(counts: Sequence[int], last: Sequence[bool]) -> tuple[Tensor, Tensor]:
-    """What each place of a batch counts in the loss and in the mean of the last pass, [clients, largest]: nothing where it is padding."""
+    """Weights of the places of a batch, both [clients, largest] and 0 at padding.
+
+    The first weighs the losses to each client's mean. The second is 1 in a client's last epoch, else 0.
+    """
     counted = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
     return counted / torch.tensor(counts)[:, None], (
         counted & torch.tensor(last[: len(counts)])[:, None]
@@ -132,8 +135,11 @@ def _weights(counts: Sequence[int], last: Sequence[bool]) -> tuple[Tensor, Tenso
 
 
 def _rectangle(parts: Sequence[Tensor]) -> Tensor:
-    """Tensors one after another, each as long as the longest: its last line again in the places that it leaves, which is a real one
-    and so never turns out as no number."""
+    """Tensors one after another, each extended to the length of the longest.
+
+    Its last row fills the free places: a real row, so the loss there is finite if the client's own losses
+    are.
+    """
     largest = max(map(len, parts))
     return torch.cat(
         [torch.cat([part, part[-1:].expand(largest - len(part), *part.shape[1:])]) for part in parts]
@@ -147,4 +153,4 @@ def _one_batch(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, T
     if all(mask is None and own.shape[1] == longest for own, mask in parts):
         return hidden, None
     masks = [own.new_zeros(len(own), 1, 1, own.shape[1]) if mask is None else mask for own, mask in parts]
-    return hidden, _rectangle([F.pad(mask, (0, longest - mask.shape[3]), value=HIDDEN) for mask in masks])
+    return hidden, _rectangle([F.pad(mask, (0, longest - mask.shape[3]), value=MASKED) for mask in masks])

@@ -1,4 +1,4 @@
-"""The device that tensors live on: what is set once for it, and how they get there."""
+"""The device of the tensors: its settings, and how tensors move to it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ from torch import Tensor
 
 
 def prepare(device: str, deterministic: bool) -> None:
-    """Have a GPU compute the same bits each time, or whatever is fastest; a CPU does so as it is."""
+    """Set whether a GPU computes the same bits each time, or is as fast as it can be.
+
+    A CPU needs no setting.
+    """
     if device == "cuda":
-        os.environ.setdefault(
-            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-        )  # or matrix products could differ from call to call
+        # without this setting matrix products can differ from call to call
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # what is not written is not read
+        # no code here reads memory that was not written
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The same on the device, without waiting for it: to a GPU by way of pinned memory, which stays reserved until it is read."""
+    """The tensor on the device, without waiting for the copy.
+
+    The way to a GPU is through pinned memory, which torch keeps reserved until the copy is done.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type != "cpu")

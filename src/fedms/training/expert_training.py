@@ -1,4 +1,4 @@
-"""Local training: an expert by its own loss, the gate by telling own from everyone's."""
+"""Local training of one client's expert: what a round changes, and the step that all training takes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,29 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.config.sections import TrainingConfig
 from fedms.core.errors import FedmsError
 from fedms.data.federated import Samples
 from fedms.model import flops
-from fedms.model.arrays import block_of, group
+from fedms.model.arrays import Arrays
 from fedms.model.expert import Expert
+from fedms.model.parts import group, part_of, rate_of
 from fedms.training.device import moved
 from fedms.training.inputs import batches
+from fedms.training.objectives.base import Objective
+from fedms.training.objectives.classification import Classification
 from fedms.training.runner import Runner
 
 LossFunction = Callable[[np.ndarray, Tensor], Tensor]
 """From positions and logits of a batch to its mean loss."""
 
 LONGEST_STEP = 7.28
-"""A step of AdamW in units of its learning rate, at most: by Cauchy and Schwarz |m| <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) sqrt(v),
-with b1 = 0.9 and b2 = 0.999, and the correction of its bias only shortens it."""
+"""Upper bound on a step of AdamW, in units of its learning rate.
+
+By Cauchy and Schwarz, |m| <= (1 - b1) / sqrt((1 - b2) (1 - b1^2 / b2)) sqrt(v), with b1 = 0.9 and b2 = 0.999.
+The correction of the bias only shortens the step.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,67 @@ class Plan:
     rates: tuple[float, float]
     """Learning rates of the head and of all else"""
     phases: tuple[tuple[str, ...], ...] = ()
-    """Parameter groups between which the round's steps are divided; empty, or with fewer steps than these: all at once"""
+    """Parameter groups that train one after another, for equal numbers of the round's steps.
+
+    If empty, or if there are fewer steps than phases, all groups train at once.
+    """
     anchor: Mapping[str, Tensor] = field(default_factory=dict)
-    """Where a proximal term pulls"""
+    """The arrays to which a proximal term pulls"""
     proximal: float = 0.0
-    """Its weight mu: mu / 2 times the squared distance is added to the loss (FedProx, arXiv 1812.06127)"""
+    """Weight mu of the term: the loss gains mu / 2 times the squared distance (FedProx, arXiv 1812.06127)"""
     loss: LossFunction | None = None
-    """In the cross-entropy's place"""
+    """Replaces the objective's loss"""
     also: Sequence[tuple[Tensor, float]] = ()
-    """Further leaves with their rates"""
+    """Further leaves with their learning rates"""
+    objective: Objective = field(default_factory=Classification)
+
+
+class TrainingSteps:
+    """The steps of one round of training, for one expert or for the experts of several clients in one batch.
+
+    Attributes:
+        optimizer: AdamW for all arrays that train. totals: for each client, the sum of its samples' losses
+        in the last epoch, without proximal term, [clients].
+    """
+
+    def __init__(
+        self,
+        expert: Expert,
+        plan: Plan,
+        config: TrainingConfig,
+        anchor: Mapping[str, Tensor],
+        device: torch.device,
+        clients: int = 1,
+    ) -> None:
+        leaves = expert.train(plan.names)
+        self.leaves: Arrays = dict(zip(plan.names, leaves, strict=True))
+        self.optimizer = optimizer_of(plan, leaves, config)
+        self.totals = torch.zeros(clients, device=device)
+        self._expert = expert
+        self._proximal = plan.proximal
+        self._anchor = {name: anchor[name] for name in plan.names if name in anchor}
+
+    def step(self, loss: Tensor, summed: Tensor | None) -> None:
+        """Take one step on the loss and its proximal term.
+
+        Args:
+            loss: what the step lowers, without proximal term; a scalar.
+            summed: for each client that still trains, what this batch adds to `totals`, [running]; None for
+                nothing.
+        """
+        if summed is not None:
+            self.totals[: len(summed)] += summed
+        if self._proximal:
+            arrays = self._expert.arrays
+            near = [(arrays[name] - far).square().sum() for name, far in self._anchor.items()]
+            loss = loss + 0.5 * self._proximal * torch.stack(near).sum()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def drop_anchors(self, running: int) -> None:
+        """Keep the anchors of the first clients."""
+        self._anchor = {name: far[:running] for name, far in self._anchor.items()}
 
 
 def train_expert(
@@ -59,57 +116,42 @@ def train_expert(
     config: TrainingConfig,
     order: np.random.Generator,
 ) -> float:
-    """Train the expert for `config.epochs` passes with AdamW; return the mean loss of the last pass, its proximal term apart.
+    """Train the expert for `config.epochs` epochs with AdamW; return the mean loss of the last epoch.
+
+    The mean is without the proximal term.
 
     Raises:
         FedmsError: the loss is not finite.
     """
-    names, leaves = plan.names, expert.train(plan.names)
-    every = [*leaves, *(leaf for leaf, _ in plan.also)]
-    optimizer = optimizer_of(plan, leaves, config)
-    lengths = runner.cache.inputs.lengths(samples.rows)
     device = runner.backbone.device
+    steps = TrainingSteps(expert, plan, config, plan.anchor, device)
+    lengths = runner.cache.inputs.lengths(samples.rows)
     per_epoch = -(-len(samples) // config.batch_size)
-    steps = per_epoch * config.epochs
-    phases = plan.phases if steps >= len(plan.phases) else ()  # or what comes last would never train
-    total = torch.zeros((), device=device)
-    trained = reached(names)
+    count = per_epoch * config.epochs
+    phases = plan.phases if count >= len(plan.phases) else ()  # else the last phase would never train
+    trained = reached(plan.names)
     for epoch in range(config.epochs):
-        total.zero_()
-        for step, picks in enumerate(batches(lengths, config.batch_size, order), epoch * per_epoch):
+        for number, picks in enumerate(batches(lengths, config.batch_size, order), epoch * per_epoch):
             if phases:
-                phase = phases[step * len(phases) // steps]
-                for name, leaf in zip(names, leaves, strict=True):
+                phase = phases[number * len(phases) // count]
+                for name, leaf in steps.leaves.items():
                     leaf.requires_grad_(group(name) in phase)
-                trained = reached([name for name in names if group(name) in phase])
+                trained = reached([name for name in plan.names if group(name) in phase])
             logits = expert.logits(runner.feature(expert, samples, boundary, picks, trained))
-            value = (
-                plan.loss(picks, logits)
-                if plan.loss
-                else F.cross_entropy(logits, moved(samples.labels[picks], device))
-            )
-            total += value.detach() * len(picks)
-            if plan.proximal:
-                near = [
-                    (leaf - plan.anchor[name]).square().sum()
-                    for name, leaf in zip(names, leaves, strict=True)
-                    if name in plan.anchor
-                ]
-                value = value + 0.5 * plan.proximal * torch.stack(near).sum()
-            for leaf in every:
-                leaf.grad = None
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            if plan.loss:
+                loss = plan.loss(picks, logits)
+            else:
+                loss = plan.objective.loss(logits, moved(plan.objective.targets(samples, picks), device))
+            last = epoch == config.epochs - 1
+            steps.step(loss, loss.detach()[None] * len(picks) if last else None)
     expert.arrays = expert.detached()
-    return checked(float(total) / len(samples))
+    return checked(float(steps.totals[0]) / len(samples))
 
 
 def optimizer_of(plan: Plan, leaves: Sequence[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
     """AdamW for these leaves, which are in the order of the plan's names."""
-    rated = [(leaf, plan.rates[group(name) != "head"]) for name, leaf in zip(plan.names, leaves, strict=True)]
-    by_rate: dict[float, list[Tensor]] = defaultdict(
-        list
-    )  # each group of an optimizer's costs a step its own calls
+    rated = [(leaf, rate_of(name, plan.rates)) for name, leaf in zip(plan.names, leaves, strict=True)]
+    by_rate: dict[float, list[Tensor]] = defaultdict(list)  # each group of an optimizer has its own calls
     for leaf, rate in [*rated, *plan.also]:
         by_rate[rate].append(leaf)
     groups = [{"params": each, "lr": rate} for rate, each in by_rate.items()]
@@ -117,20 +159,29 @@ def optimizer_of(plan: Plan, leaves: Sequence[Tensor], config: TrainingConfig) -
 
 
 def checked(loss: float) -> float:
-    """The loss; FedmsError where it is not finite."""
+    """The loss.
+
+    Raises:
+        FedmsError: it is not finite.
+    """
     if not math.isfinite(loss):
         raise FedmsError("training diverged: the loss is not finite; lower training.learning_rate")
     return loss
 
 
 def reach(steps: int, rate: float, decay: float, largest: float) -> float:
-    """How far AdamW can move a number at most in so many steps, where the largest is so large at the start."""
+    """Upper bound on how far AdamW can move a parameter in `steps` steps.
+
+    Args:
+        rate: the learning rate.
+        decay: the weight decay.
+        largest: the largest absolute value of the array at the start.
+    """
     far = steps * rate * LONGEST_STEP
     return far + steps * rate * decay * (largest + far)
 
 
 def reached(names: Sequence[str]) -> list[int]:
-    """The blocks that a loss goes back to, to train these arrays; a prompt lies below them all."""
-    if "prompt.tokens" in names:
-        return [flops.BELOW]
-    return sorted({block for name in names if (block := block_of(name)) is not None})
+    """The blocks that the gradient passes when these arrays train; `flops.BELOW` alone for all of them."""
+    blocks = {block for name in names if (part := part_of(name)) and (block := part.block(name)) is not None}
+    return [flops.BELOW] if flops.BELOW in blocks else sorted(blocks)

@@ -1,4 +1,4 @@
-"""Training the gate to tell own from everyone's."""
+"""Training the gate to tell a client's own features from everyone's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedms.model.evidence import Evidence
 from fedms.model.statistics import normalise
 
 GATE_BATCH, GATE_DECAY = 64, 1e-2
-"""Features a step of training the gate, and AdamW's decay there."""
+"""Features per step of gate training, and the weight decay of its AdamW."""
 
 
 def train_gate(
@@ -25,9 +25,14 @@ def train_gate(
     config: GateConfig,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """Train adapter and network on own features [n, d] against as many drawn from everyone's statistics.
+    """Train adapter and network on own features [n, d] against n features drawn from everyone's statistics.
 
-    Binary cross-entropy of log r + delta: own features say local, drawn ones global. Own evidence must be left-one-out.
+    The loss is the binary cross-entropy of log r + delta, with target 1 for own and 0 for drawn features.
+
+    Args:
+        arrays: the gate's arrays; they stay unchanged.
+        own_evidence: log r of the own features, each with that sample left out of the sums, [n].
+        evidence: gives log r of the drawn features; None for 0.
     """
     names = (*gates.ADAPTER, *gates.NETWORK)
     leaves = {name: arrays[name].detach().clone().requires_grad_(True) for name in names}
@@ -35,9 +40,7 @@ def train_gate(
         leaves.values(), lr=config.learning_rate, weight_decay=GATE_DECAY, fused=True
     )
     for _ in range(config.epochs):
-        drawn = normalise(
-            everyone.draw(len(own), generator)[0]
-        )  # as long as real features, or length would tell them apart
+        drawn = _drawn(everyone, len(own), generator)
         x = torch.cat([own, drawn])
         known = torch.cat([own_evidence, evidence.log_ratio(drawn) if evidence else torch.zeros(len(drawn))])
         target = torch.cat([torch.ones(len(own)), torch.zeros(len(drawn))])
@@ -60,13 +63,22 @@ def network_helps(
     evidence: Evidence | None,
     generator: torch.Generator,
 ) -> bool:
-    """Whether delta lowers the cross-entropy on validation features and fresh draws, by more than its standard error."""
-    drawn = normalise(
-        everyone.draw(len(own), generator)[0]
-    )  # as long as real features, or length would tell them apart
+    """Whether delta lowers the cross-entropy on validation features and new draws.
+
+    The gain must be larger than its standard error.
+    """
+    drawn = _drawn(everyone, len(own), generator)
     known = torch.cat([own_evidence, evidence.log_ratio(drawn) if evidence else torch.zeros(len(drawn))])
     target = torch.cat([torch.ones(len(own)), torch.zeros(len(drawn))])
     with_network = known + gates.delta(arrays, torch.cat([own, drawn]))
     gain = F.binary_cross_entropy_with_logits(known, target, reduction="none")
     gain = gain - F.binary_cross_entropy_with_logits(with_network, target, reduction="none")
     return len(own) > 1 and float(gain.mean()) > float(gain.std()) / len(gain) ** 0.5
+
+
+def _drawn(everyone: Discriminant, count: int, generator: torch.Generator) -> Tensor:
+    """Features from everyone's statistics, [count, d], scaled to the length of real features.
+
+    At another length, the gate would learn to tell drawn from real features.
+    """
+    return normalise(everyone.draw(count, generator)[0])

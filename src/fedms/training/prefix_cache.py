@@ -1,9 +1,10 @@
-"""The frozen-prefix cache: what comes out of the blocks below the lowest active one, computed once per sample.
+"""The frozen-prefix cache: outputs of the blocks below the lowest active block, computed once per sample.
 
-Kept unpadded, in the device's memory within a budget, then in a memory-mapped file, then not at all. An owner's samples are computed among
-themselves alone, since floating point depends on what else is in the batch: so a client's values are the same on any
-worker and in any order. Only what found no room is computed batch by batch; which samples these are depends on who shares the
-budget, so a warning says that the last bits then depend on the number of workers.
+They are kept unpadded: in the device's memory within a budget, else in a memory-mapped file, else not at
+all. The last bits of a value depend on the other samples of its batch. So a batch has samples of one owner
+only, and a client's values are the same on every worker and in every order. Values without room are computed
+again for every training batch. Which owners these are depends on the clients that share the budget, so a
+warning says that the last bits may depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -42,21 +43,21 @@ class _Entry:
     offsets: np.ndarray
     """[n + 1], in tokens"""
     values: Tensor | None
-    """[sum of tokens, d], on the device or mapped from a file; None where it is mapped when it is read"""
+    """[sum of tokens, d], on the device or mapped from a file; None if it is mapped at each read"""
     place: Literal["memory", "disk", "store"] = "memory"
     path: Path | None = None
-    """Of a file that is this cache's, or still to be finished"""
+    """The file, if it belongs to this cache or is unfinished"""
     flops: int = 0
 
 
 class PrefixCache:
-    """Hidden states at one boundary per owner. With a store, what other runs have computed is taken from there, and left there for them.
+    """Hidden states at one boundary per owner. With a store, they are shared with other runs.
 
     Attributes:
-        flops: forward operations of prefixes computed so far.
-        kept_flops: those of them whose outcome was kept.
-        used: by owner, the boundary of what was kept and has been used since the user of the cache last cleared it, and what it takes
-            from the inputs up, wherever it was taken from.
+        flops: forward operations of all prefixes computed so far.
+        kept_flops: operations of the prefixes that were kept.
+        used: for each owner with kept states that were used since the caller last cleared this dict: their
+            boundary, and the operations to compute them from the inputs.
     """
 
     def __init__(
@@ -87,21 +88,25 @@ class PrefixCache:
         self._image_tokens: int | None = None
 
     def hidden(self, samples: Samples, boundary: int, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Input of block `boundary` for the samples at positions `picks` (one at least), [len(picks), tokens, d], and the mask."""
+        """The samples at `picks` as the input of block `boundary`, [len(picks), tokens, d], and the mask.
+
+        Raises:
+            ValueError: `picks` is empty.
+        """
         if len(picks) == 0:
             raise ValueError(f"{samples.owner}: no samples were asked for")
         self.fill([samples], boundary)
         entry = self._entries.get(samples.owner)
         if entry is None:
             hidden, mask = self._compute(samples.rows[picks], boundary)
-            return hidden.to(self.dtype).to(self.backbone.dtype), mask  # as if it had been kept
+            return hidden.to(self.dtype).to(self.backbone.dtype), mask  # rounded as if it had been kept
         self.used[samples.owner] = str(boundary), entry.flops
         return self._gathered(entry, picks)
 
     def _gathered(self, entry: _Entry, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
         starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
         longest = int((ends - starts).max())
-        # a short sample's last token stands in the places that are left, where the mask hides it
+        # padding repeats a sample's last token; the mask hides it
         lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
         states = self._states(entry)
         values = states.index_select(0, moved(lines.flatten(), states.device)).view(*lines.shape, -1)
@@ -120,15 +125,21 @@ class PrefixCache:
 
     @torch.no_grad()
     def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray) -> Tensor:
-        """From a lower boundary's states. The bits are those of one pass: what is padded counts for nothing in what is not."""
+        """Continue from the states at a lower boundary.
+
+        The bits are those of one pass, since padding has no effect on real tokens.
+        """
         hidden, mask = self._gathered(lower, picks)
         self.backbone.attach({})
         self.flops += flops.forward(self.backbone, len(picks), hidden.shape[1], lower.boundary, boundary)
         return self.backbone.run(hidden, mask, lower.boundary, boundary)
 
     def fill(self, several: Sequence[Samples], boundary: int) -> None:
-        """Have these owners' prefixes, if they are kept at all. Those of several are computed in common batches: less work for small
-        owners, but the last bits then depend on who else was there (`deterministic: false`)."""
+        """Compute these owners' prefixes and keep them, as far as there is room.
+
+        Several owners are computed in common batches. That is less work for small owners, but the last bits
+        then depend on the other owners (`deterministic: false`).
+        """
         made = []
         for samples in several if self.enabled else ():
             entry = self._entries.get(samples.owner)
@@ -172,17 +183,18 @@ class PrefixCache:
                 self.store.finish(entry.path)
                 entry.path = None
             elif entry.place == "disk":
-                entry.values = None  # a fleet has more files than a process may map, and what is mapped counts as its memory
+                # many clients have more files than a process may map, and mapped files count as its memory
+                entry.values = None
 
     def _lower(self, samples: Samples, made: _Entry) -> _Entry | None:
-        """What the store has of a lower boundary, the nearest; nothing where it would be rounded twice."""
+        """The store's states at the nearest lower boundary; None if values would be rounded twice."""
         below = range(made.boundary - 1, 0, -1) if self.dtype == self.backbone.dtype else ()
         return next(
             (found for boundary in below if (found := self._stored(samples, boundary, made.offsets))), None
         )
 
     def _takes(self, lengths: np.ndarray, boundary: int) -> int:
-        """Operations from the inputs up."""
+        """Operations to compute an owner's states from the inputs."""
         filled = batches(lengths, FILL_BATCH)
         return sum(
             flops.forward(self.backbone, len(picks), int(lengths[picks].max()), 0, boundary)
@@ -190,7 +202,7 @@ class PrefixCache:
         )
 
     def _stored(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
-        """What the store has."""
+        """The store's states at this boundary, or None."""
         shape = self._shape(offsets)
         values = self.store.find(samples.rows, boundary, shape, self.dtype) if self.store else None
         return (
@@ -201,7 +213,7 @@ class PrefixCache:
 
     @torch.no_grad()
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
-        """Tokens to keep of each sample; known before any block runs."""
+        """Number of tokens to keep of each sample, [n]; no block needs to run for it."""
         if self.backbone.kind == "text":
             return self.inputs.lengths(rows)
         if self._image_tokens is None:  # the same for all images
@@ -210,13 +222,13 @@ class PrefixCache:
         return np.full(len(rows), self._image_tokens, dtype=np.int64)
 
     def _place(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
-        """Room for the values: in the store, else in memory, then on disk, else None."""
+        """An entry with room for the values, in the store, in memory or on disk; None without room."""
         shape = self._shape(offsets)
         if self.store and (room := self.store.place(samples.rows, boundary, shape, self.dtype)):
             return _Entry(boundary, offsets, room[0], "store", room[1])
         size = self._bytes(offsets)
         if self._held["memory"] + size <= self.memory:
-            with suppress(torch.OutOfMemoryError):  # of a GPU that has less than the budget allows
+            with suppress(torch.OutOfMemoryError):  # a GPU can have less memory than the budget
                 return _Entry(
                     boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device)
                 )
@@ -226,7 +238,7 @@ class PrefixCache:
         path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
         try:
             return _Entry(boundary, offsets, allocated(path, shape, self.dtype), "disk", path)
-        except (OSError, RuntimeError):  # less is free than the budget allows, or it cannot be mapped
+        except (OSError, RuntimeError):  # the disk is full, or the file cannot be mapped
             return None
 
     def _shape(self, offsets: np.ndarray) -> tuple[int, int]:
@@ -236,7 +248,7 @@ class PrefixCache:
         return math.prod(self._shape(offsets)) * self.dtype.itemsize
 
     def _states(self, entry: _Entry) -> Tensor:
-        """An entry's values, mapped for this once where they rest on the disk."""
+        """An entry's values; those on disk are mapped for this call."""
         if entry.values is not None:
             return entry.values
         assert entry.path is not None
@@ -247,7 +259,10 @@ class PrefixCache:
         self._held[entry.place] += self._bytes(entry.offsets)
 
     def _refuse(self, owner: str) -> None:
-        """For good: whatever the boundary, an owner needs the same room, and the others hold theirs."""
+        """Never keep this owner's states.
+
+        They need the same room at every boundary, and no other owner gives its room back.
+        """
         if not self._without_room:
             log.warning(
                 "prefix cache: no room for %s within this process's %d MB of memory and %d MB of disk: "

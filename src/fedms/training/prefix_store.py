@@ -1,4 +1,4 @@
-"""Prefixes that runs share: files that any process maps, each named by all that decides its values."""
+"""Prefixes that several runs share: memory-mapped files, each named by a digest of its origin."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ UNFINISHED = ".part"
 
 
 class PrefixStore:
-    """A folder of hidden states, [tokens, d] in a file, within a budget in bytes: those that were not used for longest go first.
+    """A folder of hidden states, one file [tokens, d] for each owner and boundary, within a budget in bytes.
 
-    `content` says all that decides the values but the samples and the boundary: data and model. A file that goes while a process
-    has it mapped goes when that process lets it go.
+    The least recently used files are deleted first. The disk space of a deleted file is free once no process
+    maps it. `content` describes data and model: all that determines the values beside the samples and the
+    boundary.
     """
 
     def __init__(self, folder: Path, budget: int, content: str) -> None:
@@ -30,7 +31,7 @@ class PrefixStore:
     def find(
         self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype
     ) -> Tensor | None:
-        """The states of these samples as the input of block `boundary`, if they are there."""
+        """The states of these samples at the input of block `boundary`, or None."""
         path = self._path(rows, boundary, dtype)
         try:
             values = mapped(path, shape, dtype)
@@ -42,7 +43,7 @@ class PrefixStore:
     def place(
         self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype
     ) -> tuple[Tensor, Path] | None:
-        """Room for them, to be filled and then finished; None where there is none."""
+        """A mapped file for the states, to be filled and then finished; None if there is no room."""
         path = self._path(rows, boundary, dtype)
         path = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
         size = shape[0] * shape[1] * dtype.itemsize
@@ -56,7 +57,7 @@ class PrefixStore:
             return None
 
     def finish(self, path: Path) -> None:
-        """What stands in the file is whole: whoever looks for it finds it from now on."""
+        """Publish a filled file: from now on `find` finds it."""
         path.replace(path.with_suffix("").with_suffix(""))
 
     def _path(self, rows: np.ndarray, boundary: int, dtype: torch.dtype) -> Path:
@@ -81,9 +82,13 @@ class PrefixStore:
 
 
 def allocated(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """A new file, mapped. OSError or RuntimeError where the disk has no room for it or it cannot be mapped; no file is left then."""
+    """A new file, mapped. If this fails, no file is left.
+
+    Raises:
+        OSError, RuntimeError: the disk has no room, or the file cannot be mapped.
+    """
     try:
-        _allocate(path, shape[0] * shape[1] * dtype.itemsize)
+        reserve(path, shape[0] * shape[1] * dtype.itemsize)
         return mapped(path, shape, dtype)
     except (OSError, RuntimeError):
         path.unlink(missing_ok=True)
@@ -91,14 +96,21 @@ def allocated(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
 
 
 def mapped(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """What a file holds. OSError or RuntimeError where there is none of this size."""
+    """The values of a file, mapped.
+
+    Raises:
+        OSError, RuntimeError: there is no file of this size, or it cannot be mapped.
+    """
     if path.stat().st_size != shape[0] * shape[1] * dtype.itemsize:
         raise OSError(f"{path}: is not of the size that was expected")
     return torch.from_file(str(path), shared=True, size=shape[0] * shape[1], dtype=dtype).view(shape)
 
 
-def _allocate(path: Path, size: int) -> None:
-    """A file whose bytes are there: to write where a sparse one finds the disk full would end the process (SIGBUS)."""
+def reserve(path: Path, size: int) -> None:
+    """A file with all its bytes reserved.
+
+    Writing to a mapped sparse file on a full disk would end the process (SIGBUS).
+    """
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):  # not on macOS
             os.posix_fallocate(file.fileno(), 0, size)

@@ -1,4 +1,4 @@
-"""Running experts over samples, from the frozen prefix up, and counting what it costs."""
+"""Running experts over samples, from the frozen prefix up, and counting the operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVALUATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Outputs:
-    """What an expert says of some samples, in their order."""
+    """The outputs of an expert for some samples, in their order."""
 
     features: Tensor
     """Normalised pooled features, [n, d]"""
@@ -37,7 +37,7 @@ class _Held:
     key: str
     outputs: Outputs
     used: dict[str, tuple[str, int]]
-    """What `Runner.once` says of it."""
+    """Its entries in `Runner.once`."""
 
     @property
     def bytes(self) -> int:
@@ -50,42 +50,44 @@ class _Held:
 
 @dataclass
 class Cost:
-    """What a task has cost so far."""
+    """The cost of a task so far, in floating-point operations."""
 
     spent: int = 0
-    """Operations, the prefixes' apart"""
+    """All operations but those of prefixes"""
     prefixes: int = 0
-    """Those of prefixes"""
+    """Operations of prefixes"""
     kept: int = 0
-    """Those of prefixes that were kept"""
+    """Operations of prefixes that the cache kept"""
     used: dict[str, tuple[str, int]] = field(default_factory=dict)
-    """What `Runner.once` says"""
+    """See `Runner.once`"""
 
 
 class Runner:
-    """The backbone of this process with its cache. `boundary` is the lowest active block: below it all is frozen and cached.
+    """The backbone of this process with its prefix cache.
 
-    Frozen experts' outputs are kept in `room` bytes: those that were not used for longest go first, and are computed again when needed.
+    `boundary` is the lowest active block; all blocks below it are frozen, and their outputs are cached.
+    Outputs of frozen experts are kept within `budget` bytes. The least recently used go first, and are
+    computed again when they are needed.
     """
 
-    def __init__(self, backbone: Backbone, cache: PrefixCache, room: int = 0) -> None:
+    def __init__(self, backbone: Backbone, cache: PrefixCache, budget: int = 0) -> None:
         self.backbone = backbone
         self.cache = cache
-        self.room = room
+        self.budget = budget
         self._spent = 0
         self._held: dict[tuple[str, str], _Held] = {}
         self._held_bytes = 0
 
     def begin(self) -> None:
-        """A new task, for which nothing has been computed yet."""
+        """Start to count the cost of a new task."""
         self.resume(Cost())
 
     def pause(self) -> Cost:
-        """What the task has cost up to here, where another one is to go on before it."""
+        """The cost of the task so far, to be given to `resume` after another task."""
         return Cost(self._spent, self.cache.flops, self.cache.kept_flops, self.cache.used)
 
     def resume(self, cost: Cost) -> None:
-        """Count on from there."""
+        """Continue to count the cost of a task."""
         self._spent, self.cache.flops, self.cache.kept_flops, self.cache.used = (
             cost.spent,
             cost.prefixes,
@@ -95,14 +97,15 @@ class Runner:
 
     @property
     def flops(self) -> int:
-        """Operations of this task: forward and backward passes, and prefixes that are not kept."""
+        """Operations of this task: forward and backward passes, and prefixes that were not kept."""
         return self._spent + self.cache.flops - self.cache.kept_flops
 
     @property
     def once(self) -> dict[str, tuple[str, int]]:
-        """What this task has used of all that is computed once and kept: by its name, which one it was and the operations it took.
+        """The values that this task used and that are computed once and kept: name to (version, operations).
 
-        It is the same whether it was computed in this task, before, or again after a resumption.
+        An entry is the same whether the value was computed in this task, before it, or again after a
+        resumption.
         """
         return dict(self.cache.used)
 
@@ -114,7 +117,10 @@ class Runner:
         picks: np.ndarray,
         trained: list[int] | None = None,
     ) -> Tensor:
-        """Pooled features of the samples at `picks`, [len(picks), d]; `trained` are the blocks a loss will go back to."""
+        """Pooled features of the samples at `picks`, [len(picks), d].
+
+        `trained` are the blocks to which a loss will be propagated back.
+        """
         hidden, mask = self.cache.hidden(samples, boundary, picks)
         pairs = expert.pairs(picks) if expert else {}
         prompt = expert.prompt if expert else None
@@ -134,7 +140,7 @@ class Runner:
         boundary: int,
         trained: list[int] | None,
     ) -> None:
-        """Count the operations of so many samples of so many tokens, with these pairs."""
+        """Add the operations of `count` samples of `tokens` tokens each, with these pairs."""
         self._spent += flops.forward(self.backbone, count, tokens, boundary)
         rank = 0
         if pairs:
@@ -147,11 +153,11 @@ class Runner:
 
     @torch.no_grad()
     def outputs(self, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """Features and logits of all samples, on the CPU; without an expert, the frozen backbone's features."""
+        """Features and logits of all samples, on the CPU; without an expert, only the backbone's features."""
         expert = expert.to(self.backbone.device) if expert else None
         features = torch.empty(len(samples), self.backbone.feature_size)
         parts = batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH)
-        if parts:  # a GPU is waited for once, not for each
+        if parts:  # one copy from the GPU, not one for each batch
             features[np.concatenate(parts)] = torch.cat(
                 [self.feature(expert, samples, boundary, picks) for picks in parts]
             ).cpu()
@@ -159,7 +165,10 @@ class Runner:
         return Outputs(normalise(features), logits)
 
     def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """As `outputs`, kept until another expert or boundary comes in the same role: for what is frozen over many rounds."""
+        """As `outputs`, but kept for the role until its expert or boundary changes.
+
+        For experts that stay frozen over many rounds.
+        """
         key = f"{boundary} {_digest(expert)}"
         held = self._held.get((role, samples.owner))
         if held is None or held.key != key:
@@ -174,22 +183,22 @@ class Runner:
         return held.outputs
 
     def _hold(self, name: tuple[str, str], held: _Held) -> None:
-        """As the one used last."""
+        """Keep the outputs, as the most recently used."""
         if (before := self._held.pop(name, None)) is not None:
             self._held_bytes -= before.bytes
         self._held[name] = held
         self._held_bytes += held.bytes
-        while self._held_bytes > self.room and len(self._held) > 1:
+        while self._held_bytes > self.budget and len(self._held) > 1:
             self._held_bytes -= self._held.pop(next(iter(self._held))).bytes
 
 
 def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Soft prompts [m, d] before every sample's tokens, and the mask that lets them be seen."""
+    """Hidden states with a soft prompt [m, d] before every sample's tokens, and the mask for both."""
     count = hidden.shape[0]
     hidden = torch.cat([prompt.to(hidden.dtype).expand(count, -1, -1), hidden], dim=1)
-    return hidden, None if mask is None else torch.cat(
-        [mask.new_zeros(count, 1, 1, len(prompt)), mask], dim=3
-    )
+    if mask is None:
+        return hidden, None
+    return hidden, torch.cat([mask.new_zeros(count, 1, 1, len(prompt)), mask], dim=3)
 
 
 def _digest(expert: Expert | None) -> str:

@@ -1,4 +1,4 @@
-"""A run folder as `fedms run` leaves it, made up but plausible: 12 clients, statistics, a global and a local stage."""
+"""A plausible run folder in the form of `fedms run`: 12 clients, statistics, a global and a local stage."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def make_rounds(clients: int = 12) -> list[dict[str, Any]]:
     plan = [("statistics", 0), ("global", 10), ("local", 3), ("end", 0)]
     out = []
     for stage, rounds in plan:
-        for at in range(1, rounds + 1) if rounds else [0]:  # an exchange that is no round has number 0
+        for at in range(1, rounds + 1) if rounds else [0]:  # an exchange that is not a round has number 0
             still = not rounds
             out.append(
                 {
@@ -130,7 +130,7 @@ def write_run(folder: Path, clients: int = 12, **changes: Any) -> Path:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """A run folder by this name, with these clients and changes to its result."""
+    """Make a run folder with a name, a number of clients and changes to its result."""
     return lambda name="run", **changes: write_run(tmp_path / name, **changes)
 
 
@@ -141,7 +141,7 @@ def run_folder(make_run: MakeRun) -> Path:
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with its report, for tests that only look."""
+    """A run folder with its report, for tests that only read it."""
     folder = write_run(tmp_path_factory.mktemp("reported") / "run")
     write_report(folder)
     return folder
@@ -165,7 +165,7 @@ METRICS = (
 def write_comparison(
     folder: Path, rows: Sequence[str] = ROWS, seeds: Sequence[int] = (0, 1), clients: int = 6, **changes: Any
 ) -> Path:
-    """Write a comparison's folder as `fedms compare` leaves it; `changes` replace keys of every row."""
+    """Write a comparison's folder in the form of `fedms compare`; `changes` replace keys of every row."""
     (folder / "runs").mkdir(parents=True)
     methods, runs = [], []
     for at, name in enumerate(rows):
@@ -231,7 +231,7 @@ def write_comparison(
 
 @pytest.fixture(scope="session")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A comparison's folder with its report, for tests that only look."""
+    """A comparison's folder with its report, for tests that only read it."""
     folder = write_comparison(tmp_path_factory.mktemp("compared") / "comparison")
     write_comparison_report(folder)
     return folder
@@ -239,5 +239,5 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_comparison(tmp_path: Path) -> MakeRun:
-    """A comparison's folder, with these rows, seeds and changes to every row."""
+    """Make a comparison's folder with rows, seeds and changes to every row."""
     return lambda **changes: write_comparison(tmp_path / "comparison", **changes)

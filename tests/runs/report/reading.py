@@ -47,7 +47,7 @@ class Page(HTMLParser):
 
 
 def stands_alone(html: str) -> None:
-    """Nothing is fetched, nothing is run."""
+    """The page loads nothing and runs nothing."""
     page = Page(html)
     assert "http://" not in html and "https://" not in html
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "foreignobject"}
@@ -59,7 +59,7 @@ def stands_alone(html: str) -> None:
 
 
 def identifiers_resolve(html: str) -> None:
-    """Identifiers are unique, and what refers to one finds it."""
+    """Identifiers are unique, and every reference has its target."""
     page = Page(html)
     identifiers = [value for _, name, value in page.attributes if name == "id"]
     assert len(identifiers) == len(set(identifiers))
@@ -69,18 +69,18 @@ def identifiers_resolve(html: str) -> None:
 
 
 def follows_the_theme(html: str, pictures: int) -> None:
-    """So many pictures, with no colour that would vanish in the light or the dark theme."""
+    """The page has this number of pictures, and none has a colour outside the themes."""
     assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
     drawn = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     assert len(drawn) == pictures
     for svg in drawn:
         assert "var(--ink)" in svg
-        assert not re.search(r'(fill|stroke)="', svg)  # variables work in styles, not in attributes
+        assert not re.search(r'(fill|stroke)="', svg)  # CSS variables work in styles, not in attributes
         assert not re.search(r"(fill|stroke): #", svg)
 
 
 def looks_drawn(stem: Path) -> None:
-    """The PNG is not blank, the SVG is one."""
+    """The PNG is not blank, and the SVG file is SVG."""
     with Image.open(stem.with_suffix(".png")) as image:
         assert min(image.size) > 300
         assert len(image.convert("L").getcolors() or range(256)) > 20
@@ -88,6 +88,6 @@ def looks_drawn(stem: Path) -> None:
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
-    """The numbers behind a picture."""
+    """The numbers of a picture."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -59,7 +59,7 @@ def test_every_row_is_there_and_names_are_text(html: str) -> None:
     page = Page(html)
     assert not page.tags & {"b", "i", "many"}
     for name in ROWS:
-        assert page.cells.count(name) >= 3  # results, what was run, a line for each run
+        assert page.cells.count(name) >= 3  # in the results, in what was run, and in each run
     assert "&lt;b&gt;x&lt;/b&gt; $\\frac$" in html
 
 
@@ -80,19 +80,16 @@ def test_the_results_say_what_the_comparison_says(html: str, record: Record) -> 
         )
         assert cells[at + 5 : at + 10] == ["12.3 MB", "23.5 MB", "4.56 TFLOP", "2 min 8 s", "0.22 %"]
     best = record["methods"][-1]
-    assert (
-        f"<strong>{100 * best['mean']['accuracy_local']:.1f} ± {100 * best['std']['accuracy_local']:.1f} %</strong>"
-        in html
-    )
+    mean, spread = (100 * best[key]["accuracy_local"] for key in ("mean", "std"))
+    assert f"<strong>{mean:.1f} ± {spread:.1f} %</strong>" in html
 
 
 def test_differences_come_with_their_interval(html: str) -> None:
     page = Page(html)
     at = [at for at, cell in enumerate(page.cells) if cell == HOSTILE][1]
     assert page.cells[at + 1 : at + 5] == ["−1.2", "−2.0 to −0.5", "< 0.001", "−1.2"]
-    assert (
-        html.count("<strong>−1.2</strong>") == len(ROWS) - 1
-    )  # on own data; everybody's cannot be told apart
+    # on own data only: on everyone's data the difference is not distinguishable
+    assert html.count("<strong>−1.2</strong>") == len(ROWS) - 1
 
 
 def test_what_was_run_is_told(html: str) -> None:
@@ -133,7 +130,7 @@ def test_the_numbers_over_rounds_are_those_of_the_runs(compared: Path) -> None:
         [line["validation_score"] for line in scored]
     )
     assert [row["stage"] for row in rows] == [line["stage"] for line in scored]
-    assert float(rows[0]["uplink_bytes"]) == 2 * 900_000  # the exchange of statistics counts, too
+    assert float(rows[0]["uplink_bytes"]) == 2 * 900_000  # the exchange of statistics also counts
     assert float(rows[-1]["uplink_bytes"]) == 14 * 900_000
     assert {row["row"] for row in read_csv(compared / "figures" / "blocks.csv")} == set(ROWS)
 
@@ -269,8 +266,12 @@ def test_a_browser_opens_the_page_with_nothing_to_complain_about(compared: Path,
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with")
 def test_on_a_phone_tables_scroll_and_the_page_does_not(compared: Path, tmp_path: Path) -> None:
-    measure = "const page = frames[0].document.documentElement; document.title = 'hidden ' + (page.scrollWidth - page.clientWidth)"
-    frame = f'<iframe src="{(compared / "report.html").as_uri()}" style="width:390px;height:800px;border:0" onload="{measure}"></iframe>'
+    measure = (
+        "const page = frames[0].document.documentElement; "
+        "document.title = 'hidden ' + (page.scrollWidth - page.clientWidth)"
+    )
+    source, look = (compared / "report.html").as_uri(), "width:390px;height:800px;border:0"
+    frame = f'<iframe src="{source}" style="{look}" onload="{measure}"></iframe>'
     (tmp_path / "phone.html").write_text(frame)
     page = _browse(tmp_path / "phone.html", "--allow-file-access-from-files").stdout
     assert "<title>hidden 0</title>" in page

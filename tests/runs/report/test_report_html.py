@@ -108,7 +108,7 @@ def test_what_is_missing_is_left_out(make_run: MakeRun) -> None:
     page = write_report(folder).read_text(encoding="utf-8")
     Page(page)
     assert {path.stem for path in (folder / "figures").glob("*.csv")} == {"score", "blocks", "traffic"}
-    assert "Gate</h3>" not in page and "– everywhere" in page
+    assert "Gate weight</h3>" not in page and "– on everyone&#x27;s data" in page
 
 
 def test_clients_without_a_gate_have_no_gate_panel(make_run: MakeRun) -> None:
@@ -116,7 +116,7 @@ def test_clients_without_a_gate_have_no_gate_panel(make_run: MakeRun) -> None:
         {"name": "a", "samples": 3, "accuracy_local": 0.5, "accuracy_global": None, "gate_global_share": None}
     ]
     page = write_report(make_run("one", per_client=clients)).read_text(encoding="utf-8")
-    assert "gate's global" not in re.findall(r"<svg.*?</svg>", page, re.DOTALL)[2]
+    assert "gate weight" not in re.findall(r"<svg.*?</svg>", page, re.DOTALL)[2]
     assert Page(page).cells[:5] == ["a", "3", "0.5000", "–", "–"]
 
 

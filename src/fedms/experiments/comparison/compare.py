@@ -1,4 +1,4 @@
-"""A comparison from its config to comparison.json: tune, run what is missing, sum up."""
+"""A comparison from its config to comparison.json: tuning, runs, summary."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from fedms.engines.local import worker_count
 from fedms.engines.memory import forget_peak
 from fedms.experiments import experiment
 from fedms.experiments.comparison.differences import summarise
-from fedms.experiments.comparison.folder import PREFIXES, claimed, is_finished
+from fedms.experiments.comparison.folder import PREFIX_FOLDER, claimed, is_finished
 from fedms.experiments.comparison.plan import PlannedRun, plan
 from fedms.experiments.comparison.rows import Row, baseline, rows
 from fedms.experiments.observers import Observer, Silent
 from fedms.experiments.tensorboard import require_tensorboard
 from fedms.runs.environment import describe_environment
 from fedms.runs.reading.comparison import read_comparison
+from fedms.runs.reading.run import read_result
 from fedms.runs.report.comparison.tables import comparison_markdown
 
 Keys = dict[str, Any]
 
 
 def compare(config: Config, out: Path, observer: Observer | None = None) -> dict[str, Any]:
-    """Run what `config.compare` names into the folder `out`, less what is there already; return what its comparison.json says.
+    """Run the rows of `config.compare` into the folder `out`; finished runs in it are kept.
+
+    Returns:
+        The content of comparison.json.
 
     Raises:
-        ConfigError: a row, a variant or a candidate is not a whole experiment. Nothing has been written then.
-        FedmsError: the folder holds something else, or a run failed. What has finished stays, and is not run again.
+        ConfigError: a row, a variant or a candidate is not a valid config. Nothing has been written then.
+        FedmsError: the folder holds something else, or a run failed. Finished runs stay.
     """
     require_tensorboard(config)
     watcher = observer or Silent()
@@ -56,32 +60,32 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
 
 
 def perform(out: Path, runs: Sequence[PlannedRun], observer: Observer, what: str) -> None:
-    """Run those that are not there yet, in this order."""
+    """Run the planned runs that are not finished yet, in this order; `what` names them in notes."""
     there = {run.folder for run in runs if is_finished(out / run.folder, run.config)}
     awaited = {run.first for run in runs if run.folder not in there}
     runs = [run for run in runs if not run.hidden or run.folder in there | awaited]
     if there:
-        observer.note(f"{len(there)} of {len(runs)} {what}s are there")
+        observer.note(f"{len(there)} of {len(runs)} {what}s are finished already")
     for number, run in enumerate(runs, start=1):
         if run.folder in there:
             continue
         observer.note(f"{what} {number} of {len(runs)}: {run.label}")
-        gc.collect()  # the last run's world, which would count as this one's memory
+        gc.collect()  # frees the last run's world, which would count as memory of this run
         forget_peak()
         try:
             first = out / run.first if run.first else None
             experiment.run(
-                run.config, out / run.folder, observer, first, resume=True, prefixes=out / PREFIXES
+                run.config, out / run.folder, observer, first, resume=True, prefixes=out / PREFIX_FOLDER
             )
         except FedmsError as error:
             raise type(error)(f"{run.label}: {error}") from None
 
 
-# tuning: every combination of the grid once, on the first seed, judged on validation data alone
+# Tuning: every combination of the grid runs once, on the first seed, and is scored on validation data only.
 
 
 def trials_of(row: Row, config: Config) -> list[tuple[PlannedRun, Keys]]:
-    """A run for each combination of the grid; none where there is nothing to choose between."""
+    """One run for each combination of the grid; none if there is only one combination."""
     seed, grid = config.compare.seeds[0], row.grid(config)
     if len(grid) < 2:
         return []
@@ -99,12 +103,12 @@ def trials_of(row: Row, config: Config) -> list[tuple[PlannedRun, Keys]]:
 
 
 def choose(out: Path, tried: Sequence[tuple[PlannedRun, Keys]], criterion: str) -> dict[str, Any]:
-    """Every combination with its score, and the best: of equals, the first."""
+    """Every combination with its score, and the best one (the first of equals)."""
     candidates = [
         {
             "keys": keys,
             "folder": run.folder,
-            "score": read_json(out / run.folder / "result.json")["validation"][criterion],
+            "score": read_result(out / run.folder)["validation"][criterion],
         }
         for run, keys in tried
     ]
@@ -121,7 +125,7 @@ def run_of(
     trials: Mapping[str, Sequence[tuple[PlannedRun, Keys]]],
     tuning: Mapping[str, Mapping[str, Any]],
 ) -> PlannedRun:
-    """This row's run of that seed; the first seed's of a tuned row is the trial that was chosen."""
+    """The run of this row with this seed. For a tuned row and the first seed it is the trial that won."""
     label = f"{row.name}, seed {seed}"
     chosen = chosen_for(row, config, tuning)
     if row.name in tuning and seed == config.compare.seeds[0]:
@@ -130,7 +134,7 @@ def run_of(
 
 
 def chosen_for(row: Row, config: Config, tuning: Mapping[str, Mapping[str, Any]]) -> Keys:
-    """The keys that the grid sets for this row."""
+    """The keys that tuning chose for this row."""
     return dict(tuning[row.name]["chosen"]) if row.name in tuning else row.grid(config)[0]
 
 
@@ -139,7 +143,7 @@ def _words(keys: Keys) -> str:
 
 
 def _name(keys: Keys) -> str:
-    """A folder's name: the keys as they are, if that is one."""
+    """A folder's name for these keys: the keys themselves, or a digest if they do not make a name."""
     words = _words(keys)
     return (
         words
@@ -148,7 +152,7 @@ def _name(keys: Keys) -> str:
     )
 
 
-# the end
+# Summary.
 
 
 def summed_up(
@@ -158,13 +162,13 @@ def summed_up(
     wanted: Sequence[tuple[Row, int, PlannedRun]],
     tuning: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What comparison.json says."""
-    runs = [
+    """The content of comparison.json."""
+    runs: list[dict[str, Any]] = [
         {
             "row": row.name,
             "seed": seed,
             "folder": run.folder,
-            "result": read_json(out / run.folder / "result.json"),
+            "result": read_result(out / run.folder),
         }
         for row, seed, run in wanted
     ]
@@ -174,9 +178,8 @@ def summed_up(
     )
     return {
         "config": config.model_dump(mode="json"),
-        "environment": describe_environment(
-            config, worker_count(config) if config.deterministic else None
-        ),  # else each run chooses
+        # without `deterministic` each run chooses its own number of workers
+        "environment": describe_environment(config, worker_count(config) if config.deterministic else None),
         "seeds": list(config.compare.seeds),
         "baseline": against,
         "methods": [

@@ -1,19 +1,23 @@
-"""What the runs of a comparison come to: means over seeds, and differences with their uncertainty.
+"""Summary of a comparison's runs: means over seeds, and differences with their uncertainty.
 
-**Pairs.** Two rows are compared on the same clients of the same seeds: a pair is one client of one seed, its difference the one row's
-accuracy less the other's. Differences are averaged over all pairs.
+**Pairs.** Two rows are compared on the same clients of the same seeds. A pair is one client of one seed; its
+difference is the accuracy of one row minus the accuracy of the other. Differences are averaged over all
+pairs.
 
-**Confidence.** 95 % intervals by a percentile bootstrap in two levels (9999 resamples, seeded). The clients of a seed share its partition,
-cohorts, global model and the test data of everyone, so they are no independent samples: seeds are drawn with replacement, then clients
-within each seed drawn, never across. Clients alone would not do: where one model serves all, every client of a seed has the same
-accuracy_global, and an interval over clients would have no width at all. With one seed the interval is over its clients, and speaks of that
-partition only; with a few, it knows as much of the variation between seeds as a few draws show. Below six pairs no sign test could
-reach 5 %, and where nothing varies there is nothing to infer from: then there is no interval and no claim.
+**Confidence.** 95 % intervals come from a percentile bootstrap in two levels (9999 resamples, seeded). The
+clients of a seed share its partition, cohorts, global model and everyone's test data, so they are not
+independent. Therefore seeds are drawn with replacement, then clients within each drawn seed, never across
+seeds. A bootstrap over clients alone would be wrong: if one model serves all clients, every client of a seed
+has the same accuracy_global, and the interval would have no width. With one seed, the interval covers its
+clients and this partition only. With a few seeds, it reflects only the variation between these seeds. With
+fewer than six pairs no sign test could reach 5 %, and without any variation there is no basis for inference;
+then there is no interval and no claim.
 
-**p** is that of Wilcoxon's signed-rank test over all pairs, which takes pairs for independent: it is shown beside the interval, and nothing
-is decided by it. It is left out where the pairs of every seed are all equal.
+**p** comes from Wilcoxon's signed-rank test over all pairs, which assumes independent pairs. It is shown
+beside the interval, and no claim depends on it. It is left out if all pairs of every seed are equal.
 
-**Distinguishable** is a difference whose interval excludes 0. Many rows are compared without a correction for it.
+**Distinguishable** means that the interval of a difference excludes 0. There is no correction for the number
+of rows.
 """
 
 from __future__ import annotations
@@ -43,10 +47,10 @@ METRICS = (
     "trainable_fraction",
     "peak_memory_bytes",
 )
-MOST_AT_ONCE = 4_000_000
-"""Draws held in memory at a time."""
+MOST_DRAWS_AT_ONCE = 4_000_000
+"""Upper bound on draws in memory at the same time."""
 DIGITS = 9
-"""Decimals of a difference: accuracies are fractions of single precision, and equal ones must not differ."""
+"""Decimals of a difference. Accuracies have single precision, and rounding keeps equal accuracies equal."""
 Result = Mapping[str, Any]
 Differences = list[NDArray[np.float64]]
 
@@ -54,8 +58,8 @@ Differences = list[NDArray[np.float64]]
 def summarise(results: Mapping[str, Sequence[Result]], baseline: str) -> dict[str, dict[str, Any]]:
     """For each row, from its results over seeds: `mean`, `std`, `versus_baseline`, `best` and `frontier`.
 
-    `std` is the sample's, null below two seeds. `best` marks for each accuracy the row with the highest mean (`best`) and those that
-    cannot be told from it (`equal`).
+    `std` is the sample standard deviation, null for fewer than two seeds. For each accuracy, `best` marks the
+    row with the highest mean (`best`) and the rows that are not distinguishable from it (`equal`).
     """
     best = {
         key: max(results, key=lambda row: statistics.fmean(result[key] for result in results[row]))
@@ -80,9 +84,12 @@ def summarise(results: Mapping[str, Sequence[Result]], baseline: str) -> dict[st
 
 
 def compare(results: Sequence[Result], others: Sequence[Result], key: str) -> dict[str, Any]:
-    """One row less another, as pairs of clients: `difference`, its interval `low` to `high`, `p`, `pairs`, `distinguishable`.
+    """One row minus another, over pairs of clients.
 
-    `low` and `high` are null where there is no interval, and `p` where it would say nothing.
+    Returns:
+        `difference`, its interval `low` to `high`, `p`, `pairs` (a count) and `distinguishable`.
+
+    `low` and `high` are null without an interval; `p` is also null if all pairs of every seed are equal.
     """
     found = differences(results, others, key)
     pooled = np.concatenate(found) if found else np.empty(0)
@@ -98,7 +105,7 @@ def compare(results: Sequence[Result], others: Sequence[Result], key: str) -> di
 
 
 def differences(results: Sequence[Result], others: Sequence[Result], key: str) -> Differences:
-    """For each seed that both have, [client]: the one's value less the other's, over the clients that both know it of."""
+    """For each common seed, the differences of its common clients: float64 [clients]."""
     theirs = {other["seed"]: _per_client(other, key) for other in others}
     out = []
     for result in sorted(results, key=lambda result: int(result["seed"])):
@@ -114,7 +121,7 @@ def differences(results: Sequence[Result], others: Sequence[Result], key: str) -
 
 
 def frontier(results: Sequence[Result]) -> list[dict[str, float]]:
-    """Both accuracies along the prior, means over seeds; empty for a method without one."""
+    """Both accuracies for each prior, means over seeds; empty for a method without a prior."""
     curves = [result.get("frontier") or [] for result in results]
     return [
         {"prior": points[0]["prior"]}
@@ -136,21 +143,21 @@ def _mark(row: str, best: str, results: Mapping[str, Sequence[Result]], key: str
 
 
 def _interval(found: Differences) -> tuple[float, float] | None:
-    """95 % of the means over seeds drawn with replacement, and clients drawn with replacement within each; None if all are equal."""
+    """95 % interval of the mean by the bootstrap over seeds and clients; None if it has no width."""
     rng = np.random.default_rng(0)
     drawn = rng.integers(len(found), size=(RESAMPLES, len(found)))
     total = np.zeros(RESAMPLES)
     for place in range(len(found)):
         for seed, pairs in enumerate(found):
             mine = np.flatnonzero(drawn[:, place] == seed)
-            for part in np.array_split(mine, 1 + len(mine) * len(pairs) // MOST_AT_ONCE):
+            for part in np.array_split(mine, 1 + len(mine) * len(pairs) // MOST_DRAWS_AT_ONCE):
                 total[part] += pairs[rng.integers(len(pairs), size=(len(part), len(pairs)))].mean(1)
     low, high = (round(float(each), DIGITS) for each in np.quantile(total / len(found), (0.025, 0.975)))
     return None if low == high else (low, high)
 
 
 def _signed_rank(pooled: NDArray[np.float64]) -> float:
-    """Wilcoxon's two-sided p; pairs without a difference are left out, and 1 where there is none at all."""
+    """Two-sided p of Wilcoxon's test without pairs of difference 0; 1 if there is no other pair."""
     from scipy.stats import wilcoxon
 
     return float(wilcoxon(pooled).pvalue) if pooled.any() else 1.0

@@ -1,4 +1,4 @@
-"""A comparison's folder: whose it is, and which runs are in it already."""
+"""The folder of a comparison: its lock, its config, and its finished runs."""
 
 from __future__ import annotations
 
@@ -11,45 +11,49 @@ from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.core.files import locked, make_folder, sweep, write_bytes
 from fedms.core.paths import check_no_escape
-from fedms.runs.folder import ELSEWHERE, HOW, RunFolder, difference, refuse_used
+from fedms.runs.folder import ANOTHER_FOLDER_HINT, KEYS_WITHOUT_EFFECT, RunFolder, difference, refuse_used
 
-DECLARED = "comparison.yaml"
-"""The comparison's config, every default filled in: what makes a folder a comparison's."""
+CONFIG_FILE = "comparison.yaml"
+"""The comparison's config with every default filled in. This file marks the folder of a comparison."""
 
-PREFIXES = "prefixes"
-"""What the frozen blocks come to, shared by the runs while the comparison goes on."""
+PREFIX_FOLDER = "prefixes"
+"""Folder of kept outputs of the frozen blocks, which the runs share. It is removed at the end."""
 
 
 @contextmanager
 def claimed(out: Path, config: Config) -> Iterator[None]:
-    """The folder, made or gone on with, for this process alone.
+    """Create the folder, or resume in it, and lock it for this process.
 
     Raises:
-        FedmsError: it holds something else, another comparison, or one that is going on now.
+        FedmsError: the folder holds other files or another comparison, or another process uses it.
     """
     if out.is_dir():
         check_no_escape(out)
-    if (out / DECLARED).exists():
-        if differs := difference(out / DECLARED, config, HOW | {"seed": True, "method": True}):
-            raise FedmsError(f"{out}: holds a comparison with another config: {differs}; {ELSEWHERE}")
+    if (out / CONFIG_FILE).exists():
+        if differs := difference(
+            out / CONFIG_FILE, config, KEYS_WITHOUT_EFFECT | {"seed": True, "method": True}
+        ):
+            raise FedmsError(
+                f"{out}: holds a comparison with another config: {differs}; {ANOTHER_FOLDER_HINT}"
+            )
     else:
         refuse_used(out)
     make_folder(out)
     with locked(out):
         sweep(out)
-        shutil.rmtree(out / PREFIXES, ignore_errors=True)  # of a comparison that was killed
-        write_bytes(out / DECLARED, config.to_yaml().encode())
+        shutil.rmtree(out / PREFIX_FOLDER, ignore_errors=True)  # left by a comparison that was killed
+        write_bytes(out / CONFIG_FILE, config.to_yaml().encode())
         try:
             yield
         finally:
-            shutil.rmtree(out / PREFIXES, ignore_errors=True)
+            shutil.rmtree(out / PREFIX_FOLDER, ignore_errors=True)
 
 
 def is_finished(folder: Path, config: Config) -> bool:
-    """Whether this run is there, whole; False where it is not, or was only begun.
+    """Whether the folder holds this run, finished; False if it is missing or not finished.
 
     Raises:
-        FedmsError: something else is in its place, or a run with another config.
+        FedmsError: the folder holds something else, or a run with another config.
     """
     held = RunFolder(folder)
     held.admit(config, resume=True)

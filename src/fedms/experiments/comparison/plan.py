@@ -1,4 +1,4 @@
-"""The runs of a comparison in their order, with no first stage trained twice."""
+"""The order of a comparison's runs, in which no first stage is trained twice."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ class PlannedRun:
     """One run of a comparison."""
 
     folder: str
-    """Below the comparison's folder."""
+    """Path inside the comparison's folder."""
     label: str
     config: Config
     first: str | None = None
-    """The folder of the run that has trained its first stage."""
+    """Folder of the run that provides the first stage."""
     hidden: bool = False
-    """Whether it is no row, but trains a first stage for others."""
+    """Whether the run is not a row and only trains a first stage for others."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """All that decides what a first stage comes to."""
+    """Everything that determines the result of a first stage."""
 
     stage: Stage
     settings: str
 
 
 def plan(wanted: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """These runs, each after the one whose first stage it takes over.
+    """These runs, each after the run that provides its first stage.
 
-    Runs that declare a first stage alike take it from the one that consists of that stage alone. Where none does and several need
-    it, a hidden run of a method that does is added.
+    Runs with the same first stage take it from the run that consists of this stage alone. If there is no such
+    run and several runs need the stage, a hidden run of a method with this stage alone is added.
     """
     origins = {run.folder: origin(run.config) for run in wanted}
     makers: dict[Origin, PlannedRun] = {}
@@ -65,13 +65,16 @@ def plan(wanted: Sequence[PlannedRun]) -> list[PlannedRun]:
 
 
 def origin(config: Config) -> Origin | None:
-    """What the run's first stage comes from, or None where no other run could train it."""
+    """The origin of the run's first stage, or None if no other run can train this stage."""
     stage = shared_first_stage(config)
     return Origin(stage, json.dumps(first_stage_settings(config), sort_keys=True)) if stage else None
 
 
 def _hidden(made: Origin, runs: Iterable[PlannedRun]) -> PlannedRun | None:
-    """A run of this stage alone. What is of no concern to it is left at its default, so that it serves whoever comes later."""
+    """A hidden run of this stage alone.
+
+    Keys without effect on the stage have their defaults, so that later rows can also use the run.
+    """
     method = next((method.name for method in METHODS.values() if method.stages == (made.stage,)), None)
     if method is None:
         return None
@@ -79,11 +82,12 @@ def _hidden(made: Origin, runs: Iterable[PlannedRun]) -> PlannedRun | None:
     values = (
         first_stage_settings(config) | config.model_dump(include={"engine", "cache"}) | {"method": method}
     )
-    values["evaluation"] |= {"everyone": 1, "validation": False}  # nobody reads how it does in the end
+    values["evaluation"] |= {"everyone": 1, "validation": False}  # no one reads the test results of this run
+    names = dict.fromkeys(run.label.rpartition(", seed")[0] for run in runs)
     digest = hashlib.sha256(made.settings.encode()).hexdigest()[:8]
     return PlannedRun(
         folder=f"stages/{method}-{config.seed}-{digest}",
-        label=f"first stage of {', '.join(dict.fromkeys(run.label.rpartition(', seed')[0] for run in runs))}, seed {config.seed}",
+        label=f"first stage of {', '.join(names)}, seed {config.seed}",
         config=load_config(values),
         hidden=True,
     )

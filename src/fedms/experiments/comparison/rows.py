@@ -1,4 +1,4 @@
-"""The rows of a comparison, checked without loading anything heavy: methods, and variants of them."""
+"""The rows of a comparison: methods, and variants of methods. No data or model is loaded here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedms.federation.methods import METHODS, find
 
 @dataclass(frozen=True)
 class Row:
-    """A method, and the keys in which it departs from the config."""
+    """A method, and the keys in which it differs from the config."""
 
     name: str
     method: Method
@@ -23,21 +23,21 @@ class Row:
     """Dotted keys; `method` is not among them."""
 
     def experiment(self, config: Config, seed: int, tuned: dict[str, Any]) -> Config:
-        """One run of this row, with what was chosen for it.
+        """The config of this row with a seed and tuned keys.
 
         Raises:
-            ConfigError: these keys do not go together.
+            ConfigError: the keys do not fit together.
         """
         keys = {"seed": seed, "method": self.method.name} | self.overrides | tuned
         if config.compare.tune:
-            keys["evaluation.validation"] = True  # what is chosen by validation is reported with it
+            keys["evaluation.validation"] = True  # tuning reads the scores on validation data
         try:
             return self.method.configure(changed(config, keys))
         except ConfigError as error:
             raise ConfigError(f"{self.name}: {error}") from None
 
     def grid(self, config: Config) -> list[dict[str, Any]]:
-        """Every combination of the candidates that can matter to this row; one empty one where none do."""
+        """Every combination of candidates for keys that affect this row; at least one, maybe empty."""
         keys = [
             key for key in config.compare.tune if key not in self.overrides and _matters(key, self.method)
         ]
@@ -64,7 +64,7 @@ def rows(config: Config) -> list[Row]:
     """The rows that `config.compare` names, in order: methods, then variants.
 
     Raises:
-        ConfigError: a method is not known, or a variant is named as one.
+        ConfigError: a method is not known, or a variant has the name of a method.
     """
     compare = config.compare
     named = METHODS if compare.methods is None else compare.methods
@@ -75,9 +75,8 @@ def rows(config: Config) -> list[Row]:
         method = _find(str(keys.get("method", config.method)), f"compare.variants.{name}.method")
         made.append(Row(name, method, {key: value for key, value in keys.items() if key != "method"}))
     if compare.baseline not in METHODS and compare.baseline not in compare.variants:
-        raise ConfigError(
-            f"compare.baseline: {compare.baseline!r} is not known; allowed: {', '.join([*METHODS, *compare.variants])}"
-        )
+        allowed = ", ".join([*METHODS, *compare.variants])
+        raise ConfigError(f"compare.baseline: {compare.baseline!r} is not known; allowed: {allowed}")
     for row in made:
         for tuned in row.grid(config):
             row.experiment(config, compare.seeds[0], tuned)
@@ -85,16 +84,16 @@ def rows(config: Config) -> list[Row]:
 
 
 def baseline(config: Config, compared: Sequence[Row]) -> str:
-    """The row that the others are measured against."""
+    """Name of the row with which the others are compared."""
     names = [row.name for row in compared]
     return config.compare.baseline if config.compare.baseline in names else names[0]
 
 
 def narrowed(config: Config, methods: Sequence[str] | None, seeds: Sequence[int] | None) -> Config:
-    """The config whose comparison has these rows (methods or variants by name) and these seeds alone.
+    """The config with its comparison reduced to these rows (methods or variants, by name) and these seeds.
 
     Raises:
-        ConfigError: a name is not known, or something comes twice.
+        ConfigError: a name is not known, or a row or seed is repeated.
     """
     compare = config.compare.model_dump()
     if methods is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedms.core.errors import FedmsError
 from fedms.federation.exchanges.base import Exchange
 from fedms.federation.exchanges.evaluation import EvaluationExchange
 from fedms.federation.exchanges.local_training import TrainingExchange
@@ -24,3 +25,14 @@ EXCHANGES: dict[str, Exchange[Any, Any, Any]] = {
     for exchange in (STATISTICS, CALIBRATION, TRAINING, EVALUATION, INTERPOLATION, WEIGHTS, FINAL_TEST)
 }
 """By kind, as tasks name them."""
+
+
+def find_exchange(kind: str) -> Exchange[Any, Any, Any]:
+    """The exchange of this kind.
+
+    Raises:
+        FedmsError: there is none.
+    """
+    if kind not in EXCHANGES:
+        raise FedmsError(f"no question {kind!r:.80}; known: {', '.join(EXCHANGES)}")
+    return EXCHANGES[kind]

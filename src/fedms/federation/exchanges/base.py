@@ -1,8 +1,9 @@
-"""An exchange is one question to clients: what is asked, what a client answers, how that is checked, what comes of it.
+"""An exchange is one question to clients: what is asked, what a client answers, how that is checked, what
+comes of it.
 
-One file a question. Exchanges know neither server nor host: a client's side is a `ClientView`, what the server knows of
-a client is an `Expected`. `Exchange.answer` is the one place where something of a client's data becomes an answer, and
-`Exchange.combine` the one place where answers become something shared.
+One file a question. Exchanges know neither server nor host: a client's side is a `ClientView`, what the
+server knows of a client is an `Expected`. `Exchange.answer` is the one place where something of a client's
+data becomes an answer, and `Exchange.combine` the one place where answers become something shared.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A round of local training.
 
-What leaves a client: the arrays that the stage shares, its mean training loss, and in a local stage its hits on its
-validation data. All else that it trains stays in its folder.
+What leaves a client: the arrays that the stage shares, its mean training loss, and in a local stage its hits
+on its validation data. All else that it trains stays in its folder.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
 from fedms.federation.tiers import trainable
-from fedms.model.arrays import PARTS, Arrays, group, prefixed
+from fedms.model.arrays import Arrays, prefixed
 from fedms.model.expert import Expert
 from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
-from fedms.model.parts import fresh_lora, trained_names
+from fedms.model.parts import fresh_lora, group, part_of, trained_names
 from fedms.training.device import moved
 from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
 from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
@@ -119,7 +119,9 @@ class Begun:
 
 
 class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
-    """Local training in three steps, so that several clients can train in one batch between the first and the last."""
+    """Local training in three steps, so that several clients can train in one batch between the first and the
+    last.
+    """
 
     kind = "train"
     split = "train"
@@ -184,7 +186,9 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         return declared
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """What the stage shares of what this client can train, no further from its start than training reaches."""
+        """What the stage shares of what this client can train, no further from its start than training
+        reaches.
+        """
         stage = expected.recipe.method.stage(task.stage)
         starts = _expected_starts(task, stage, expected)
         check_shapes(update.arrays, starts)
@@ -216,7 +220,10 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
 def _start_gate(
     view: ClientView, stage: Stage, samples: Samples
 ) -> tuple[Arrays, list[tuple[Tensor, float]], LossFunction | None]:
-    """The gate's arrays. With the objective `likelihood`, also what trains jointly, and the mixture's loss."""
+    """The gate's arrays.
+
+    With the objective `likelihood`, also what trains jointly, and the mixture's loss.
+    """
     if "gate" not in stage.trains:
         return {}, [], None
     config = view.config.gate
@@ -260,13 +267,13 @@ def _keep(view: ClientView, stage: Stage, expert: Expert, gate: Arrays) -> None:
     private = {
         name: array
         for name, array in expert.arrays.items()
-        if (stage.average == "beside" or group(name) not in stage.shares) and name.startswith(PARTS)
+        if (stage.average == "beside" or group(name) not in stage.shares) and part_of(name)
     }
     view.keep(gate | prefixed(private, "local/"), {"stage": stage.name, "round": view.version[1]})
 
 
 def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Validation:
-    """The personal model as it now stands on the client's validation data; `spent` are operations before it."""
+    """The personal model on the client's validation data; `spent` are the operations before it."""
     samples = view.samples("validation")
     arrays = received_with_temperature(view) | dict(trained)
     model = with_own_knowledge(view, PersonalModel(arrays, view.recipe.method, view.config))

@@ -1,7 +1,8 @@
 """What is chosen once training is over, by the likelihood of all clients' validation labels.
 
-What leaves a client: the log-likelihood of its validation labels under each candidate of a grid (exchange `interpolate`:
-how far local experts go from their start; exchange `weigh`: a constant weight, or a scale of the evidence a prior).
+What leaves a client: the log-likelihood of its validation labels under each candidate of a grid (exchange
+`interpolate`: how far local experts go from their start; exchange `weigh`: a constant weight, or a scale of
+the evidence a prior).
 """
 
 from __future__ import annotations

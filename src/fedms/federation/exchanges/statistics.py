@@ -1,7 +1,9 @@
-"""Clients send sums of their training features once; then the discriminant's temperature is chosen on validation data.
+"""Clients send sums of their training features once; then the discriminant's temperature is chosen on
+validation data.
 
-What leaves a client: class counts, class feature sums and the second moment of its training features (exchange
-`statistics`), and the log-likelihood of its validation labels at each temperature of a grid (exchange `calibrate`).
+What leaves a client: class counts, class feature sums and the second moment of its training features
+(exchange `statistics`), and the log-likelihood of its validation labels at each temperature of a grid
+(exchange `calibrate`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The finished personal models on own and everyone's data.
 
-What leaves a client: accuracies (by prior where predictions move with it), the gate's mean weight, its number of
-training samples, and the hits of the untrained model. The finished model stays in its folder.
+What leaves a client: accuracies (by prior where predictions move with it), the gate's mean weight, its number
+of training samples, and the hits of the untrained model. The finished model stays in its folder.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def _judge(view: ClientView, model: PersonalModel, samples: Samples, prior: floa
 
 
 def _untrained(view: ClientView) -> tuple[int, int]:
-    """Test samples that the frozen model gets right by the nearest class name or class mean, and how many there are."""
+    """Test samples that the frozen model gets right by the nearest class name or class mean, and how many
+    there are.
+    """
     samples = view.samples("test")
     x = view.runner.frozen_outputs("backbone", None, samples, view.boundary).features
     references = view.class_embeddings if view.backbone.kind == "text" else view.arrays[BASE_MEANS]

@@ -1,4 +1,4 @@
-"""The methods that can be named, each a short declaration."""
+"""The methods that a config can name, each a short declaration."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from fedms.config import Config
 from fedms.core.errors import ConfigError
+from fedms.federation.aggregation.registry import AGGREGATORS
 from fedms.federation.method import LORA, Method
 from fedms.federation.methods import fedavg, fedms, frozen, mixtures, partly_shared, personal
 
@@ -22,17 +23,32 @@ METHODS: dict[str, Method] = {
 }
 
 
+def register_method(method: Method) -> None:
+    """Let the config name this method.
+
+    Raises:
+        ConfigError: another method has the name, a word is not known, or the words contradict each other.
+    """
+    if method.name in METHODS:
+        raise ConfigError(f"method: the name {method.name!r:.80} is taken already")
+    method.check()
+    METHODS[method.name] = method
+
+
 def find(name: str) -> Method:
-    """The method of that name; ConfigError where there is none."""
+    """The method of this name; ConfigError where it is not known."""
     if name not in METHODS:
         raise ConfigError(f"method: {name!r} is not known; allowed: {', '.join(METHODS)}")
     return METHODS[name]
 
 
 def of(config: Config) -> Method:
-    """The experiment's method. With aggregation `freeze-a`, no stage trains an A that it would share beside B (arXiv 2403.12313)."""
+    """The experiment's method.
+
+    An aggregator that freezes A (arXiv 2403.12313) removes A from every stage that would share both matrices.
+    """
     method = find(config.method)
-    if config.federation.aggregation != "freeze-a":
+    if not AGGREGATORS[config.federation.aggregation].freezes_a:
         return method
     return replace(
         method,

@@ -1,13 +1,18 @@
-"""One model for all, by federated averaging of LoRA matrices and head, and what has been done to do it better.
+"""One model for all clients: federated averaging of LoRA matrices and head, and its refinements.
 
-FedAvg: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data, arXiv 1602.05629; with LoRA as
-in FedIT, arXiv 2305.05644.
+FedAvg: McMahan et al., Communication-Efficient Learning of Deep Networks from Decentralized Data,
+arXiv 1602.05629; with LoRA as in FedIT, arXiv 2305.05644.
+
 FedProx: Li et al., Federated Optimization in Heterogeneous Networks, arXiv 1812.06127.
-FFA-LoRA: Sun et al., Improving LoRA in Privacy-preserving Federated Learning, arXiv 2403.12313: A stays as it was drawn, so the mean
-of the B is the mean of the products.
-FedEx-LoRA: Singhal et al., Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models, arXiv 2410.09432.
-FlexLoRA: Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client Resources, arXiv 2402.11505;
-the clients' ranks are `lora.tiers`.
+
+FFA-LoRA: Sun et al., Improving LoRA in Privacy-preserving Federated Learning, arXiv 2403.12313. A keeps its
+random start, so the mean of the B is the mean of the products.
+
+FedEx-LoRA: Singhal et al., Exact Aggregation for Federated and Efficient Fine-Tuning of Foundation Models,
+arXiv 2410.09432.
+
+FlexLoRA: Bai et al., Federated Fine-tuning of Large Language Models under Heterogeneous Tasks and Client
+Resources, arXiv 2402.11505. The clients' ranks are `lora.tiers`.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
-"""FedMS: a global expert by sparsely activated LoRA, then on each client a local expert and a gate that mixes the two.
+"""FedMS: a global expert by sparsely activated LoRA; then a local expert and a gate on each client.
 
-Wu, Li, Wang, Wang: FedMS, arXiv 2312.15926. What the gate is trained for, and all else that the abstract leaves open, is
-this project's definition (docs/method.md).
+Wu, Li, Wang, Wang: FedMS, arXiv 2312.15926. The abstract does not say what the gate is trained for. This and
+all other open questions follow the definition of this project (docs/method.md).
 """
 
 from fedms.federation.method import GLOBAL_SAL, LORA, Method, Stage

@@ -1,12 +1,16 @@
-"""No pair is trained: the backbone stays as it is, and what is learned stands on its features or before its input.
+"""Methods that train no LoRA pair. They learn on the features of the frozen backbone, or before its input.
 
 FedNCM: Legate et al., Guiding The Last Layer in Federated Learning with Pre-Trained Models, arXiv 2306.03937.
-Fed3R: Fani et al., Accelerating Heterogeneous Federated Learning with Closed-form Classifiers, arXiv 2406.01116; the discriminant of
-`statistics` is such a classifier, each client's label prior is ours.
-FedCLIP: Lu et al., FedCLIP: Fast Generalization and Personalization for CLIP in Federated Learning, arXiv 2302.13485; with GELU in place of
-its batch norm and leaky ReLU, and before the frozen head of `head.kind`.
-PromptFL: Guo et al., PromptFL: Let Federated Participants Cooperatively Learn Prompts Instead of Models, arXiv 2208.11625; its prompts
-stand before the class names, ours before the sample's own tokens, since our backbones have no second tower.
+
+Fed3R: Fani et al., Accelerating Heterogeneous Federated Learning with Closed-form Classifiers, arXiv
+2406.01116. The discriminant of `statistics` is such a classifier. Each client's label prior is our addition.
+
+FedCLIP: Lu et al., FedCLIP: Fast Generalization and Personalization for CLIP in Federated Learning, arXiv
+2302.13485. Here with GELU in place of batch norm and leaky ReLU, and before the frozen head of `head.kind`.
+
+PromptFL: Guo et al., PromptFL: Let Federated Participants Cooperatively Learn Prompts Instead of Models,
+arXiv 2208.11625. Its prompts precede the class names. Our backbones have no second tower, so our prompts
+precede the tokens of the sample.
 """
 
 from fedms.federation.method import Method, Stage
@@ -26,7 +30,7 @@ METHODS = (
         "arXiv 2306.03937",
         (),
         "global",
-        settings={"head.kind": "means", "statistics.rank": 1},  # which needs no covariance
+        settings={"head.kind": "means", "statistics.rank": 1},  # class means need no covariance
     ),
     Method(
         "linear-probe",

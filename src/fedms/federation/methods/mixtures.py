@@ -1,9 +1,12 @@
 """A global and a local expert on each client, weighed against each other.
 
-FedDPA: Yang et al., Dual-Personalizing Adapter for Federated Foundation Models, arXiv 2403.19211: both experts' pairs act in every layer,
-weighed for each sample by how like it is to some of the client's own.
-PFL-MoE: Guo et al., PFL-MoE: Personalized Federated Learning Based on Mixture of Experts, arXiv 2012.15589: a gate over both experts'
-outputs, trained with the local expert by the mixture's likelihood, all of it private.
+FedDPA: Yang et al., Dual-Personalizing Adapter for Federated Foundation Models, arXiv 2403.19211. The pairs
+of both experts act in every layer. Their weight for a sample is its similarity to some of the client's own
+samples.
+
+PFL-MoE: Guo et al., PFL-MoE: Personalized Federated Learning Based on Mixture of Experts, arXiv 2012.15589.
+A gate over the outputs of both experts, trained with the local expert by the likelihood of the mixture. The
+whole gate is private.
 """
 
 from dataclasses import replace

@@ -1,12 +1,16 @@
-"""A model for each client, part of which is shared from the first round to the last. Both budgets are spent on the same.
+"""A model for each client that shares a part in every round. Both budgets are spent on the same training.
 
 FedPer: Arivazhagan et al., Federated Learning with Personalization Layers, arXiv 1912.00818.
-FedRep: Collins et al., Exploiting Shared Representations for Personalized Federated Learning, arXiv 2102.07078: first the head, then
-the body; here each has half of a round's steps.
-FedSA-LoRA: Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, arXiv 2410.01463: A learns what is common,
-B what is each client's own; the head stays with B.
-FedALT: Bian et al., FedALT: Federated Fine-Tuning through Adaptive Local Training with Rest-of-World LoRA, arXiv 2503.11880: a client
-keeps its own pairs, and beside them, frozen, the average of the other clients'; a mixer at each layer weighs the two for its input.
+
+FedRep: Collins et al., Exploiting Shared Representations for Personalized Federated Learning, arXiv
+2102.07078. First the head, then the body; here each has half of the steps of a round.
+
+FedSA-LoRA: Guo et al., Selective Aggregation for Low-Rank Adaptation in Federated Learning, arXiv 2410.01463.
+A learns what is common, and B what is special to each client. The head stays with B.
+
+FedALT: Bian et al., FedALT: Federated Fine-Tuning through Adaptive Local Training with Rest-of-World LoRA,
+arXiv 2503.11880. A client keeps its own pairs. The average of the other clients' pairs stands frozen beside
+them, and a mixer in each layer weighs the two for its input.
 """
 
 from fedms.federation.method import LORA, Method, Stage, throughout

@@ -1,8 +1,10 @@
-"""A model for each client, nothing of it shared.
+"""A model for each client that shares nothing.
 
 Fine-tuning after FedAvg: Wang et al., Federated Evaluation of On-device Personalization, arXiv 1910.10252.
-Ditto: Li et al., Fair and Robust Federated Learning Through Personalization, arXiv 2012.04221. Its two problems are solved one after
-the other: the global one by FedAvg, then each client's own, pulled to that.
+
+Ditto: Li et al., Fair and Robust Federated Learning Through Personalization, arXiv 2012.04221. Its two
+problems are solved one after the other: the global one by FedAvg, then the local one of each client, pulled
+to the global solution.
 """
 
 from dataclasses import replace
@@ -24,7 +26,7 @@ METHODS = (
         (GLOBAL, replace(LOCAL, pull="start")),
         "local",
     ),
-    # it trains in the rounds in which the others would be asked, for the same steps
+    # it spends the global rounds on local training, so that all methods train for the same number of steps
     Method(
         "local",
         "LoRA on each client alone, nothing shared",

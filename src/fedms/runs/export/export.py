@@ -1,8 +1,9 @@
-"""One client's model for use without fedms: PEFT adapters with their heads, the gate, and a page that says how."""
+"""One client's model for use without fedms: PEFT adapters with their heads, the gate, and a README."""
 
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,40 +15,50 @@ from fedms.core.files import make_folder, unmake
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.prediction import scale_at
 from fedms.model.arrays import Arrays
-from fedms.model.checkpoints import locate
 from fedms.model.discriminant import Discriminant, label_shift
 from fedms.model.expert import Expert
 from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
 from fedms.runs.export.peft import save_plain, write_peft
-from fedms.runs.export.readme import readme
+from fedms.runs.export.readme import Base, readme
 from fedms.runs.predict import Client
+from fedms.training.ambient import own_torch_state
 
 GATE_WEIGHTS, GATE_CONFIG, LABELS, README = "gate.safetensors", "gate.json", "labels.json", "README.md"
 MIXTURE_FORMULAS = {
-    "probabilities": "probabilities = global_weight softmax(global logits) + local_weight softmax(local logits)",
+    "probabilities": (
+        "probabilities = global_weight softmax(global logits) + local_weight softmax(local logits)"
+    ),
     "logits": "probabilities = softmax(global_weight global logits + local_weight local logits)",
 }
 U_FORMULAS = {
     "global": "u = the pooled feature of the model with the global adapter, scaled to length sqrt(d)",
     "backbone": "u = the pooled feature of the model without any adapter, scaled to length sqrt(d)",
 }
-WEIGHT_FORMULA = "local_weight = sigmoid(log(prior / (1 - prior)) + evidence_scale (log_r(u) + delta(u))), global_weight = 1 - local_weight"
-LOG_R_FORMULA = "log_r(u) = logsumexp(evidence.own.weight u + evidence.own.bias) - logsumexp(evidence.everyone.weight u + evidence.everyone.bias)"
+WEIGHT_FORMULA = (
+    "local_weight = sigmoid(log(prior / (1 - prior)) + evidence_scale (log_r(u) + delta(u))), "
+    "global_weight = 1 - local_weight"
+)
+LOG_R_FORMULA = (
+    "log_r(u) = logsumexp(evidence.own.weight u + evidence.own.bias) "
+    "- logsumexp(evidence.everyone.weight u + evidence.everyone.bias)"
+)
 COUNT_FORMULA = (
-    f"local_weight = sigmoid(log(prior / (1 - prior)) + logit(sum_c softmax(global logits)_c n_c / (n_c + {COUNT_STRENGTH:g}))), "
+    "local_weight = sigmoid(log(prior / (1 - prior)) "
+    f"+ logit(sum_c softmax(global logits)_c n_c / (n_c + {COUNT_STRENGTH:g}))), "
     "n = counts, global_weight = 1 - local_weight"
 )
 DELTA_FORMULA = (
-    "delta(u) = gate.network.out.weight gelu(gate.network.hidden.weight a + gate.network.hidden.bias) + gate.network.out.bias, "
-    "a = u + gate.adapter.up gelu(gate.adapter.down u)"
+    "delta(u) = gate.network.out.weight gelu(gate.network.hidden.weight a + gate.network.hidden.bias) "
+    "+ gate.network.out.bias, a = u + gate.adapter.up gelu(gate.adapter.down u)"
 )
 
 
+@own_torch_state()
 def export_client(client: Client, to: Path) -> list[Path]:
     """Write the client's model into a new folder, whole or not at all; return its files.
 
     Raises:
-        FedmsError: something is there already, it cannot be written, or the method trains no expert or one that is no adapter.
+        FedmsError: the folder is not empty or cannot be written, or the method's experts are no adapters.
     """
     if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
         raise FedmsError(f"{to}: already there and not empty; name another folder with --to")
@@ -58,12 +69,10 @@ def export_client(client: Client, to: Path) -> list[Path]:
     made = make_folder(to)
     try:
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export.") as draft:
-            inside = (
-                Path(draft) / "export"
-            )  # with the permissions of an ordinary folder, which the draft has not
+            inside = Path(draft) / "export"  # the draft itself can be read by its owner alone
             inside.mkdir()
             _write(client, inside)
-            inside.replace(to)  # which is empty
+            inside.replace(to)
     except BaseException:
         unmake(made)
         raise
@@ -71,20 +80,20 @@ def export_client(client: Client, to: Path) -> list[Path]:
 
 
 def _unwritable(personal: PersonalModel) -> str | None:
-    """Why the experts cannot be PEFT adapters with a head each; None where they can."""
+    """Why the experts cannot be PEFT adapters with a head each; None if they can."""
     if personal.method.predicts == "blend":
         return "weighs two experts' pairs against each other within every layer"
     found = _experts(personal)
     if not found:
         return "trains no expert"
     names = {name.partition(".")[0] for expert in found.values() for name in expert.arrays}
-    told = {
+    reasons = {
         "beside": "weighs other clients' pairs against its own within every layer",
         "attention": "puts an attention before the head",
         "prompt": "puts soft prompts before every input",
     }
-    if more := names & told.keys():
-        return told[more.pop()]
+    if more := names & reasons.keys():
+        return reasons[more.pop()]
     return None if "block" in names else "trains no LoRA pair"
 
 
@@ -98,7 +107,7 @@ def _experts(personal: PersonalModel) -> dict[str, Expert]:
 
 
 def _head_with_prior(client: Client, arrays: Arrays) -> Arrays:
-    """The expert's arrays with the client's label prior in the bias, where the method puts it on the logits."""
+    """The expert's arrays; the bias holds the client's label prior if the method adds that to the logits."""
     personal = client.personal
     if not personal.method.label_prior:
         return arrays
@@ -109,8 +118,8 @@ def _head_with_prior(client: Client, arrays: Arrays) -> Arrays:
 def _write(client: Client, folder: Path) -> None:
     personal, labels = client.personal, list(client.classes)
     experts = _experts(personal)
-    source = locate(personal.config.model.name)
-    base_model = str(Path(source).resolve()) if Path(source).is_dir() else source
+    place = os.path.abspath(personal.config.model.name)  # noqa: PTH100 - a link keeps its name
+    base_model = client.hub_name or Path(place).name
     for name, expert in experts.items():
         write_peft(
             folder / name,
@@ -127,14 +136,15 @@ def _write(client: Client, folder: Path) -> None:
             save_plain(tensors, folder / GATE_WEIGHTS)
         _write_json(folder / GATE_CONFIG, described)
     _write_json(folder / LABELS, labels)
+    base = Base(base_model, is_folder=client.hub_name is None)
     page = readme(
-        client.name, personal.config, client.backbone, base_model, list(experts), gate[0] if gate else None
+        client.name, personal.config, client.backbone, base, list(experts), gate[0] if gate else None
     )
     (folder / README).write_text(page, encoding="utf-8")
 
 
 def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What gate.json says, and the gate's tensors: the evidence as two linear layers, and the network where it is kept."""
+    """The content of gate.json, and the tensors: the evidence as two linear layers, and the network."""
     personal, config = client.personal, client.personal.config
     described = {
         "client": client.name,

@@ -1,9 +1,10 @@
-"""The README of an export: what lies there, and a program that predicts with it (the tests run it)."""
+"""The README of an export: its files, and a program that predicts with them. The tests run the program."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from string import Template
 from typing import Any
 
@@ -15,14 +16,14 @@ from fedms.model.gate import COUNT_STRENGTH
 PAGE = Template("""\
 # Client `$client`, exported by fedms
 
-$what The frozen model underneath is `$base`.
+$what The frozen model underneath is $base.
 
 | file | holds |
 |---|---|
 $files
 
-This program predicts with these files and the frozen model. It wants torch, transformers, peft, safetensors$pillow, and to be run in
-this folder.
+This program predicts with these files and the frozen model. It needs torch, transformers, peft,
+safetensors$pillow. Run it in this folder. $place
 
 ```python
 $program
@@ -31,9 +32,10 @@ $program
 
 PROGRAM = Template("""\
 import json
+import os
 import sys
 
-import torch
+${numpy_import}import torch
 from peft import PeftModel
 ${pil_import}\
 from safetensors.torch import load_file
@@ -47,7 +49,7 @@ model = PeftModel.from_pretrained($loader.from_pretrained(BASE), "$first", adapt
 ${second}\
 model.eval()
 
-
+$picture
 def feature(inputs):
 $pooling
     return F.normalize(pooled, dim=1) * pooled.shape[1] ** 0.5
@@ -84,7 +86,21 @@ POOLING = {
         "pooled = tower.visual_projection(hidden.mean(1))",
     ),
 }
-OPEN = '[ImageOps.exif_transpose(Image.open(path)).convert("RGB") for path in sys.argv[1:]]'
+PICTURE = """
+def picture(path):
+    image = Image.open(path)
+    mode, tags = image.mode, getattr(image, "tag_v2", {})
+    turned = ImageOps.exif_transpose(image)
+    if mode in ("F", "I") or mode.startswith("I;16"):
+        brightest = 1 if mode == "F" else 2 ** tags.get(258, (16,))[0] - 1
+        values = np.asarray(turned).astype(np.float64) / brightest
+        if brightest > 65535 or not ((values >= 0) & (values <= 1)).all():
+            sys.exit(f"{path}: cannot read the image: pixels outside 0 to {min(brightest, 65535):,}")
+        grey = np.floor(values * 255 + 0.5)
+        turned = Image.fromarray((255 - grey if tags.get(262) == 0 else grey).astype(np.uint8))
+    return turned.convert("RGB")
+
+"""
 LOG_R = (
     'own_kind = F.linear(u, gate["evidence.own.weight"], gate["evidence.own.bias"])',
     'any_kind = F.linear(u, gate["evidence.everyone.weight"], gate["evidence.everyone.bias"])',
@@ -102,11 +118,20 @@ DELTA = (
 )
 
 
+@dataclass(frozen=True)
+class Base:
+    """The frozen model."""
+
+    name: str
+    """On the hub; or the last part of its folder's path."""
+    is_folder: bool
+
+
 def readme(
     client: str,
     config: Config,
     backbone: Backbone,
-    base_model: str,
+    base: Base,
     experts: Sequence[str],
     gate: Mapping[str, Any] | None,
 ) -> str:
@@ -124,17 +149,23 @@ def readme(
     return PAGE.substitute(
         client=client,
         what=mixed if gate else f"The {experts[0]} expert, which predicts alone{prior}.",
-        base=base_model,
+        base=f"a folder that was called `{base.name}`" if base.is_folder else f"`{base.name}`",
+        place=(
+            "Set the environment variable `BASE_MODEL` to the frozen model's folder."
+            if base.is_folder
+            else f"It takes `{base.name}` from the hub, or from the folder that the environment variable "
+            "`BASE_MODEL` names."
+        ),
         files="\n".join(f"| `{name}` | {what} |" for name, what in files),
         pillow=", pillow" if backbone.kind == "image" else "",
-        program=_program(config, backbone, base_model, experts, gate),
+        program=_program(config, backbone, base, experts, gate),
     )
 
 
 def _program(
     config: Config,
     backbone: Backbone,
-    base_model: str,
+    base: Base,
     experts: Sequence[str],
     gate: Mapping[str, Any] | None,
 ) -> str:
@@ -152,8 +183,10 @@ def _program(
         options = f", padding=True, truncation=True, max_length={config.model.max_length}"
     return PROGRAM.substitute(
         pil_import="from PIL import Image, ImageOps\n" if image else "",
+        numpy_import="import numpy as np\n" if image else "",
+        picture=PICTURE if image else "",
         classes=", ".join(sorted((loader, processor))),
-        base=json.dumps(base_model),
+        base=_base(base),
         processor=f"{processor}.from_pretrained(BASE{backend})",
         loader=loader,
         first=experts[0],
@@ -164,8 +197,16 @@ def _program(
         predicting=_indented(
             _mixing(gate) if gate else [f'return logits("{experts[0]}", feature(inputs)).softmax(1)']
         ),
-        samples=f"samples = {OPEN if image else 'sys.argv[1:]'}",
+        samples=f"samples = {'[picture(path) for path in sys.argv[1:]]' if image else 'sys.argv[1:]'}",
     )
+
+
+def _base(base: Base) -> str:
+    """Where the program finds the frozen model. The name of a folder must not be looked up on the hub."""
+    if base.is_folder:
+        refusal = f"set BASE_MODEL to the folder of the frozen model, which was called {base.name}"
+        return f'os.environ.get("BASE_MODEL") or sys.exit({json.dumps(refusal)})'
+    return f'os.environ.get("BASE_MODEL", {json.dumps(base.name)})'
 
 
 def _mixing(gate: Mapping[str, Any]) -> list[str]:

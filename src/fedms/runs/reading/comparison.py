@@ -1,4 +1,4 @@
-"""A finished comparison, read from its folder."""
+"""The files of a comparison's folder: the only place where they are read and checked."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from fedms.core.errors import FedmsError
 from fedms.core.paths import check_no_escape, is_name
 from fedms.runs.reading.run import damaged_in, number, read_mapping, read_rounds
 
-FILE = "comparison.json"
+COMPARISON_FILE = "comparison.json"
 ACCURACIES = ("accuracy_local", "accuracy_global")
-"""What differences are told of: these are known for every client."""
+"""Metrics with differences between rows: every client has a value of them."""
 FEWEST_PAIRS = 6
+"""Fewest pairs of clients for an interval of a difference."""
 RESAMPLES = 9999
+"""Resamples of the bootstrap for an interval."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,17 @@ class SeedRun:
     seed: Any
     folder: str
     rounds: list[dict[str, Any]]
-    """The lines of its `metrics.jsonl`; none where it is gone."""
+    """The lines of its metrics.jsonl; empty if its folder is gone."""
     result: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RowResults:
-    """A method, or a variant of one, over all seeds."""
+    """A row of a comparison over all seeds: a method or a variant of one."""
 
     name: str
     record: dict[str, Any]
-    """Its entry of `comparison.json`."""
+    """Its entry in comparison.json."""
     runs: list[SeedRun]
 
     def mean(self, metric: str) -> float | None:
@@ -49,15 +51,15 @@ class RowResults:
         return number(mapping(self.record, "std"), metric)
 
     def standing(self, metric: str) -> str:
-        """`best`, `equal` (not distinguishable from the best) or nothing."""
+        """`best`, `equal` (not distinguishable from the best) or an empty text."""
         return str(mapping(self.record, "best").get(metric) or "")
 
     def versus_baseline(self, metric: str) -> dict[str, Any]:
-        """The difference to the baseline with its interval."""
+        """The difference from the baseline with its interval."""
         return mapping(mapping(self.record, "versus_baseline"), metric)
 
     def frontier(self) -> list[tuple[float, float, float]]:
-        """(prior, accuracy_global, accuracy_local), by prior."""
+        """(prior, accuracy_global, accuracy_local), sorted by prior."""
         points = [
             (prior, everyone, own)
             for point in records(self.record.get("frontier"))
@@ -70,26 +72,26 @@ class RowResults:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison's folder says about itself (the schema of `comparison.json`: docs/architecture.md)."""
+    """The content of a comparison's folder. docs/architecture.md has the schema of comparison.json."""
 
     folder: Path
     config: dict[str, Any]
     environment: dict[str, Any]
     rows: list[RowResults]
     baseline: RowResults
-    """What the others are measured against."""
+    """The row with which the others are compared."""
     seeds: list[int]
     tuning: dict[str, Any]
-    """Empty where nothing was tuned."""
+    """Empty if nothing was tuned."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a row stands after a round: means over its seeds."""
+    """A row after a round: means over its seeds."""
 
     stage: str
     round: int
-    """Counted from 1 over the whole run; an exchange of statistics is none."""
+    """Counted from 1 over the whole run, without exchanges of statistics."""
     score: float | None
     spread: float | None
     uplink_bytes: float
@@ -98,26 +100,28 @@ class Moment:
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether the folder is a comparison's, finished or not, and no run's."""
-    return (folder / FILE).exists() or (folder / "comparison.yaml").exists()
+    """Whether this is the folder of a comparison, finished or not."""
+    return (folder / COMPARISON_FILE).exists() or (folder / "comparison.yaml").exists()
 
 
 def read_comparison(folder: Path) -> Comparison:
     """Read a comparison's folder.
 
     Raises:
-        FedmsError: the folder is not there, the comparison did not finish, or a file of it is damaged.
+        FedmsError: the folder is missing, the comparison did not finish, or a file is damaged.
     """
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     check_no_escape(folder)
-    said = read_mapping(folder, FILE, json.loads, what="comparison")
-    damaged = [key for key, kind in WHOLE.items() if not isinstance(said.get(key), kind)]
+    said = read_mapping(folder, COMPARISON_FILE, json.loads, what="comparison")
+    damaged = [key for key, kind in COMPARISON_KEYS.items() if not isinstance(said.get(key), kind)]
     if not damaged:
-        damaged += ["methods"] * (not said["methods"] or not all(_holds(row, ROW) for row in said["methods"]))
+        damaged += ["methods"] * (
+            not said["methods"] or not all(_holds(row, ROW_KEYS) for row in said["methods"])
+        )
         damaged += ["runs"] * (not all(_is_run(run) for run in said["runs"]))
     if damaged:
-        raise FedmsError(f"{folder / FILE}: damaged: {damaged[0]} is not as it should be")
+        raise FedmsError(f"{folder / COMPARISON_FILE}: damaged: {damaged[0]} is not as it should be")
     rows = [
         RowResults(
             row["name"], row, [_seed_run(folder, run) for run in said["runs"] if run["row"] == row["name"]]
@@ -130,7 +134,7 @@ def read_comparison(folder: Path) -> Comparison:
     )
 
 
-WHOLE = {
+COMPARISON_KEYS = {
     "config": dict,
     "environment": dict,
     "seeds": list,
@@ -139,7 +143,7 @@ WHOLE = {
     "runs": list,
     "tuning": dict,
 }
-ROW = {
+ROW_KEYS = {
     "name": str,
     "method": str,
     "overrides": dict,
@@ -149,8 +153,8 @@ ROW = {
     "best": dict,
     "frontier": list,
 }
-RUN = {"row": str, "seed": int, "folder": str, "result": dict}
-"""What a comparison, a row and a run of it have, at least."""
+RUN_KEYS = {"row": str, "seed": int, "folder": str, "result": dict}
+"""Keys and types that comparison.json, its rows and its runs must have."""
 
 
 def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
@@ -158,27 +162,27 @@ def _holds(value: Any, kinds: Mapping[str, type]) -> bool:
 
 
 def _is_run(value: Any) -> bool:
-    """Whether it is a run of a comparison, in a folder below that of the comparison."""
+    """Whether this is a run of a comparison, in a folder inside the comparison's folder."""
     return (
-        _holds(value, RUN)
+        _holds(value, RUN_KEYS)
         and not damaged_in(value["result"])
         and all(map(is_name, value["folder"].split("/")))
     )
 
 
 def mapping(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The mapping under `key`; an empty one where it is missing or no mapping."""
+    """The mapping under `key`; an empty one if the value is missing or not a mapping."""
     value = record.get(key)
     return value if isinstance(value, dict) else {}
 
 
 def records(value: Any) -> list[dict[str, Any]]:
-    """The mappings of a list; none where it is no list."""
+    """The mappings in a list; empty if the value is not a list."""
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 def moments(row: RowResults) -> list[Moment]:
-    """A row's rounds in order, each averaged over the seeds that have it."""
+    """A row's rounds in order, each averaged over the seeds that reached it."""
     seen: dict[int, list[tuple[dict[str, Any], float, float]]] = {}
     for run in row.runs:
         rounds, uplink, flops = 0, 0.0, 0.0
@@ -192,7 +196,11 @@ def moments(row: RowResults) -> list[Moment]:
 
 
 def unlikeness(counts: Sequence[Sequence[float]]) -> list[float]:
-    """How unlike each client's classes are to everybody's: total variation, 0 (the same) to 1 (nothing in common)."""
+    """Total variation between each client's class shares and everyone's, from 0 to 1 (no common class).
+
+    Args:
+        counts: [clients][classes].
+    """
     everyone = _shares([sum(column) for column in zip(*counts, strict=True)])
     return [
         sum(abs(own - other) for own, other in zip(_shares(row), everyone, strict=True)) / 2 for row in counts

@@ -1,4 +1,4 @@
-"""A finished run, or a comparison of several, read from its folder."""
+"""The files of a run folder: the only place where they are read and checked, for every command."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from fedms.config.yaml import load_yaml
 from fedms.core.errors import FedmsError
 from fedms.core.paths import check_no_escape
 
-BEYOND = 1e30
-"""No count of bytes or operations comes to it."""
-DEEPEST = 50
-"""Values within values at most, in a file of a run."""
+CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
+"""File names of the run folder."""
+NUMBER_LIMIT = 1e30
+"""Upper bound on every count of bytes or operations; a larger number in a file is damage."""
+DEEPEST_NESTING = 50
+"""Upper bound on levels of lists and mappings inside each other, in any file of a run."""
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run folder says about itself."""
+    """The content of a finished run's folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -34,7 +36,7 @@ class FinishedRun:
 
 @dataclass(frozen=True)
 class Span:
-    """A stage on the time axis of all rounds: its first and last round, counted from 1 over the whole run."""
+    """A stage with its first and last line of metrics.jsonl, counted from 1."""
 
     stage: str
     first: int
@@ -45,28 +47,41 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a run folder.
 
     Raises:
-        FedmsError: the folder is not there, the run did not finish, or a file of it is damaged.
+        FedmsError: the folder is missing, the run did not finish, or a file is damaged.
     """
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     check_no_escape(folder)
-    # result.json comes first: it is written last, so its absence is the usual reason
-    result = read_mapping(folder, "result.json", json.loads)
-    if damaged := damaged_in(result):
-        raise FedmsError(f"{folder / 'result.json'}: damaged: {damaged} is not as it should be")
+    result = read_result(folder)  # first: a run writes this file last, so without it the run did not finish
     return FinishedRun(
         folder=folder,
-        config=read_mapping(folder, "config.yaml", load_yaml),
-        environment=read_mapping(folder, "environment.json", json.loads),
+        config=read_mapping(folder, CONFIG, load_yaml),
+        environment=read_mapping(folder, ENVIRONMENT, json.loads),
         rounds=read_rounds(folder),
         result=result,
     )
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of a run folder's result.json.
+
+    Raises:
+        FedmsError: the file is missing, which means that the run did not finish, or it is damaged.
+    """
+    result = read_mapping(folder, RESULT, json.loads)
+    if damaged := damaged_in(result):
+        raise FedmsError(f"{folder / RESULT}: damaged: {damaged} is not as it should be")
+    return result
+
+
 def number(record: Mapping[str, Any], key: str) -> float | None:
-    """The number under `key`, or None where it is missing, null, not a number, or one that nothing here can come to."""
+    """The number under `key`; None if it is missing, null, not a number, or beyond NUMBER_LIMIT."""
     value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -BEYOND < value < BEYOND:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not -NUMBER_LIMIT < value < NUMBER_LIMIT
+    ):
         return None
     return float(value)
 
@@ -84,18 +99,25 @@ def spans(rounds: Iterable[Mapping[str, Any]]) -> list[Span]:
 
 
 def read_rounds(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run folder's `metrics.jsonl`, in order.
+    """The lines of a run folder's metrics.jsonl, in order.
 
     Raises:
-        FedmsError: the file is not there or damaged.
+        FedmsError: the file is missing or damaged.
     """
+    return parse_rounds(_text(folder, METRICS, "run"), folder / METRICS)
 
-    def parse(text: str) -> dict[str, Any]:
-        return {"lines": [json.loads(line) for line in text.splitlines() if line.strip()]}
 
-    rounds: list[Any] = read_mapping(folder, "metrics.jsonl", parse)["lines"]
+def parse_rounds(text: str, path: Path) -> list[dict[str, Any]]:
+    """The records in lines of metrics.jsonl, which were read from `path`.
+
+    Raises:
+        FedmsError: a line is not the record of a round.
+    """
+    rounds: list[Any] = _parsed(
+        text, path, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()]
+    )
     if not all(_is_round(record) for record in rounds):
-        raise FedmsError(f"{folder / 'metrics.jsonl'}: damaged: a line is not a round's record")
+        raise FedmsError(f"{path}: damaged: a line is not a round's record")
     return rounds
 
 
@@ -106,7 +128,10 @@ def _is_round(record: Any) -> bool:
 
 
 def damaged_in(result: Mapping[str, Any]) -> str | None:
-    """The first key of a result whose lists are not what they should be; None where all are. Keys may be missing."""
+    """The first key of a result that holds a list or mapping of the wrong form; None if all are right.
+
+    Keys may be missing.
+    """
     for key in ("per_client", "frontier"):
         if not _all(result.get(key) or [], dict):
             return key
@@ -114,12 +139,12 @@ def damaged_in(result: Mapping[str, Any]) -> str | None:
 
 
 def _is_partition(value: Any) -> bool:
-    """Whether this names classes and clients, and counts as many numbers of each client as there are classes."""
+    """Whether `classes` and `clients` are lists of names, and `counts` is [clients][classes] or empty."""
     if not isinstance(value, dict) or not all(_all(value.get(key), str) for key in ("classes", "clients")):
         return False
     rows, classes = value.get("counts") or [], len(value["classes"])
     whole = _all(rows, list) and all(
-        _all(row, int) and len(row) == classes and all(0 <= n < BEYOND for n in row) for row in rows
+        _all(row, int) and len(row) == classes and all(0 <= n < NUMBER_LIMIT for n in row) for row in rows
     )
     return whole and len(rows) in (0, len(value["clients"])) and bool(classes or not rows)
 
@@ -129,40 +154,55 @@ def _all(value: Any, kind: type) -> bool:
 
 
 def read_mapping(folder: Path, name: str, parse: Callable[[str], Any], what: str = "run") -> dict[str, Any]:
-    """The mapping that a file of a folder holds; `what` is what the folder should be.
+    """The mapping in a file of a folder; `what` names the kind of folder, for the message.
 
     Raises:
-        FedmsError: the file is not there, cannot be read, or is damaged.
+        FedmsError: the file is missing, cannot be read, or is damaged.
     """
     path = folder / name
-    try:
-        value = parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FedmsError(f"{folder}: not a finished {what}: it has no {name}") from None
-    except OSError as error:
-        raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError, yaml.YAMLError):  # JSON and UTF-8 errors are ValueErrors
-        raise FedmsError(
-            f"{path}: damaged: not valid {'YAML' if path.suffix == '.yaml' else 'JSON'}"
-        ) from None
-    if not _is_plain(value):
-        raise FedmsError(f"{path}: damaged: nested too deeply, or not text")
+    value = _parsed(_text(folder, name, what), path, parse)
     if not isinstance(value, dict):
         raise FedmsError(f"{path}: damaged: not a mapping of keys to values")
     return value
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is nested so that functions can follow, and its texts can be written (JSON can say half a character)."""
+def _text(folder: Path, name: str, what: str) -> str:
+    path = folder / name
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FedmsError(f"{folder}: not a finished {what}: it has no {name}") from None
+    except OSError as error:
+        raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise _invalid(path) from None
+
+
+def _parsed(text: str, path: Path, parse: Callable[[str], Any]) -> Any:
+    try:
+        value = parse(text)
+    except (ValueError, RecursionError, yaml.YAMLError):  # JSON errors are ValueErrors
+        raise _invalid(path) from None
+    if not _is_well_formed(value):
+        raise FedmsError(f"{path}: damaged: nested too deeply, or not text")
+    return value
+
+
+def _invalid(path: Path) -> FedmsError:
+    return FedmsError(f"{path}: damaged: not valid {'YAML' if path.suffix == '.yaml' else 'JSON'}")
+
+
+def _is_well_formed(value: Any) -> bool:
+    """Whether the nesting is at most DEEPEST_NESTING, and every text can be encoded in UTF-8."""
     waiting, seen = [(value, 0)], set()
     while waiting:
         each, depth = waiting.pop()
         if isinstance(each, str) and not each.isascii() and each.encode(errors="replace").decode() != each:
             return False
         if isinstance(each, dict | list) and id(each) not in seen:
-            if depth == DEEPEST:
+            if depth == DEEPEST_NESTING:
                 return False
-            seen.add(id(each))  # YAML's aliases make one value stand in many places
+            seen.add(id(each))  # with YAML aliases, one value can occur in many places
             waiting += [
                 (part, depth + 1) for part in ([*each, *each.values()] if isinstance(each, dict) else each)
             ]

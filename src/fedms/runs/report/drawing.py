@@ -1,8 +1,8 @@
-"""How pictures are drawn and saved: a PNG and an SVG on white, an SVG whose colours follow the page's theme, and the numbers as CSV.
+"""The style of pictures, and their files: PNG, SVG, and the numbers as CSV.
 
-The colours below are the light theme. In the page's SVG each of them becomes a CSS variable, so the page decides. Series colours are
-of Okabe and Ito's set (two of them darker, to be read on white), which people with any colour vision can tell apart, and series
-differ in shape as well.
+The colours below are the light theme. In a page's SVG each of them becomes a CSS variable, so that the page
+selects the theme. Series colours are from the set of Okabe and Ito, two of them darker for contrast on white.
+Readers with any colour vision can distinguish them, and series also differ in shape.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ THEME = {
     FIFTH: "fifth",
 }
 HEAT = "#0a84c6"
-"""The heat map is pixels, which CSS cannot recolour: one blue that reads on white and on black, more or less transparent."""
+"""Colour of heat maps. They are pixels, which CSS cannot recolour, so this blue is visible on white and on
+black."""
 
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -65,14 +66,14 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
 }
 SUFFIXES = (".png", ".svg", ".csv")
-"""As what a picture can be saved."""
+"""Files of a picture."""
 WIDTH = 5.2
-"""Inches. Narrow, so that the text stays readable when a phone shrinks the picture."""
+"""Width of a picture in inches. It is narrow, so that text stays readable on a phone."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a picture shows, as a table: named columns, a row a mark."""
+    """The numbers of a picture as a table: named columns, one row per mark."""
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
@@ -89,11 +90,11 @@ class Picture:
     numbers: Numbers
     wide: bool = False
     spoken: str = ""
-    """What the picture shows, for those who cannot see it; the caption where there is no more to say."""
+    """Description for screen readers, if the caption is not enough."""
 
     @cached_property
     def laid_out(self) -> Figure:
-        """The figure with its layout found, which is the slow part of drawing, and fixed: it is the same in every file."""
+        """The figure with a fixed layout. Finding the layout is the slow part of drawing."""
         with style(self.name):
             self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
@@ -101,7 +102,7 @@ class Picture:
 
     @cached_property
     def svg(self) -> str:
-        """The figure as an SVG file on a light ground."""
+        """The figure as an SVG file in the light theme."""
         buffer = io.StringIO()
         with style(self.name):
             self.laid_out.savefig(buffer, format="svg", metadata={"Date": None})
@@ -109,7 +110,7 @@ class Picture:
 
 
 def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
-    """Write each picture as NAME.png, NAME.svg and, what it shows, NAME.csv."""
+    """Write each picture as NAME.png and NAME.svg, and its numbers as NAME.csv."""
     folder.mkdir(exist_ok=True)
     for picture in pictures:
         for suffix in SUFFIXES:
@@ -117,7 +118,7 @@ def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
 
 
 def save_picture(picture: Picture, path: Path) -> None:
-    """Write the picture on a light ground, or the numbers that it shows, as the path's suffix says: one of `SUFFIXES`."""
+    """Write the picture in the light theme, or its numbers, by the path's suffix (one of `SUFFIXES`)."""
     if path.suffix == ".png":
         with style(picture.name):
             picture.laid_out.savefig(path, format="png", dpi=200)
@@ -129,10 +130,10 @@ def save_picture(picture: Picture, path: Path) -> None:
 
 
 def to_svg(picture: Picture) -> str:
-    """The figure as an SVG element to stand inside an HTML page, its colours CSS variables."""
+    """The figure as an SVG element for an HTML page, with CSS variables as colours."""
     svg = picture.svg[picture.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)  # HTML's parser knows the namespaces
+    svg = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)  # an HTML parser knows the namespaces
     # several pictures share one page: make their identifiers differ
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{picture.name}-", svg)
     for colour, variable in THEME.items():
@@ -142,21 +143,20 @@ def to_svg(picture: Picture) -> str:
 
 @contextmanager
 def style(salt: str) -> Iterator[None]:
-    """The look of every picture; `salt`, its name, makes the identifiers in its SVG the same each time."""
+    """The style of every picture. `salt`, its name, makes the identifiers in its SVG reproducible."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": salt}), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="Glyph"
-        )  # a name in a script that the font lacks; the SVG shows it all the same
+        # a name in a script that the font lacks; the SVG shows it nevertheless
+        warnings.filterwarnings("ignore", message="Glyph")
         yield
 
 
-def plain(name: Any, length: int = 28) -> str:
-    """A name for a picture: clipped, and a dollar sign is a dollar sign, not mathematics."""
+def picture_text(name: Any, length: int = 28) -> str:
+    """A name in a picture: clipped, and with dollar signs that do not start mathematics."""
     return clip(str(name), length).replace("$", r"\$")
 
 
 def label(axes: Axes, x: float, y: float, text: str, right: float, up: float, **font: Any) -> None:
-    """A text so many points to the right of (or, negative, to the left of) and above a point."""
+    """Write a text at an offset in points from a mark; a negative `right` puts it to the left."""
     side, height = "right" if right < 0 else "left", "bottom" if up else "center"
     axes.annotate(
         text, (x, y), (right, up), textcoords="offset points", ha=side, va=height, fontsize=8, **font
@@ -164,7 +164,7 @@ def label(axes: Axes, x: float, y: float, text: str, right: float, up: float, **
 
 
 def heat_map(axes: Axes, values: Any, fullest: float = 1.0, **options: Any) -> Any:
-    """Values as shades of one colour, from none at all; `fullest` is the opacity of the highest."""
+    """Values as opacity of one colour, from 0; `fullest` is the opacity of the highest value."""
     shades = LinearSegmentedColormap.from_list("heat", [(*_rgb(HEAT), 0.0), (*_rgb(HEAT), fullest)])
     image = axes.imshow(values, aspect="auto", cmap=shades, **options)
     axes.grid(False)
@@ -174,10 +174,10 @@ def heat_map(axes: Axes, values: Any, fullest: float = 1.0, **options: Any) -> A
 
 
 def name_ticks(set_ticks: Callable[..., Any], given: Sequence[Any], most: int, **text: Any) -> None:
-    """Name every tick, or every n-th when they are too many."""
+    """Name every tick, or every n-th tick if there are more than `most`."""
     step = -(-len(given) // most)
     places = range(0, len(given), max(1, step))
-    set_ticks(places, [plain(given[place], 22) for place in places], fontsize=7, **text)
+    set_ticks(places, [picture_text(given[place], 22) for place in places], fontsize=7, **text)
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:
@@ -186,7 +186,7 @@ def _rgb(colour: str) -> tuple[float, float, float]:
 
 
 def cumulative(values: Sequence[float]) -> list[float]:
-    """The sums so far."""
+    """Running sums."""
     out: list[float] = []
     for value in values:
         out.append((out[-1] if out else 0.0) + value)

@@ -1,4 +1,4 @@
-"""What every report's HTML is made of: the frame, cards, pictures, tables, facts. No network, no script, light and dark."""
+"""Parts of a report's HTML: frame, cards, pictures, tables, facts. They need no network and no script."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ $content
 
 
 class Strong(str):
-    """A table's cell that stands out."""
+    """A table cell in bold."""
 
 
 def frame(title: str, heading: str, lead: str, content: Iterable[str]) -> str:
-    """A whole page around its content, which is HTML already."""
+    """A page around its content, which is HTML."""
     style = files("fedms.runs.report").joinpath("style.css").read_text(encoding="utf-8")
     return FRAME.substitute(
         title=escape(title),
@@ -54,7 +54,7 @@ def frame(title: str, heading: str, lead: str, content: Iterable[str]) -> str:
 
 
 def write_page(path: Path, text: str) -> Path:
-    """Write the page whole or not at all: a full disk must not leave half a report over a whole one."""
+    """Write the page completely or not at all, so that a full disk does not destroy an earlier report."""
     draft = path.with_name(f"{path.name}.tmp")
     try:
         draft.write_text(text, encoding="utf-8")
@@ -66,7 +66,7 @@ def write_page(path: Path, text: str) -> Path:
 
 
 def section(title: str, *content: str) -> str:
-    """A heading and what stands under it."""
+    """A heading with content."""
     return "\n".join([f"<h2>{escape(title)}</h2>", *content])
 
 
@@ -76,17 +76,18 @@ def cards(each: Iterable[str]) -> str:
 
 
 def card(title: str, value: str, meaning: str, kind: str = "") -> str:
-    """One headline number and what it means."""
-    return f'<div class="card {kind}"><h3>{escape(title)}</h3><div class="value">{escape(value)}</div><p>{escape(meaning)}</p></div>'
+    """One headline number and its meaning."""
+    content = f'<h3>{escape(title)}</h3><div class="value">{escape(value)}</div><p>{escape(meaning)}</p>'
+    return f'<div class="card {kind}">{content}</div>'
 
 
 def note(text: str) -> str:
-    """A small remark."""
+    """A remark in small print."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def gallery(pictures: Sequence[Picture]) -> str:
-    """The pictures side by side where there is room."""
+    """The pictures, side by side if the page is wide enough."""
     return '<section class="pictures">\n' + "\n".join(map(figure, pictures)) + "\n</section>"
 
 
@@ -96,11 +97,12 @@ def figure(picture: Picture) -> str:
     svg = to_svg(picture).replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1)
     kind = ' class="wide"' if picture.wide else ""
     title, caption = escape(picture.title), escape(picture.caption)
-    return f'<figure{kind}><h3>{title}</h3><div class="scroll">{svg}</div><figcaption>{caption}</figcaption></figure>'
+    content = f'<h3>{title}</h3><div class="scroll">{svg}</div><figcaption>{caption}</figcaption>'
+    return f"<figure{kind}>{content}</figure>"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    """A table that scrolls sideways by itself."""
+    """A table that scrolls sideways without the page."""
     top = (
         "<thead><tr>" + "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head) + "</tr></thead>"
         if head
@@ -111,12 +113,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") ->
 
 
 def folded(summary: str, content: str) -> str:
-    """Content that opens when its summary is touched."""
+    """Content that opens with a click on its summary."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def as_yaml(value: Any) -> str:
-    """Nested values as readers of a config know them."""
+    """Nested values as YAML, the form of a config file."""
     return f"<pre>{escape(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))}</pre>"
 
 
@@ -134,9 +136,10 @@ def fact(value: Any) -> str:
 
 
 def subject(config: Mapping[str, Any]) -> str:
-    """Which model learns from which data."""
+    """Model and data set of a config."""
 
     def name(part: str, key: str) -> str:
+        """The value of a key of a section."""
         values = config.get(part)
         return clip(str(values.get(key, MISSING)) if isinstance(values, dict) else MISSING, 60)
 

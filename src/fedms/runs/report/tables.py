@@ -1,4 +1,4 @@
-"""Results as tables: for the terminal and for Markdown; and a partition as text."""
+"""Results, methods and partitions as tables for the terminal."""
 
 from __future__ import annotations
 
@@ -14,30 +14,31 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "method",
-    "accuracy local",
+    "own data",
     "worst tenth",
-    "accuracy global",
-    "gate global",
+    "everyone's data",
+    "gate weight",
     "uplink MB",
     "TFLOP",
     "seconds",
 )
-"""accuracy on own test data, the same for the worst tenth of the clients, on everybody's test data, the gate's mean share for the
-global expert, bytes sent by the clients, training operations, wall time."""
+"""Accuracy on own test data, the same for the worst tenth of the clients, accuracy on everyone's test data,
+mean gate weight of the global expert on own test data, bytes sent by clients, training operations, wall
+time."""
 
 SHADES = " ░▒▓█"
-ROWS = 50
-"""Most clients that a partition's table lists."""
+MOST_CLIENTS = 50
+"""Most clients in the table of a partition."""
 
 
 def result_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The cells under `COLUMNS`; a method that occurs more than once is told apart by its seed."""
+    """The cells under `COLUMNS`. A method that occurs more than once is shown with its seed."""
     times = Counter(str(result.get("method")) for result in results)
     return [_row(result, with_seed=times[str(result.get("method"))] > 1) for result in results]
 
 
 def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Results for the terminal, one a line."""
+    """Results for the terminal, one per line."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -51,17 +52,8 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def markdown_table(results: Sequence[Mapping[str, Any]]) -> str:
-    """Results as a Markdown table, one a line."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    lines += [
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in result_rows(results)
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def methods_table(methods: Sequence[tuple[str, str, str]]) -> Table:
-    """Name, summary and paper of each method for the terminal; only the summary gives way where it is narrow."""
+    """Name, summary and paper of each method, for the terminal. Only the summary wraps."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -76,25 +68,39 @@ def methods_table(methods: Sequence[tuple[str, str, str]]) -> Table:
 
 
 def partition_table(partition: Mapping[str, Any], width: int = 100) -> Table:
-    """Who holds what: a line a client, with a strip of its classes as shades, no wider than `width` characters."""
+    """Samples of each client, one client per line, with a strip of shades for its classes.
+
+    Args:
+        partition: `classes` and `clients` (names), `counts` (one row per client, one number per class), and
+            maybe `splits` (train, validation and test samples of each client).
+        width: most characters per line.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    classes, clients, counts = partition["classes"], partition["clients"][:ROWS], partition["counts"][:ROWS]
+    classes, clients, counts = (
+        partition["classes"],
+        partition["clients"][:MOST_CLIENTS],
+        partition["counts"][:MOST_CLIENTS],
+    )
     columns = {
         "client": [clip(str(client), 16) for client in clients],
-        "samples": [whole(sum(row)) for row in counts],
+        "train+val": [whole(sum(row)) for row in counts],
         "train/val/test": [
-            "/".join(str(part) for part in split) for split in (partition.get("splits") or [])[:ROWS]
+            "/".join(str(part) for part in split) for split in (partition.get("splits") or [])[:MOST_CLIENTS]
         ],
         "held": [str(sum(1 for count in row if count)) for row in counts],
         "most of": [_most(classes, row) for row in counts],
     }
     columns = {title: cells for title, cells in columns.items() if cells}
-    more = f"… {len(partition['clients']) - ROWS:,} more" if len(partition["clients"]) > ROWS else ""
+    more = (
+        f"… {len(partition['clients']) - MOST_CLIENTS:,} more"
+        if len(partition["clients"]) > MOST_CLIENTS
+        else ""
+    )
     room = width - len(more) - sum(3 + max(map(len, (title, *cells))) for title, cells in columns.items())
-    if room < min(len(classes), 24) and "most of" in columns:  # the strip says it too
+    if room < min(len(classes), 24) and "most of" in columns:  # the strip shows this too
         room += 3 + max(map(len, ("most of", *columns.pop("most of"))))
     per_mark = -(-len(classes) // max(16, room))
     columns["classes" if per_mark == 1 else f"{per_mark} classes a mark"] = [
@@ -104,7 +110,9 @@ def partition_table(partition: Mapping[str, Any], width: int = 100) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for title in columns:
         table.add_column(
-            title, justify="right" if title in ("samples", "train/val/test", "held") else "left", no_wrap=True
+            title,
+            justify="right" if title in ("train+val", "train/val/test", "held") else "left",
+            no_wrap=True,
         )
     for cells in zip(*columns.values(), strict=True):
         table.add_row(*(Text(cell) for cell in cells))
@@ -114,23 +122,24 @@ def partition_table(partition: Mapping[str, Any], width: int = 100) -> Table:
 
 
 def strip(row: Sequence[int], per_mark: int = 1) -> str:
-    """A client's counts as shades, the fullest mark being solid; any sample at all is visible."""
+    """A client's counts as shades. The largest is solid, and even a single sample is visible."""
     marks = [sum(row[start : start + per_mark]) for start in range(0, len(row), per_mark)]
     top = max(marks, default=0)
-    # the square root, so that a class held by a few samples still differs from one not held
+    # the square root keeps a class with few samples apart from a class with none
     return "".join(
         SHADES[0 if not mark else max(1, round((mark / top) ** 0.5 * (len(SHADES) - 1)))] for mark in marks
     )
 
 
 def partition_summary(partition: Mapping[str, Any]) -> str:
-    """The partition in one line."""
+    """A partition in one line."""
     counts = partition["counts"]
     sizes = sorted(sum(row) for row in counts)
     held = sorted(sum(1 for count in row if count) for row in counts)
-    line = f"{plural(len(sizes), 'client')}, {plural(len(partition['classes']), 'class')}, {plural(sum(sizes), 'sample')}"
+    line = f"{plural(len(sizes), 'client')}, {plural(len(partition['classes']), 'class')}"
+    line += f", {plural(sum(sizes), 'train and validation sample')}"
     if sizes:
-        line += f"; a client holds {_range(sizes)} samples of {_range(held)} classes"
+        line += f"; a client holds {_range(sizes)} of them, of {_range(held)} classes"
     return line
 
 

@@ -1,21 +1,17 @@
-"""The other pictures of a comparison: what it costs to get there, single clients, the gate, active blocks, the partition."""
+"""The pictures of a comparison, and those of single clients, the gate, active blocks and the partition."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import groupby
+from collections.abc import Callable
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from fedms.core.formatting import clip, decimal, scale
-from fedms.runs.reading.comparison import Comparison, Moment, RowResults, moments, records, unlikeness
+from fedms.runs.reading.comparison import Comparison, RowResults, moments, records, unlikeness
 from fedms.runs.reading.run import number
 from fedms.runs.report.comparison.frontier import MARKERS, close_up, frontier
+from fedms.runs.report.comparison.progress import over_bytes, over_flops, over_rounds
 from fedms.runs.report.drawing import (
     GLOBAL,
     INK,
@@ -26,15 +22,13 @@ from fedms.runs.report.drawing import (
     Numbers,
     Picture,
     heat_map,
-    plain,
+    picture_text,
     style,
 )
 from fedms.runs.report.run.figures import MOST_DOTS, clients_height, dumbbells, partition_picture
 
-PANELS = 4
-"""Small pictures side by side."""
 MOST_CELLS = 26
-"""Most rounds whose active blocks are written as numbers."""
+"""Up to this number of rounds, active blocks are also written as numbers."""
 
 
 def pictures(comparison: Comparison) -> list[Picture]:
@@ -53,165 +47,8 @@ def pictures(comparison: Comparison) -> list[Picture]:
     return [picture for drawer in drawers if (picture := drawer(comparison)) is not None]
 
 
-def over_rounds(comparison: Comparison) -> Picture | None:
-    """Validation accuracy over rounds."""
-    return _progress(comparison, "rounds", "Accuracy over rounds", "rounds", "", lambda moment: moment.round)
-
-
-def over_bytes(comparison: Comparison) -> Picture | None:
-    """Validation accuracy over bytes sent."""
-    return _progress(
-        comparison,
-        "bytes",
-        "Accuracy over traffic",
-        "sent by clients so far",
-        "B",
-        lambda moment: moment.uplink_bytes,
-    )
-
-
-def over_flops(comparison: Comparison) -> Picture | None:
-    """Validation accuracy over operations spent."""
-    return _progress(
-        comparison,
-        "flops",
-        "Accuracy over compute",
-        "spent on training so far",
-        "FLOP",
-        lambda moment: moment.train_flops,
-    )
-
-
-def _progress(
-    comparison: Comparison, name: str, title: str, xlabel: str, unit: str, reach: Callable[[Moment], float]
-) -> Picture | None:
-    """Validation accuracy over what `reach` says, a small picture a row, each against all others."""
-    curves = {
-        row.name: [moment for moment in moments(row) if moment.score is not None] for row in comparison.rows
-    }
-    shown = [row for row in comparison.rows if curves[row.name]]
-    if not shown:
-        return None
-    reached = [reach(moment) for row in shown for moment in curves[row.name]]
-    power, prefix = scale(max(reached, default=0.0)) if unit else (0, "")
-
-    def lines(row: RowResults) -> list[list[tuple[float, float, float]]]:
-        """A line a stage, since stages score different models."""
-        return [
-            [(reach(m) / 10**power, m.score or 0.0, m.spread or 0.0) for m in stage]
-            for _, stage in groupby(curves[row.name], key=lambda moment: moment.stage)
-        ]
-
-    with style(name):
-        columns = min(PANELS, len(shown))
-        height = -(-len(shown) // columns)
-        figure = Figure(figsize=(8, 1.1 + 1.5 * height))
-        panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
-        for axes, row in zip(panels, shown, strict=False):
-            is_baseline = row is comparison.baseline
-            _progress_panel(
-                axes,
-                LOCAL if is_baseline else GLOBAL,
-                lines(row),
-                [line for other in shown if other is not row for line in lines(other)],
-            )
-            if not is_baseline and comparison.baseline in shown:
-                for line in lines(comparison.baseline):
-                    axes.plot(
-                        [p[0] for p in line],
-                        [p[1] for p in line],
-                        color=LOCAL,
-                        linestyle=(0, (4, 2)),
-                        linewidth=1.3,
-                        zorder=3,
-                    )
-            axes.set_title(
-                plain(row.name, 26),
-                fontsize=8.5,
-                loc="left",
-                weight="bold" if is_baseline else "normal",
-                pad=3,
-            )
-        for at, axes in enumerate(panels):
-            axes.set_visible(at < len(shown))
-            axes.tick_params(labelsize=7.5, labelbottom=at + columns >= len(shown))
-        panels[0].xaxis.set_major_locator(MaxNLocator(4, integer=not unit))
-        panels[0].yaxis.set_major_locator(MaxNLocator(4))
-        figure.supxlabel(f"{xlabel} ({prefix}{unit or 'count'})", fontsize=9, color=INK)
-        figure.supylabel("validation accuracy (share)", fontsize=9, color=INK)
-        figure.legend(
-            handles=_progress_key(comparison, shown),
-            loc="outside upper left",
-            ncols=4,
-            frameon=False,
-            fontsize=8,
-        )
-    silent = [clip(row.name) for row in comparison.rows if row not in shown]
-    return Picture(
-        name,
-        title,
-        "Mean accuracy on the clients' validation data, over seeds. A line breaks between stages: a global stage scores the shared model, "
-        "a local one the clients' own."
-        + (f" Nothing to train, so no line: {', '.join(silent)}." if silent else ""),
-        figure,
-        Numbers(
-            (
-                "row",
-                "stage",
-                "round",
-                "uplink_bytes",
-                "train_flops",
-                "validation_score",
-                "validation_score_sd",
-            ),
-            [
-                [r.name, m.stage, m.round, m.uplink_bytes, m.train_flops, m.score, m.spread]
-                for r in shown
-                for m in curves[r.name]
-            ],
-        ),
-        wide=True,
-        spoken="At the end: "
-        + "; ".join(f"{row.name} {decimal(curves[row.name][-1].score)}" for row in shown)
-        + ".",
-    )
-
-
-def _progress_panel(
-    axes: Axes,
-    colour: str,
-    own: Sequence[Sequence[tuple[float, ...]]],
-    others: Sequence[Sequence[tuple[float, ...]]],
-) -> None:
-    gap = [(float("nan"), float("nan"), 0.0)]
-    joined = [point for line in others for point in (*line, *gap)]  # one path, which keeps the file small
-    if joined:
-        axes.plot(
-            [p[0] for p in joined], [p[1] for p in joined], color=MUTED, alpha=0.35, linewidth=1, zorder=1
-        )
-    for line in own:
-        x, low, high = [p[0] for p in line], [p[1] - p[2] for p in line], [p[1] + p[2] for p in line]
-        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0, zorder=2)
-        axes.plot(x, [p[1] for p in line], color=colour, marker="o", markersize=2.6, linewidth=1.6, zorder=4)
-
-
-def _progress_key(comparison: Comparison, shown: Sequence[RowResults]) -> list[Any]:
-    own = Line2D([], [], color=GLOBAL, marker="o", markersize=3, label="the row named")
-    band = Patch(color=GLOBAL, alpha=0.2, linewidth=0, label="± 1 sd over seeds")
-    baseline = Line2D(
-        [], [], color=LOCAL, linestyle=(0, (4, 2)), linewidth=1.3, label=plain(comparison.baseline.name)
-    )
-    others = Line2D([], [], color=MUTED, alpha=0.35, label="all others")
-    return [
-        own,
-        band,
-        *([baseline] if comparison.baseline in shown else []),
-        *([others] if len(shown) > 2 else []),
-    ]
-
-
 def clients(comparison: Comparison) -> Picture | None:
-    """Each client's accuracy with the baseline and with the row that comes next."""
+    """Each client's accuracy with the baseline and with the best other row."""
     pairs = _client_pairs(comparison)
     if not pairs:
         return None
@@ -225,7 +62,7 @@ def clients(comparison: Comparison) -> Picture | None:
     with style("clients"):
         figure = Figure(figsize=(WIDTH, clients_height(len(ordered[::step]))))
         axes = figure.subplots()
-        dumbbells(axes, ordered[::step], (plain(baseline.name, 24), plain(other, 24)))
+        dumbbells(axes, ordered[::step], (picture_text(baseline.name, 24), picture_text(other, 24)))
         axes.set_xlabel("accuracy on own test data (share)")
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -237,12 +74,12 @@ def clients(comparison: Comparison) -> Picture | None:
     both = [(one, two) for *_, one, two in pairs if one is not None and two is not None]
     ahead, level = sum(one > two for one, two in both), sum(one == two for one, two in both)
     tally = (
-        f" Over all seeds {baseline.name} is ahead {ahead} times of {len(both)}, level {level} times."
+        f" Over all seeds, {baseline.name} is higher {ahead} times of {len(both)} and equal {level} times."
         if both
         else ""
     )
     against = (
-        f" with {baseline.name} and with {other}, the best of the others on own data"
+        f" with {baseline.name} and with {other}, the best other row on own data"
         if rival
         else f" with {baseline.name}"
     )
@@ -285,7 +122,7 @@ def _client_pairs(comparison: Comparison) -> list[tuple[Any, str, float | None, 
 
 
 def gate(comparison: Comparison) -> Picture | None:
-    """The gate's share for the global expert against how unlike a client is to the rest."""
+    """Gate weight of the global expert over the distance of a client's classes from everyone's."""
     row, points = next(
         (
             (row, points)
@@ -312,16 +149,16 @@ def gate(comparison: Comparison) -> Picture | None:
             )
         axes.margins(0.12)
         axes.set(
-            xlabel="unlikeness of the client's classes to everybody's (0 to 1)",
-            ylabel="gate's share for the global expert",
+            xlabel="distance of own classes from everyone's (total variation)",
+            ylabel="gate weight of the global expert",
         )
         if 1 < len(seeds) <= len(MARKERS):
             figure.legend(loc="outside upper left", ncols=5, frameon=False, handletextpad=0.2)
     return Picture(
         "gate",
         "Gate",
-        f"How much weight the gate of {row.name} gives the global expert on a client's own test data, against how unlike that client's mix "
-        "of classes is to everybody's (total variation).",
+        f"Gate weight of the global expert of {row.name} on a client's own test data, over the distance of "
+        "that client's class shares from everyone's class shares (total variation, 0 to 1).",
         figure,
         Numbers(
             ("row", "seed", "client", "total_variation", "gate_global_share"),
@@ -331,7 +168,7 @@ def gate(comparison: Comparison) -> Picture | None:
 
 
 def _gate_points(row: RowResults) -> list[tuple[Any, str, float, float]]:
-    """(seed, client, unlikeness, share)."""
+    """(seed, client, distance, gate weight)."""
     points = []
     for run in row.runs:
         held = run.result.get("partition")
@@ -346,7 +183,7 @@ def _gate_points(row: RowResults) -> list[tuple[Any, str, float, float]]:
 
 
 def blocks(comparison: Comparison) -> Picture | None:
-    """Active blocks over rounds, a line of cells a row."""
+    """Active blocks over rounds, one line of cells per row."""
     rounds = [(row, moments(row)) for row in comparison.rows]
     known = [(row, each) for row, each in rounds if any(moment.active_blocks for moment in each)]
     if not known:
@@ -376,7 +213,7 @@ def blocks(comparison: Comparison) -> Picture | None:
                     axes.text(
                         moment.round, at, text, ha="center", va="center", fontsize=7 if last <= 16 else 5.5
                     )
-        axes.set_yticks(range(len(known)), [plain(row.name, 22) for row, _ in known], fontsize=7.5)
+        axes.set_yticks(range(len(known)), [picture_text(row.name, 22) for row, _ in known], fontsize=7.5)
         axes.tick_params(length=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.set_xlabel("round")
@@ -385,7 +222,8 @@ def blocks(comparison: Comparison) -> Picture | None:
     return Picture(
         "blocks",
         "Active blocks",
-        "How many transformer blocks had live LoRA matrices in each round, mean over seeds. An upright line is where a next stage begins.",
+        "Number of transformer blocks with active LoRA matrices in each round, mean over seeds. "
+        "A vertical line marks the start of a stage.",
         figure,
         Numbers(
             ("row", "stage", "round", "active_blocks"),
@@ -399,7 +237,7 @@ def blocks(comparison: Comparison) -> Picture | None:
 
 
 def partition(comparison: Comparison) -> Picture | None:
-    """Who holds what, in the baseline's first run."""
+    """The partition of the baseline's first run."""
     return (
         partition_picture(comparison.baseline.runs[0].result.get("partition"))
         if comparison.baseline.runs

@@ -1,4 +1,4 @@
-"""The picture that decides a comparison: accuracy on own data against accuracy on everybody's, every row of it labelled."""
+"""The main picture of a comparison: accuracy on own data over accuracy on everyone's data."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from fedms.runs.report.drawing import (
     WIDTH,
     Numbers,
     Picture,
-    plain,
+    picture_text,
     style,
 )
 
 MOST_NAMED = 10
-"""Most rows that are labelled by name; more are numbered, with a key below."""
+"""Up to this number of rows, labels are names. More rows get numbers, with a key below."""
 MOST_CROWDED = 0.5
-"""The part of the picture that the rows around the baseline have to themselves; where it is less they get a close-up."""
+"""If the rows around the baseline fill a smaller part of the picture than this, they get a close-up."""
 COLOURS = (GLOBAL, THIRD, FOURTH, FIFTH, INK)
 MARKERS = ("o", "s", "^", "v", "P", "X", "h")
 LINES: Sequence[Any] = ("--", "-.", ":", (0, (6, 2)))
-RINGS = (1, 4, 8, 12, 16, 23, 32, 42, 54, 68, 84)
-"""Points between a mark and its label, tried from the nearest."""
+LABEL_DISTANCES = (1, 4, 8, 12, 16, 23, 32, 42, 54, 68, 84)
+"""Distances in points between a mark and its label, in the order in which they are tried."""
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A row's point with its look. `curve` is its frontier where that is not another row's."""
+    """A row's point and its look. `curve` is its frontier, empty if another row has drawn the same one."""
 
     row: RowResults
     x: float
@@ -61,20 +61,21 @@ class Mark:
 
 
 def frontier(comparison: Comparison) -> Picture | None:
-    """accuracy_local against accuracy_global of every row, and over the prior where a row has one."""
+    """accuracy_local over accuracy_global for every row, and for every prior of a row with a frontier."""
     marks = _marks(comparison)
     if not marks:
         return None
     name = comparison.baseline.name
     curve = (
-        f"The curve of {name} runs over its prior, the diamond is its default. "
+        f"The curve of {name} runs over the prior; the diamond is its default prior. "
         if comparison.baseline.frontier()
         else ""
     )
     return Picture(
         "frontier",
         "Frontier",
-        f"Up: better on a client's own data; to the right: better on everybody's. {curve}Thin bars: one standard deviation over seeds.",
+        "Up: higher accuracy on own data. To the right: higher accuracy on everyone's data. "
+        f"{curve}Thin bars: one standard deviation over seeds.",
         _drawn("frontier", comparison, marks, frame=_crowd(comparison, marks)),
         _numbers(comparison.rows),
         spoken=_spoken(marks),
@@ -82,7 +83,7 @@ def frontier(comparison: Comparison) -> Picture | None:
 
 
 def close_up(comparison: Comparison) -> Picture | None:
-    """The frontier around the baseline's, where a row far off would make the rest of it small."""
+    """The part of the frontier around the baseline, if a distant row makes this part small."""
     marks = _marks(comparison)
     frame = _crowd(comparison, marks)
     if frame is None:
@@ -92,7 +93,7 @@ def close_up(comparison: Comparison) -> Picture | None:
     return Picture(
         "frontier-near",
         "Frontier, close up",
-        f"What the dashed frame holds, around the curve of {comparison.baseline.name}. Outside: {outside}.",
+        f"The area of the dashed frame, around the curve of {comparison.baseline.name}. Outside: {outside}.",
         _drawn("frontier-near", comparison, near, limits=frame),
         _numbers([mark.row for mark in near]),
         spoken=_spoken(near),
@@ -100,7 +101,7 @@ def close_up(comparison: Comparison) -> Picture | None:
 
 
 def _crowd(comparison: Comparison, marks: Sequence[Mark]) -> Box | None:
-    """Around the baseline's curve, where that holds several rows but little of the picture."""
+    """A frame around the baseline's curve, if it holds several rows in a small part of the picture."""
     points = [
         (x, y)
         for mark in marks
@@ -132,7 +133,7 @@ def _drawn(
     frame: Box | None = None,
     limits: Box | None = None,
 ) -> Figure:
-    """The figure of these marks. What lies in `frame` is named in a key, since the close-up of it has the room for labels."""
+    """The figure of these marks. Marks in `frame` are named in a key; the close-up labels them."""
     keyed = frame is not None or any(mark.key for mark in marks)
     below = 0.17 * math.ceil(len(marks) / 2) + 0.1 if keyed else 0.0
     labelled = [
@@ -144,7 +145,7 @@ def _drawn(
         for mark in reversed(marks):  # the baseline on top
             _draw(axes, mark, is_baseline=mark.row is comparison.baseline)
         axes.set(
-            xlabel="accuracy on everybody's test data (share)", ylabel="accuracy on own test data (share)"
+            xlabel="accuracy on everyone's test data (share)", ylabel="accuracy on own test data (share)"
         )
         axes.margins(0.08)
         if limits:
@@ -181,12 +182,12 @@ def _marks(comparison: Comparison) -> list[Mark]:
     curves: list[list[tuple[float, float, float]]] = []
     for at, (row, x, y) in enumerate(known):
         curve = row.frontier()
-        curve = [] if curve in curves else curve  # variants that differ in the prior alone share one curve
+        curve = [] if curve in curves else curve  # variants that differ only in the prior share a curve
         curves.append(curve)
         prior = (
             number(row.runs[0].result, "prior") if row.runs and row is baseline and row.frontier() else None
         )
-        name = plain(row.name, 26) + ("" if prior is None else f", prior {prior:g}")
+        name = picture_text(row.name, 26) + ("" if prior is None else f", prior {prior:g}")
         look = (COLOURS[at % len(COLOURS)], MARKERS[at % len(MARKERS)], LINES[at % len(LINES)])
         colour, marker, line = (LOCAL, "D", "-") if row is baseline else look
         text, key = (str(at + 1), f"{at + 1}  {name}") if numbered else (name, "")
@@ -239,14 +240,15 @@ def _handle(mark: Mark) -> Line2D:
 def _label(
     axes: Axes, marks: Sequence[Mark], labelled: Sequence[Mark], baseline: RowResults, frame: Box | None
 ) -> None:
-    """Write labels where they cover neither marks nor each other, joined to their mark by a thin line where they stand apart."""
+    """Write labels that cover no mark and no label; a thin line joins a distant label to its mark."""
     figure = axes.get_figure(root=True)
     assert figure is not None
     axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-    figure.draw_without_rendering()  # only then it is known where a point lies
+    figure.draw_without_rendering()  # this fixes the position of each point
     unit = figure.dpi / 72
 
     def place(x: float, y: float) -> tuple[float, float]:
+        """A data point's position in points."""
         across, up = axes.transData.transform((x, y))
         return across / unit, up / unit
 
@@ -301,10 +303,13 @@ def _label(
 def _free(
     point: tuple[float, float], size: tuple[float, float], room: Box, hard: list[Box], soft: list[Box]
 ) -> tuple[float, float, bool]:
-    """How far right and up a label's middle is from its mark, and whether it needs a line; its box joins the hard obstacles."""
+    """Position of a label's centre relative to its mark (right, up), and whether it needs a line.
+
+    The label's box is added to the hard obstacles.
+    """
     (x, y), (width, height) = point, size
     best = (math.inf, 0.0, 0.0, False, (x, y, x, y))
-    for ring in RINGS:
+    for ring in LABEL_DISTANCES:
         for turn in range(24):
             across, upward = math.cos(turn * math.pi / 12), math.sin(turn * math.pi / 12)
             right, up = across * (5 + ring + width / 2), upward * (5 + ring + height / 2)
@@ -335,7 +340,7 @@ def _meet(one: Box, other: Box) -> bool:
 
 
 def _along(corners: Sequence[tuple[float, float]]) -> Iterable[tuple[float, float]]:
-    """Points every few points along a line."""
+    """Positions at intervals of about 4 points along a line."""
     steps = []
     for (x, y), (to_x, to_y) in pairwise(corners):
         count = max(1, round(math.dist((x, y), (to_x, to_y)) / 4))
@@ -375,4 +380,4 @@ def _numbers(rows: Sequence[RowResults]) -> Numbers:
 
 def _spoken(marks: Sequence[Mark]) -> str:
     each = "; ".join(f"{mark.row.name} {percent(mark.y)} and {percent(mark.x)}" for mark in marks)
-    return f"Accuracy on own and on everybody's test data: {each}."
+    return f"Accuracy on own and on everyone's test data: {each}."

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file: no network, no script, light and dark, readable on a phone."""
+"""The report of a comparison: one HTML file without network or script."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 def write_comparison_report(folder: Path) -> Path:
-    """Write `report.html`, and each picture as PNG, SVG and CSV under `figures/`, into a finished comparison's folder.
+    """Write report.html and figures/ (each picture as PNG, SVG and CSV) into a finished comparison's folder.
 
     Returns:
-        The report's path.
+            The report's path.
 
-    Raises:
-        FedmsError: the folder is not a finished comparison, or a file of it is damaged.
+        Raises:
+            FedmsError: the folder is not a finished comparison, or a file of it is damaged.
     """
     comparison = read_comparison(folder)
     drawn = pictures(comparison)
@@ -52,7 +52,8 @@ def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
     name = clip(baseline.name)
     seeds = ", ".join(map(str, comparison.seeds)) or MISSING
     spent = sum(number(run.result, "seconds") or 0.0 for row in comparison.rows for run in row.runs)
-    size = f"{plural(others + 1, 'method')}, {'seed' if len(comparison.seeds) == 1 else 'seeds'} {seeds}, {duration(spent)} in all"
+    seeds = f"{'seed' if len(comparison.seeds) == 1 else 'seeds'} {seeds}"
+    size = f"{plural(others + 1, 'method')}, {seeds}, {duration(spent)} in all"
     return frame(
         f"{name} compared – fedms",
         f"{name} against {plural(others, 'other')}" if others else name,
@@ -71,23 +72,23 @@ def _cards(comparison: Comparison) -> Iterable[str]:
     baseline = comparison.baseline
     name = clip(baseline.name)
     yield card(
-        f"{name} at home",
+        f"{name}, own data",
         _share(baseline, "accuracy_local"),
-        f"Accuracy of a client's model on its own test data, mean over clients and seeds. {_best(comparison, 'accuracy_local')}",
+        "Accuracy of a client's model on its own test data, mean over clients and seeds. "
+        f"{_best(comparison, 'accuracy_local')}",
         "local",
     )
     yield card(
-        f"{name} everywhere",
+        f"{name}, everyone's data",
         _share(baseline, "accuracy_global"),
-        f"Accuracy of a client's model on everybody's test data. {_best(comparison, 'accuracy_global')}",
+        f"Accuracy of a client's model on everyone's test data. {_best(comparison, 'accuracy_global')}",
         "global",
     )
-    worst = (
-        f"The same for the tenth of the clients that fare worst. {_best(comparison, 'accuracy_local_worst')}"
-    )
+    rival = _best(comparison, "accuracy_local_worst")
+    worst = f"The same for the tenth of the clients with the lowest accuracy. {rival}"
     yield card(f"{name}, worst tenth", _share(baseline, "accuracy_local_worst"), worst, "local")
     down, flops = scaled(baseline.mean("downlink_bytes"), "B"), scaled(baseline.mean("train_flops"), "FLOP")
-    meaning = f"All clients and rounds of a run; {down} come down, {flops} are spent."
+    meaning = f"Uplink of all clients and rounds of a run. Downlink {down}; compute {flops}."
     yield card(f"{name} sends", scaled(baseline.mean("uplink_bytes"), "B"), meaning)
 
 
@@ -106,8 +107,8 @@ def _results(comparison: Comparison) -> str:
         "method",
         "own data",
         "worst tenth",
-        "everybody's",
-        "gate's global share",
+        "everyone's data",
+        "gate weight of the global expert",
         "up",
         "down",
         "compute",
@@ -130,9 +131,10 @@ def _results(comparison: Comparison) -> str:
         for row in comparison.rows
     ]
     meaning = (
-        "Mean ± standard deviation over seeds. Own data: a client's model on its own test data, mean over clients; everybody's: the same "
-        "model on everybody's. Bold is best, ≈ cannot be told from the best. Up, down and compute: all clients and rounds of one run, "
-        "added up; trained: the share of the model's parameters that a client trains."
+        "Mean ± standard deviation over seeds. Own data: accuracy of a client's model on its own test data, "
+        "mean over clients. Everyone's data: accuracy of the same model on everyone's test data. Bold: the "
+        "highest. ≈: not distinguishable from the highest. Up, down and compute: sums over all clients and "
+        "rounds of a run. Trained: share of the model's parameters that a client trains."
     )
     return table(head, rows, kind="rows") + note(meaning)
 
@@ -146,10 +148,10 @@ def _differences(comparison: Comparison) -> str:
         for row in comparison.rows
         if row is not comparison.baseline
     ]
-    head = ["method", "own data", "95 % interval", "p", "everybody's", "95 % interval", "p"]
+    head = ["method", "own data", "95 % interval", "p", "everyone's data", "95 % interval", "p"]
     meaning = (
-        f"A method's accuracy less that of {clip(comparison.baseline.name)}, in points, over the same clients and seeds. "
-        "Bold: the two can be told apart."
+        f"Accuracy of a method minus that of {clip(comparison.baseline.name)}, in points, over the same "
+        "clients and seeds. Bold: the interval excludes 0."
     )
     return table(head, rows, kind="rows") + note(meaning)
 
@@ -179,9 +181,8 @@ def _share(row: RowResults, metric: str) -> str:
 
 
 def _teraflop(value: float | None) -> str:
-    return (
-        MISSING if value is None else f"{three_figures(value / 1e12)} TFLOP"
-    )  # one unit, so that rows compare at a glance
+    """The same unit in every row."""
+    return MISSING if value is None else f"{three_figures(value / 1e12)} TFLOP"
 
 
 def _what_was_run(comparison: Comparison) -> Iterable[str]:
@@ -223,7 +224,7 @@ def _what_was_run(comparison: Comparison) -> Iterable[str]:
         "seed",
         "own data",
         "worst tenth",
-        "everybody's",
+        "everyone's data",
         "up",
         "compute",
         "time",
@@ -232,8 +233,8 @@ def _what_was_run(comparison: Comparison) -> Iterable[str]:
     ]
     yield folded(f"Every run ({len(runs):,})", table(head, runs, kind="rows"))
     if tuning := comparison.tuning:
-        yield folded("Tuning: what was tried and chosen, on validation data", as_yaml(tuning))
-    yield folded("Configuration, every default filled in", as_yaml(comparison.config))
+        yield folded("Tuning on validation data: candidates and choices", as_yaml(tuning))
+    yield folded("Configuration, with every default", as_yaml(comparison.config))
 
 
 def _text(row: RowResults, key: str) -> str:

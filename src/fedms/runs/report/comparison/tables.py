@@ -1,4 +1,4 @@
-"""A comparison as tables: for the terminal and as a page of Markdown."""
+"""A comparison as a table for the terminal and as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """A metric under a heading. Where `scale` is set the mean alone is shown, divided by it."""
+    """A metric and its heading. With `scale`, only the mean is shown, divided by the scale."""
 
     title: str
     metric: str
@@ -25,21 +25,25 @@ class Column:
 
 
 COLUMNS = (
-    Column("accuracy local", "accuracy_local"),
+    Column("own data", "accuracy_local"),
     Column("worst tenth", "accuracy_local_worst"),
-    Column("accuracy global", "accuracy_global"),
-    Column("gate global", "gate_global_share"),
-    Column("gate global, everyone's", "gate_global_share_everyone", terminal=False),
+    Column("everyone's data", "accuracy_global"),
+    Column("gate weight", "gate_global_share"),
+    Column("gate weight, everyone's data", "gate_global_share_everyone", terminal=False),
     Column("uplink MB", "uplink_bytes", 1e6),
     Column("downlink MB", "downlink_bytes", 1e6),
     Column("TFLOP", "train_flops", 1e12),
     Column("seconds", "seconds", 1),
     Column("trainable %", "trainable_fraction", 1e-2),
 )
-"""Accuracy on own test data, the same for the worst tenth of the clients, on everybody's test data; the gate's mean share for the
-global expert on own and on everybody's test data; what it cost."""
+"""Accuracy on own test data, the same for the worst tenth of the clients, accuracy on everyone's test data;
+gate weight of the global expert on own and on everyone's test data; costs."""
 
-MARKS = "Mean ± standard deviation over seeds. Bold: the highest. ≈: not distinguishable from it (95 %, clients paired)."
+MARKS = (
+    "Mean ± standard deviation over seeds. Bold: the highest. "
+    "≈: not distinguishable from it (95 %, clients paired)."
+)
+"""Explanation of the marks in both tables."""
 
 PAGE = """# Comparison
 
@@ -47,30 +51,33 @@ PAGE = """# Comparison
 
 {marks}
 
-*Accuracy local*: mean over clients of the accuracy on the client's own test data; *worst tenth*: of the worst tenth of the clients;
-*accuracy global*: mean over clients of the same personal model's accuracy on everybody's test data. *Gate global*: mean weight of the
-global expert on own and on everyone's test data. Costs are means over seeds; a first stage that several rows share is trained once and
-counted in each.
+*Own data*: accuracy of a client's model on its own test data, mean over clients. *Worst tenth*: the same for
+the tenth of the clients with the lowest accuracy. *Everyone's data*: accuracy of the same model on
+everyone's test data, mean over clients. *Gate weight*: mean gate weight of the global expert, on own and on
+everyone's test data. Costs are means over seeds. A first stage that several rows share is trained once and
+counted in each row.
 
 ## Against {baseline}
 
 {differences}
 
-Differences are a row's accuracy less that of {baseline}, in points (hundredths), over pairs: the same client, the same seed. Intervals hold
-95 %, by a percentile bootstrap in two levels ({resamples:,} resamples): seeds are drawn with replacement, then clients within each, since
-the clients of a seed share its partition, global model and test data. With few seeds it knows as much of the variation between seeds as
-they show. **Bold**: the interval excludes 0. Below {fewest} pairs, or where nothing varies, there is no interval. p is Wilcoxon's
-signed-rank test, which takes pairs for independent; nothing is decided by it. Nothing is corrected for the number of rows.
+A difference is a row's accuracy minus that of {baseline}, in points (hundredths), averaged over pairs. A
+pair is one client with one seed. Intervals cover 95 %, by a percentile bootstrap in two levels
+({resamples:,} resamples): seeds are drawn with replacement, then clients within each seed, because the
+clients of a seed share its partition, global model and test data. With few seeds, the interval reflects only
+the variation between these seeds. **Bold**: the interval excludes 0. With fewer than {fewest} pairs, or
+without any variation, there is no interval. p is from Wilcoxon's signed-rank test, which assumes independent
+pairs; no mark depends on it. There is no correction for the number of rows.
 
 ## Tuning
 
 {tuning}
 
-## Again
+## Repeat
 
     fedms compare {folder}/comparison.yaml --out {folder}
 
-The file holds the whole configuration. Seeds: {seeds}. fedms {version}, commit {commit}.
+The file holds the complete configuration. Seeds: {seeds}. fedms {version}, commit {commit}.
 """
 
 
@@ -86,7 +93,7 @@ def comparison_table(comparison: Comparison) -> Table:
     for column in columns:
         table.add_column(column.title.replace(" ", "\n"), justify="right", overflow="fold")
     for row in (each.record for each in comparison.rows):
-        # the spread of the headline alone, so that a line fits
+        # only the two accuracies show their spread, so that a line fits
         cells = [
             (_cell(row, column, spread=column.metric in ACCURACIES), _best(row, column)) for column in columns
         ]
@@ -97,7 +104,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def comparison_markdown(comparison: Comparison) -> str:
-    """The page: headline, differences, tuning, and how to do it again."""
+    """The page: results, differences, tuning, and the command that repeats it."""
     environment = comparison.environment
     return PAGE.format(
         table=headline_markdown(comparison),
@@ -138,13 +145,13 @@ def _best(row: Mapping[str, Any], column: Column) -> bool:
 
 
 def differences_markdown(comparison: Comparison) -> str:
-    """Each row less the baseline, in points, as a Markdown table."""
+    """Each row minus the baseline, in points, as a Markdown table."""
     lines = []
     for row in (each.record for each in comparison.rows):
         if against := row.get("versus_baseline"):
             lines.append([_name(row), *(cell for key in ACCURACIES for cell in _difference(against[key]))])
     return (
-        _table(["method", "accuracy local", "p", "accuracy global", "p"], lines)
+        _table(["method", "own data", "p", "everyone's data", "p"], lines)
         if lines
         else "There is no other row."
     )
@@ -164,12 +171,15 @@ def _difference(found: Mapping[str, Any]) -> list[str]:
 
 
 def tuning_markdown(comparison: Comparison) -> str:
-    """The grid, and each row's scores on validation data with the chosen settings in bold."""
+    """The grid, and each row's scores on validation data, with the chosen keys in bold."""
     tuning = comparison.tuning
     if not tuning:
         return "Nothing was tuned: every row has the config's settings."
     grid = "; ".join(f"`{key}` of {', '.join(map(str, values))}" for key, values in tuning["grid"].items())
-    text = f"Each row's best by `{tuning['criterion']}` on validation data (seed {tuning['seed']}; test data plays no part): {grid}.\n\n"
+    text = (
+        f"Each row's best by `{tuning['criterion']}` on validation data "
+        f"(seed {tuning['seed']}; test data is not used): {grid}.\n\n"
+    )
     return text + _table(
         ["method", "validation, chosen in bold"],
         [[_cut(name), _tried(row)] for name, row in tuning["rows"].items()],
@@ -189,7 +199,7 @@ def _cut(name: str) -> str:
 
 
 def _name(row: Mapping[str, Any]) -> str:
-    """A row's name, and of a variant what it is."""
+    """A row's name, and for a variant its keys."""
     keys = {"method": row["method"]} | row["overrides"] if row["name"] != row["method"] else {}
     return _cut(row["name"]) + (f" ({_keys(keys)})" if keys else "")
 

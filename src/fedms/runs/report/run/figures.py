@@ -26,7 +26,7 @@ from fedms.runs.report.drawing import (
     heat_map,
     label,
     name_ticks,
-    plain,
+    picture_text,
     style,
 )
 
@@ -58,7 +58,7 @@ def score(run: FinishedRun) -> Picture | None:
         return None
     with style("score"):
         figure, axes = _time_axes(spans(run.rounds), "accuracy on validation data (share)")
-        for span in spans(run.rounds):  # a line must not join two stages: they score different models
+        for span in spans(run.rounds):  # no line between stages: they score different models
             inside = [(at, value) for at, value in points if span.first <= at <= span.last]
             axes.plot(
                 *zip(*inside, strict=True), color=LOCAL, marker="o", markersize=4, clip_on=False
@@ -77,14 +77,15 @@ def score(run: FinishedRun) -> Picture | None:
     return Picture(
         "score",
         "Validation score",
-        "Mean accuracy on the clients' validation data after each round. Each stage scores the model that it trains, so the line breaks.",
+        "Mean accuracy on the clients' validation data after each round. The line breaks between stages, "
+        "because each stage scores the model that it trains.",
         figure,
         _by_step(run, "validation_score"),
     )
 
 
 def _by_step(run: FinishedRun, *keys: str) -> Numbers:
-    """The numbers of a picture over time: a row a line of metrics.jsonl."""
+    """The numbers of a picture over time: one row per line of metrics.jsonl."""
     rows = [
         [at, record.get("stage"), record.get("round"), *(number(record, key) for key in keys)]
         for at, record in enumerate(run.rounds, 1)
@@ -109,14 +110,14 @@ def blocks(run: FinishedRun) -> Picture | None:
     return Picture(
         "blocks",
         "Active blocks",
-        "How many transformer blocks had live LoRA matrices, so how deep each client trained, in each round.",
+        "Number of transformer blocks with active LoRA matrices in each round: how deep each client trained.",
         figure,
         _by_step(run, "active_blocks"),
     )
 
 
 def traffic(run: FinishedRun) -> Picture | None:
-    """Bytes that travelled, added up over rounds."""
+    """Bytes sent and received, summed over rounds."""
     kinds = (
         ("uplink_bytes", "up", LOCAL, "-"),
         ("downlink_bytes", "down", GLOBAL, "--"),
@@ -145,14 +146,15 @@ def traffic(run: FinishedRun) -> Picture | None:
     return Picture(
         "traffic",
         "Traffic",
-        "Bytes that clients sent (up) and got (down), added up over clients and rounds; models sent only to be scored count apart.",
+        "Bytes that clients sent (up) and received (down), summed over clients and rounds. Models that are "
+        "sent only to be scored count separately, as evaluation.",
         figure,
         _by_step(run, *sums),
     )
 
 
 def clients(run: FinishedRun) -> Picture | None:
-    """Each client's two accuracies, with its gate's share for the global expert."""
+    """Each client's two accuracies, and its gate weight of the global expert."""
     known = [
         record
         for record in run.result.get("per_client") or []
@@ -173,7 +175,7 @@ def clients(run: FinishedRun) -> Picture | None:
             1, 2 if gated else 1, sharey=True, width_ratios=[3, 1] if gated else None, squeeze=False
         )[0]
         axes = panels[0]
-        dumbbells(axes, [(r.get("name"), *_accuracies(r)) for r in shown], ("own test data", "everybody's"))
+        dumbbells(axes, [(r.get("name"), *_accuracies(r)) for r in shown], ("own data", "everyone's data"))
         axes.set_xlim(0, 1)
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -190,19 +192,16 @@ def clients(run: FinishedRun) -> Picture | None:
                 color=THIRD,
                 height=0.7 if len(shown) <= MOST_NAMES else 1.0,
             )
-            share.set(xlim=(0, 1), xlabel="gate's global\nshare", xticks=[0, 0.5, 1])
+            share.set(xlim=(0, 1), xlabel="gate weight of\nthe global expert", xticks=[0, 0.5, 1])
             share.grid(axis="y", visible=False)
             share.tick_params(axis="y", length=0)
-    note = f" Every {step}. of {len(known):,} clients." if step > 1 else ""
-    gate_note = (
-        " The bars say how much weight the gate gives the global expert on the client's own test data."
-        if gated
-        else ""
-    )
+    note = f" One in {step} of {len(known):,} clients is shown." if step > 1 else ""
+    gate_note = " Bars: gate weight of the global expert on the client's own test data." if gated else ""
     return Picture(
         "clients",
         "Clients",
-        f"Each client's model on its own test data and on everybody's, sorted by the former.{gate_note}{note}",
+        "Accuracy of each client's model on its own test data and on everyone's test data, "
+        f"sorted by own data.{gate_note}{note}",
         figure,
         Numbers(
             ("client", "accuracy_local", "accuracy_global", "gate_global_share"),
@@ -212,14 +211,19 @@ def clients(run: FinishedRun) -> Picture | None:
 
 
 def clients_height(count: int) -> float:
-    """Inches for so many clients below each other."""
+    """Height in inches of a picture with one line per client."""
     return max(2.4, min(7.0, 1.1 + (0.17 if count <= MOST_NAMES else 0.02) * count))
 
 
 def dumbbells(
     axes: Axes, rows: Sequence[tuple[Any, float | None, float | None]], labels: tuple[str, str]
 ) -> None:
-    """Two accuracies of each client, (name, one, other) from the bottom up, joined by a line."""
+    """Draw two accuracies of each client, joined by a line.
+
+    Args:
+        rows: (name, one, other) of each client, from the bottom up.
+        labels: the names of both accuracies.
+    """
     named = len(rows) <= MOST_NAMES
     size = 24 if named else 8
     pairs = [
@@ -250,7 +254,7 @@ def dumbbells(
     axes.set(xlabel="accuracy (share)", ylim=(-0.8, len(rows) - 0.2))
     axes.grid(axis="y", visible=False)
     if named:
-        axes.set_yticks(range(len(rows)), [plain(name, 16) for name, *_ in rows], fontsize=7.5)
+        axes.set_yticks(range(len(rows)), [picture_text(name, 16) for name, *_ in rows], fontsize=7.5)
     else:
         axes.set(yticks=[], ylabel="clients, sorted by accuracy on own data")
 
@@ -309,32 +313,33 @@ def frontier(run: FinishedRun) -> Picture | None:
             )
             label(axes, everyone, own, f"prior {used:g} (this run)", 4, 8, color=GLOBAL, weight="bold")
         axes.set(
-            xlabel="accuracy on everybody's test data (share)", ylabel="accuracy on own test data (share)"
+            xlabel="accuracy on everyone's test data (share)", ylabel="accuracy on own test data (share)"
         )
         axes.margins(x=0.2, y=0.2)
     return Picture(
         "frontier",
         "Frontier",
-        "What the prior trades: towards 1 a client trusts its local expert, towards 0 the global one. Up and to the right is better.",
+        "Both accuracies for different priors. Prior 1 uses the local expert alone, prior 0 the global "
+        "expert alone. Up and to the right is better.",
         figure,
         Numbers(("prior", "accuracy_global", "accuracy_local"), [(prior, x, y) for x, y, prior in points]),
     )
 
 
 def partition(run: FinishedRun) -> Picture | None:
-    """Who holds what."""
+    """Samples of each class at each client."""
     return partition_picture(run.result.get("partition"))
 
 
 def partition_picture(described: Any) -> Picture | None:
-    """Who holds what, from a result's `partition`; nothing where it has none."""
+    """Samples of each class at each client, from a result's `partition`; None if the result has none."""
     if not isinstance(described, dict) or not described.get("counts"):
         return None
     rows = zip(described["clients"], described["counts"], strict=True)
     return Picture(
         "partition",
         "Partition",
-        "How many samples of each class each client holds for training and validation.",
+        "Number of train and validation samples of each class at each client.",
         partition_figure(described),
         Numbers(("client", *described["classes"]), [[client, *counts] for client, counts in rows]),
         wide=True,
@@ -342,19 +347,18 @@ def partition_picture(described: Any) -> Picture | None:
 
 
 def partition_figure(described: Mapping[str, Any]) -> Figure:
-    """A heat map of samples, clients by classes.
+    """A heat map of sample counts.
 
     Args:
-        described: `classes` and `clients` (names), `counts` (a row a client, a column a class).
+        described: `classes` and `clients` (names), `counts` (one row per client, one column per class).
     """
     classes, names, counts = described["classes"], described["clients"], described["counts"]
     with style("partition"):
         figure = Figure(figsize=(8, min(9.0, 1.9 + 0.16 * len(names))))
         axes = figure.subplots()
         top = max((max(row, default=0) for row in counts), default=0)
-        sharp = (
-            "none" if len(names) <= 1000 else "nearest"
-        )  # "none" puts one pixel a cell into the SVG, which scales without blur
+        # "none" stores one pixel per cell in the SVG, which scales without blur
+        sharp = "none" if len(names) <= 1000 else "nearest"
         image = heat_map(axes, counts, norm=PowerNorm(0.5, 0, max(1, top)), interpolation=sharp)
         name_ticks(axes.set_xticks, classes, 64, rotation=90)
         name_ticks(axes.set_yticks, names, 48)
@@ -366,7 +370,7 @@ def partition_figure(described: Mapping[str, Any]) -> Figure:
 
 
 def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
-    """Axes over all rounds, a band for each stage with its name above."""
+    """Axes over all rounds. Each stage has a band with its name above."""
     figure = Figure(figsize=(WIDTH, 3.0))
     axes = figure.subplots()
     last = stages[-1].last
@@ -374,7 +378,7 @@ def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
     axes.grid(axis="x", visible=False)
-    raised = 0  # lines: a name longer than its stage goes a line up, out of the next one's way
+    raised = 0  # in lines of text: a name that is longer than its band moves one line up
     for index, span in enumerate(stages):
         start, name = (span.first - 1) / last, clip(span.stage, 20)
         if index:
@@ -387,5 +391,5 @@ def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
             "xycoords": "axes fraction",
             "textcoords": "offset points",
         }
-        axes.annotate(plain(name), **place, fontsize=8, color=MUTED, style="italic")
+        axes.annotate(picture_text(name), **place, fontsize=8, color=MUTED, style="italic")
     return figure, axes

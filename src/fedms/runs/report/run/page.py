@@ -1,4 +1,4 @@
-"""A run as one HTML file: no network, no script, light and dark, readable on a phone."""
+"""The report of a run: one HTML file without network or script."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MOST_ROWS = 1000
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html`, and each picture as PNG, SVG and CSV under `figures/`, into a finished run's folder.
+    """Write report.html and figures/ (each picture as PNG, SVG and CSV) into a finished run's folder.
 
     Returns:
-        The report's path.
+            The report's path.
 
-    Raises:
-        FedmsError: the folder is not a finished run.
+        Raises:
+            FedmsError: the folder is not a finished run.
     """
     run = read_run(folder)
     drawn = pictures(run)
@@ -47,17 +47,19 @@ def page(run: FinishedRun, drawn: Sequence[Picture]) -> str:
     """The HTML of a run with these pictures."""
     result = run.result
     method, seed = clip(str(result.get("method", MISSING))), result.get("seed", MISSING)
-    size = f"{plural(int(number(result, 'clients') or 0), 'client')}, {plural(int(number(result, 'rounds') or 0), 'round')}"
+    clients, rounds = (int(number(result, key) or 0) for key in ("clients", "rounds"))
+    size = f"{plural(clients, 'client')}, {plural(rounds, 'round')}"
+    own, everyone = (percent(number(result, key)) for key in ("accuracy_local", "accuracy_global"))
     return frame(
         f"{method}, seed {seed} – fedms",
-        f"{method}: {percent(number(result, 'accuracy_local'))} at home, {percent(number(result, 'accuracy_global'))} everywhere",
+        f"{method}: {own} on own data, {everyone} on everyone's data",
         f"{subject(run.config)}: {size}, seed {seed}, {duration(number(result, 'seconds'))}.",
         [
             cards(_cards(run)),
             section("Pictures", gallery(drawn) if drawn else note("This run has nothing to draw.")),
             section("Clients", _clients(run)),
             section("What was run", _facts(run), _rounds(run), _failures(run)),
-            folded("Configuration, every default filled in", as_yaml(run.config)),
+            folded("Configuration, with every default", as_yaml(run.config)),
         ],
     )
 
@@ -67,7 +69,7 @@ def _cards(run: FinishedRun) -> Iterable[str]:
     share = number(r, "gate_global_share")
     prior = number(r, "prior")
     yield card(
-        "At home",
+        "Own data",
         percent(number(r, "accuracy_local")),
         "Accuracy of a client's model on its own test data, mean over clients.",
         "local",
@@ -75,13 +77,13 @@ def _cards(run: FinishedRun) -> Iterable[str]:
     yield card(
         "Worst tenth",
         percent(number(r, "accuracy_local_worst")),
-        "The same for the tenth of the clients that fare worst.",
+        "The same for the tenth of the clients with the lowest accuracy.",
         "local",
     )
     yield card(
-        "Everywhere",
+        "Everyone's data",
         percent(number(r, "accuracy_global")),
-        "Accuracy of a client's model on everybody's test data, mean over clients.",
+        "Accuracy of a client's model on everyone's test data, mean over clients.",
         "global",
     )
     yield card(
@@ -90,11 +92,11 @@ def _cards(run: FinishedRun) -> Iterable[str]:
         "Accuracy of the frozen model before any training.",
     )
     if share is not None:
-        at = "" if prior is None else f" with the prior at {prior:g}"
+        at = "" if prior is None else f" with prior {prior:g}"
         yield card(
-            "Gate",
+            "Gate weight",
             percent(share),
-            f"Mean weight that the gate gives the global expert{at}; the rest is the local expert's.",
+            f"Mean gate weight of the global expert{at}; the rest is the weight of the local expert.",
             "third",
         )
     trained = number(r, "trainable_parameters")
@@ -105,16 +107,14 @@ def _cards(run: FinishedRun) -> Iterable[str]:
         f"Parameters that a client trains: {percent(part, 2)} of the model's.",
     )
     down, evaluation = scaled(number(r, "downlink_bytes"), "B"), scaled(number(r, "evaluation_bytes"), "B")
-    meaning = (
-        f"Uplink of all clients and rounds; {down} came down, and {evaluation} more went for evaluation."
-    )
+    meaning = f"Uplink of all clients and rounds. Downlink {down}; evaluation {evaluation} more."
     yield card("Sent by clients", scaled(number(r, "uplink_bytes"), "B"), meaning)
-    spent = "Floating-point operations spent on training, all clients together"
+    spent = "Floating-point operations of training, all clients together"
     if (judging := number(r, "evaluation_flops")) is not None:
-        spent += f"; validation and test would take them {scaled(judging, 'FLOP')} more"
+        spent += f"; validation and test took {scaled(judging, 'FLOP')} more"
     yield card("Compute", scaled(number(r, "train_flops"), "FLOP"), f"{spent}.")
     judging = number(r, "evaluation_seconds")
-    part_of_it = "" if judging is None else f", {duration(judging)} of it for validation and test"
+    part_of_it = "" if judging is None else f", of which {duration(judging)} for validation and test"
     meaning = (
         f"Wall time of the whole run{part_of_it}; peak memory {scaled(number(r, 'peak_memory_bytes'), 'B')}."
     )
@@ -124,8 +124,8 @@ def _cards(run: FinishedRun) -> Iterable[str]:
 def _clients(run: FinishedRun) -> str:
     records = run.result.get("per_client") or []
     if not records:
-        return note("This run has no numbers of single clients.")
-    # the worst first: those are the clients that one looks for
+        return note("This run has no results of single clients.")
+    # the lowest accuracy first: readers look for these clients
     ordered = sorted(records, key=lambda record: number(record, "accuracy_local") or 0.0)
     rows = [
         [
@@ -137,7 +137,8 @@ def _clients(run: FinishedRun) -> str:
         ]
         for record in ordered[:MOST_ROWS]
     ]
-    listed = table(["client", "samples", "own test data", "everybody's", "gate's global share"], rows)
+    head = ["client", "train samples", "own data", "everyone's data", "gate weight of the global expert"]
+    listed = table(head, rows)
     more = len(ordered) - MOST_ROWS
     return listed + (
         note(f"{more:,} clients with higher accuracy are left out; result.json has all.") if more > 0 else ""
@@ -190,5 +191,5 @@ def _failure(failure: Any) -> list[str]:
 
 
 def _place(record: Mapping[str, Any]) -> str:
-    """`global 3`; of what is no round, such as the exchange of statistics, the name alone."""
+    """`global 3`; only the name for a line that is not a round, such as the exchange of statistics."""
     return f"{record.get('stage', MISSING)} {record.get('round') or ''}".strip()

@@ -1,0 +1,1 @@
+from small_world import opened, settings  # noqa: F401 (fixtures)
