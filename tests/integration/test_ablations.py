@@ -1,21 +1,25 @@
-"""The ablations' script at tiny size: one that compares rows, one that sweeps the partition."""
+"""The script of the ablations at tiny size: one compares rows, one sweeps the partition."""
 
 import importlib
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+
+from fedms.config import Config
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def ablations(monkeypatch):
+def ablations(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "bench"))
     return importlib.import_module("ablations")
 
 
 @pytest.fixture
-def small(text_model, corpus):
+def small(text_model: Path, corpus: Path) -> list[str]:
     keys = {
         "model.name": text_model,
         "data.source": corpus,
@@ -27,7 +31,9 @@ def small(text_model, corpus):
     return [f"{key}={value}" for key, value in keys.items()]
 
 
-def test_an_ablation_is_a_comparison_and_a_table(ablations, small, tmp_path):
+def test_an_ablation_is_a_comparison_and_a_table(
+    ablations: ModuleType, small: list[str], tmp_path: Path
+) -> None:
     ablations.perform("gate-share", tmp_path, small)
     table = ablations.section(
         "gate-share", {"gate-share": ablations.read_comparison(tmp_path / "gate-share")}
@@ -41,7 +47,9 @@ def test_an_ablation_is_a_comparison_and_a_table(ablations, small, tmp_path):
         ]
 
 
-def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, tmp_path, monkeypatch):
+def test_a_sweep_is_a_comparison_and_a_table_for_every_value(
+    ablations: ModuleType, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(ablations.SWEPT, "alpha", ("partition.alpha", ("0.5", "1.0")))
     ablations.perform("alpha", tmp_path, [*small, "compare.methods=[statistics]"])
     made = {folder: ablations.read_comparison(tmp_path / folder) for folder in ablations.settings("alpha")}
@@ -54,13 +62,18 @@ def test_a_sweep_is_a_comparison_and_a_table_for_every_value(ablations, small, t
     assert "at prior" not in text, "one row alone has nothing beside it"
 
 
-def test_what_another_ablation_has_run_is_taken_over(ablations, small, tmp_path, monkeypatch):
+def test_what_another_ablation_has_run_is_taken_over(
+    ablations: ModuleType, small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ablations.perform("gate-share", tmp_path, small)
-    ran, run = [], ablations.compare.__globals__["experiment"].run
-    monkeypatch.setattr(
-        "fedms.experiments.experiment.run",
-        lambda config, out, *rest, **more: ran.append(out.name) or run(config, out, *rest, **more),
-    )
+    ran: list[str] = []
+    run = ablations.compare.__globals__["experiment"].run
+
+    def counted(config: Config, out: Path, *rest: Any, **more: Any) -> Any:
+        ran.append(out.name)
+        return run(config, out, *rest, **more)
+
+    monkeypatch.setattr("fedms.experiments.experiment.run", counted)
     ablations.perform("gate-objective", tmp_path, small)
     assert ran == ["pfl-moe-0", "likelihood-0"]
     one, other = (

@@ -12,6 +12,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,26 @@ from fedms.federation.world import open_world
 
 pytestmark = pytest.mark.integration
 
+Bench = Callable[[str], Any]
+"""Imports a module of bench/ by name."""
 ROOT = Path(__file__).parents[2]
 FLOWER = Path(os.environ.get("FEDMS_FLOWER_PYTHON", ROOT / ".venv-flower" / "bin" / "python"))
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     return importlib.import_module
 
 
 @pytest.fixture
-def versus(bench, monkeypatch):
+def versus(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "bench" / "flower"))
     return bench("versus_flower")
 
 
 @pytest.fixture
-def halves(corpus, tmp_path):
+def halves(corpus: Path, tmp_path: Path) -> Path:
     """The made-up sentences as a folder with a test split."""
     lines = corpus.read_text().splitlines()
     header, rows = lines[0], lines[1:]
@@ -55,7 +58,7 @@ def halves(corpus, tmp_path):
 
 
 @pytest.fixture
-def common(versus, halves, text_model, tmp_path):
+def common(versus: Any, halves: Path, text_model: Path, tmp_path: Path) -> dict[str, Any]:
     """What our programs are told in a small comparison, whose data are already copied."""
     folder = tmp_path / "work"
     folder.mkdir()
@@ -65,26 +68,26 @@ def common(versus, halves, text_model, tmp_path):
     return {**common, "engine": {"workers": 1}}
 
 
-def test_the_copied_data_are_the_rows_of_fedms_in_their_order(versus, halves, tmp_path):
+def test_the_copied_data_are_the_rows_of_fedms_in_their_order(
+    versus: Any, halves: Path, tmp_path: Path
+) -> None:
     versus.copy_data(str(halves), 30, 3, tmp_path)
     limited = sources.load(load_config({"data": {"source": str(halves), "limit": 30}}).data, 3)
     read = sources.load(load_config({"data": {"source": str(tmp_path)}}).data, 0)
     assert list(read.inputs) == list(limited.inputs) and len(read.inputs) == 60
-    assert (
-        (read.labels == limited.labels).all()
-        and read.class_names == limited.class_names
-        and (read.is_test == limited.is_test).all()
-    )
+    assert (read.labels == limited.labels).all() and read.class_names == limited.class_names
+    assert read.is_test is not None and limited.is_test is not None
+    assert (read.is_test == limited.is_test).all()
     with (tmp_path / "train.csv").open(newline="") as file:
         assert [row["text"] for row in csv.DictReader(file)] == list(limited.inputs)[:30]
 
 
-def test_data_without_a_test_split_are_refused(versus, corpus, tmp_path):
+def test_data_without_a_test_split_are_refused(versus: Any, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(FedmsError, match="has no test split"):
         versus.copy_data(str(corpus), None, 0, tmp_path)
 
 
-def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
+def test_the_plan_is_what_a_run_of_fedms_does(versus: Any, common: dict[str, Any], tmp_path: Path) -> None:
     """The plan has the rows, cohorts and samples of the runs, and both fedms programs end with one model."""
     world = open_world(load_config(versus.fedms_config(common, versus.SAME_WORK)))
     planned = versus.plan(world)
@@ -118,7 +121,7 @@ def test_the_plan_is_what_a_run_of_fedms_does(versus, common, tmp_path):
     assert asked == [[names[client] for client in cohort] for cohort in planned["cohorts"]]
 
 
-def test_flower_does_the_same_work(versus, common, tmp_path):
+def test_flower_does_the_same_work(versus: Any, common: dict[str, Any], tmp_path: Path) -> None:
     if (
         subprocess.run([FLOWER, "-c", "import flwr, ray, peft"], capture_output=True).returncode
         if FLOWER.exists()
@@ -138,14 +141,14 @@ def test_flower_does_the_same_work(versus, common, tmp_path):
     assert 0 < row.accuracy <= 1 and versions["flwr"]
 
 
-def test_the_last_line_is_read_whatever_stands_before_it(versus):
+def test_the_last_line_is_read_whatever_stands_before_it(versus: Any) -> None:
     assert versus.last_line('INFO: {"a": 2}\n\n{"a": 1}\n\n') == {"a": 1}
     for output in ("", "\n", '{"a": 1}\nended', '{"a": 1}\n[1]'):
         with pytest.raises(FedmsError, match="no JSON object"):
             versus.last_line(output)
 
 
-def test_only_one_model_has_one_accuracy(versus):
+def test_only_one_model_has_one_accuracy(versus: Any) -> None:
     clients = [
         {"name": name, "accuracy_local": own, "accuracy_global": 0.5}
         for name, own in (("b", 0.25), ("a", 1.0))
@@ -156,7 +159,7 @@ def test_only_one_model_has_one_accuracy(versus):
         versus.shared_accuracy({"method": "local", "per_client": clients}, {"a": 2, "b": 4})
 
 
-def test_ratios_are_by_seed_and_their_median(versus):
+def test_ratios_are_by_seed_and_their_median(versus: Any) -> None:
     def row(program: str, seed: int, seconds: float, accuracy: float, peak: int) -> Any:
         return versus.Row(program, seed, seconds, seconds / 2, accuracy, 1000, peak, 0.0)
 
@@ -183,7 +186,7 @@ def test_ratios_are_by_seed_and_their_median(versus):
     )
 
 
-def test_a_process_is_measured_with_all_that_it_starts(bench, tmp_path):
+def test_a_process_is_measured_with_all_that_it_starts(bench: Bench, tmp_path: Path) -> None:
     """A child that outlives its parent, in a session of its own, counts and is ended."""
     measure = bench("common.measure")
     child = "import time; held = bytearray(b'x') * 150_000_000; print('ready', flush=True); time.sleep(100)"
@@ -204,7 +207,7 @@ print(child.pid)
     assert not Path(f"/proc/{took.output.strip()}").exists()
 
 
-def test_who_ends_the_script_ends_what_it_measures(bench, tmp_path):
+def test_who_ends_the_script_ends_what_it_measures(bench: Bench, tmp_path: Path) -> None:
     told = tmp_path / "pid"
     child = (
         f"import os, pathlib, time; pathlib.Path({str(told)!r}).write_text(str(os.getpid())); time.sleep(100)"
@@ -222,7 +225,7 @@ def test_who_ends_the_script_ends_what_it_measures(bench, tmp_path):
     assert not Path(f"/proc/{told.read_text()}").exists()
 
 
-def test_a_process_that_fails_or_does_not_end_is_one_error(bench):
+def test_a_process_that_fails_or_does_not_end_is_one_error(bench: Bench) -> None:
     measure = bench("common.measure")
     with pytest.raises(FedmsError, match=r"(?s)code 3.*what went wrong"):
         measure.measured(
@@ -232,7 +235,7 @@ def test_a_process_that_fails_or_does_not_end_is_one_error(bench):
         measure.measured([sys.executable, "-c", "import time; time.sleep(100)"], 1)
 
 
-def test_a_small_fleet_is_measured(bench, tmp_path):
+def test_a_small_fleet_is_measured(bench: Bench, tmp_path: Path) -> None:
     fleet = bench("fleet")
     given = Namespace(clients=[4], cohorts=[2], rounds=2, workers=1, model=None)
     (found,) = fleet.measure_all(given, tmp_path)
@@ -248,7 +251,7 @@ def test_a_small_fleet_is_measured(bench, tmp_path):
     assert list(tmp_path.glob("*/run")) == []
 
 
-def test_ratios_of_fleets_need_both_ends(bench):
+def test_ratios_of_fleets_need_both_ends(bench: Bench) -> None:
     fleet = bench("fleet")
 
     def of(clients: int, cohort: int, value: float) -> Any:
@@ -261,7 +264,7 @@ def test_ratios_of_fleets_need_both_ends(bench):
     assert cohorts == {"round_seconds_ratio_cohort_100_to_10_of_1000": 2}
 
 
-def test_text_goes_between_the_marks_and_nowhere_else(bench, tmp_path):
+def test_text_goes_between_the_marks_and_nowhere_else(bench: Bench, tmp_path: Path) -> None:
     pages, page = bench("common.pages"), tmp_path / "page.md"
     page.write_text("before\n<!-- one -->\nold\n<!-- end one -->\nafter\n<!-- two -->\n<!-- end two -->\n")
     pages.splice(page, "one", "new")
@@ -272,7 +275,9 @@ def test_text_goes_between_the_marks_and_nowhere_else(bench, tmp_path):
     )
 
 
-def test_the_script_for_gpus_works_without_one_and_says_where_there_is_none(bench, capsys, monkeypatch):
+def test_the_script_for_gpus_works_without_one_and_says_where_there_is_none(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpu = bench("gpu")
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", "--tiny", "--repeats", "1"])
     gpu.main()
@@ -298,7 +303,43 @@ def test_the_script_for_gpus_works_without_one_and_says_where_there_is_none(benc
             gpu.main()
 
 
-@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet", "table gpu"])
-def test_the_page_has_a_place_for_each_table(mark):
+def test_the_cost_of_reproducibility_is_a_ratio_within_each_pair(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = bench("reproducibility")
+    times = iter([{"step": seconds} for seconds in (2.0, 2.2, 1.8, 1.5)])  # off, on; on, off
+    ways: list[str] = []
+
+    def measure_apart(way: str, repeats: int) -> dict[str, float]:
+        ways.append(way)
+        return next(times)
+
+    monkeypatch.setattr(script, "measure_apart", measure_apart)
+    made = script.compare(2, 1)
+    assert ways == ["off", "on", "on", "off"]
+    found = made["workloads"]["step"]
+    assert found["ratio_range"] == pytest.approx([1.1, 1.2])
+    assert found["ratio_median"] == pytest.approx(1.15)
+    assert found["ratio_of_fastest"] == pytest.approx(1.8 / 1.5)
+    assert "| step | 1.150 | 1.100 … 1.200 | 1.200 |" in script.table(made) and made["cpu"]
+
+
+def test_a_process_without_reproducibility_has_an_empty_setting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = bench("reproducibility")
+    seen: list[str] = []
+
+    def run(command: list[str], env: dict[str, str], **more: Any) -> Any:
+        seen.append(env["MKL_CBWR"])
+        return Namespace(stdout='{"step": 1.0}\n')
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    assert [script.measure_apart(way, 1) for way in ("on", "off")] == [{"step": 1.0}] * 2
+    assert seen == ["AUTO", ""]
+
+
+@pytest.mark.parametrize("mark", ["table versus-flower", "table fleet", "table gpu", "table reproducibility"])
+def test_the_page_has_a_place_for_each_table(mark: str) -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     assert f"<!-- {mark} -->" in page and f"<!-- end {mark} -->" in page

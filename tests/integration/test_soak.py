@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.integration
 
 
-def test_rounds_that_lose_answers_leave_nothing_behind():
+def test_rounds_that_lose_answers_leave_nothing_behind() -> None:
     script = Path(__file__).parents[2] / "bench" / "soak.py"
     done = subprocess.run(
         [sys.executable, str(script), "--rounds", "24", "--deaths", "0.03"],
