@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread, and tiny transformers with random weights of every family that fedms knows."""
+"""Shared by all tests: one thread, and tiny transformers with random weights of every family that fedms
+knows.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ Checkpoint = Callable[[str], Path]
 
 
 def tiny_model(family: str) -> Any:
-    """A transformer of this family with no weight left at an initial zero, so that every part of it shows in the output."""
+    """A transformer of this family with no weight left at an initial zero, so that every part of it shows in
+    the output.
+    """
     import transformers as hf
 
     picture = {"image_size": 32, "patch_size": 8}
@@ -91,7 +95,9 @@ def word_tokenizer() -> Any:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """The folder of the tiny model of a family, as `save_pretrained` writes it; written once, so do not change it."""
+    """The folder of the tiny model of a family, as `save_pretrained` writes it; written once, so do not
+    change it.
+    """
     made: dict[str, Path] = {}
 
     def folder(family: str) -> Path:

@@ -1,4 +1,7 @@
-"""The house: rooms on floors, arrows only down, and the walls that docs/architecture.md names. Read from the imports."""
+"""The house: rooms on floors, arrows only down, and the walls that docs/architecture.md names.
+
+Read from the imports.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ def module_name(path: Path) -> str:
 
 @cache
 def imports() -> dict[str, list[tuple[str, str]]]:
-    """By module, what it imports from fedms, also inside functions: each a module and the name taken from it."""
+    """By module, what it imports from fedms, also inside functions: a module and the name taken from it."""
     paths = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
     found: dict[str, list[tuple[str, str]]] = {}
     for name, path in paths.items():

@@ -1,4 +1,6 @@
-"""Finished runs of seconds: made-up texts or pictures, a tiny random transformer, three clients, one round a stage."""
+"""Finished runs of seconds: made-up texts or pictures, a tiny random transformer, three clients, one round a
+stage.
+"""
 
 from __future__ import annotations
 

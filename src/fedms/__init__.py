@@ -1,4 +1,6 @@
-"""fedms: federated fine-tuning of foundation models. Every client gets a global and a local expert, mixed by a gate.
+"""fedms: federated fine-tuning of foundation models.
+
+Every client gets a global and a local expert, mixed by a gate.
 
     config = fedms.load_config("examples/assistant.yaml", ["seed=1"])
     result = fedms.run(config, "runs/first")

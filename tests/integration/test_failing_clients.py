@@ -280,7 +280,8 @@ def test_a_client_that_cannot_be_tested_is_asked_as_often_as_allowed(misbehave, 
     misbehave(Rule("raise", client="client-1", kind="test"))
     with pytest.raises(
         FedmsError,
-        match=r"^client-1 could not be tested, so there is no result: RuntimeError: as it was told; go on with --resume",
+        match=r"^client-1 could not be tested, so there is no result: RuntimeError: as it was told; "
+        "go on with --resume",
     ):
         perform()
 

@@ -214,7 +214,8 @@ def test_a_round_of_lies_ends_the_run_in_one_line(perform, in_flight):
     with pytest.raises(FedmsError) as caught:
         perform(*SHORT)
     assert str(caught.value) == (
-        f"global round 1, train: 0 of 1 answer needed, after 3 attempts; client-3 was refused: {B} is not finite; go on with --resume"
+        "global round 1, train: 0 of 1 answer needed, after 3 attempts; "
+        f"client-3 was refused: {B} is not finite; go on with --resume"
     )
 
 

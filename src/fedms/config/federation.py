@@ -9,7 +9,8 @@ from fedms.config.sections import Section
 from fedms.core.registry import Names
 
 AGGREGATIONS = Names("federation.aggregation", "average", "exact", "freeze-a", "svd")
-"""The values of `federation.aggregation`. Plug-ins add names; `fedms.federation.aggregation` holds the functions."""
+"""The values of `federation.aggregation`. Plug-ins add names; `fedms.federation.aggregation` holds the
+functions."""
 ROBUST_MEANS = Names("federation.robust", "none", "median", "trimmed-mean", "multi-krum", "norm-clip")
 """The values of `federation.robust`."""
 

@@ -172,8 +172,8 @@ def load_config(
 
     Raises:
         FedmsError: the file cannot be read.
-        ConfigError: the text is not YAML, a plug-in cannot be imported, or a key, type, range or combination is
-            wrong.
+        ConfigError: the text is not YAML, a plug-in cannot be imported, or a key, type, range or combination
+            is wrong.
     """
     values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
     for override in overrides:

@@ -53,8 +53,8 @@ class ModelConfig(Section):
     prompt_tokens: int = Field(8, ge=1, le=1024)
     """Number of soft prompt tokens, for method `promptfl`."""
     adapter: str | None = None
-    """Folder of a PEFT adapter of rank `lora.rank` from which the global expert's pairs start; default: a random
-    A, and a B of zeros. A block gets its pairs when it is activated."""
+    """Folder of a PEFT adapter of rank `lora.rank` from which the global expert's pairs start; default: a
+    random A, and a B of zeros. A block gets its pairs when it is activated."""
 
 
 class DataConfig(Section):
@@ -72,7 +72,8 @@ class DataConfig(Section):
     limit: int | None = Field(None, ge=1)
     """Largest number of samples of each split, drawn with the seed; default: all samples."""
     separator: str | None = None
-    """One character between the values of CSV and TSV files, or `tab`; default: `,` in .csv, a tab in .tsv."""
+    """One character between the values of CSV and TSV files, or `tab`; default: `,` in .csv, a tab in .tsv.
+    """
     encoding: str | None = None
     """Encoding of CSV, TSV and JSON files, such as `cp1252` or `utf-16`; default: UTF-8."""
 
@@ -98,7 +99,8 @@ class DataConfig(Section):
 
 
 PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
-"""What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins here."""
+"""What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins
+here."""
 
 
 class PartitionConfig(Section):

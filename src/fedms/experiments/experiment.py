@@ -68,8 +68,8 @@ def run(
         config: the experiment.
         out: the run folder.
         observer: is told of the progress.
-        reuse: the folder of a finished run of the first stage alone, with the same settings of that stage. The
-            stage is taken from there, with what it cost, and not trained again.
+        reuse: the folder of a finished run of the first stage alone, with the same settings of that stage.
+            The stage is taken from there, with what it cost, and not trained again.
         resume: continue the run in the folder, to the same result; begin where there is no run.
         prefixes: a folder of the frozen blocks' outputs, shared by runs. It changes no bit.
 
@@ -199,7 +199,10 @@ class Experiment:
 
     @property
     def _pictures(self) -> bool:
-        """Whether the data are pictures. Their accuracy before training stands on sums, not on class names."""
+        """Whether the data are pictures.
+
+        Their accuracy before training stands on sums, not on class names.
+        """
         return self.world.backbone.kind == "image"
 
     def _start_head(self, from_names: bool) -> None:

@@ -1,6 +1,7 @@
 """What travels: a Task from the server to a client, an Update or a Failure back.
 
-Values only, as safetensors bytes. These are envelopes. What an exchange asks and answers is typed in `exchanges/`, one file a question.
+Values only, as safetensors bytes. These are envelopes. What an exchange asks and answers is typed in
+`exchanges/`, one file a question.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class Stage:
         for group in groups:
             if group not in known_groups():
                 raise ConfigError(
-                    f"stage {self.name}: {group!r:.80} is no parameter group; known: {', '.join(known_groups())}"
+                    f"stage {self.name}: {group!r:.80} is no parameter group; "
+                    f"known: {', '.join(known_groups())}"
                 )
         if unknown := {*self.shares, *(group for phase in self.phases for group in phase)} - {*self.trains}:
             raise ConfigError(

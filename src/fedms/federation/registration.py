@@ -91,8 +91,8 @@ def register(thing: Any, name: str | None = None) -> None:
     name.
 
     Args:
-        thing: a `fedms.Method`, a `fedms.Aggregator`, a `fedms.Predictor`, a `fedms.Family`, or the function of
-            a partition rule (`fedms.data.partition.Rule`).
+        thing: a `fedms.Method`, a `fedms.Aggregator`, a `fedms.Predictor`, a `fedms.Family`, or the function
+            of a partition rule (`fedms.data.partition.Rule`).
         name: of a predictor, the value of a method's `predicts`; of a family, its `model_type` in the model's
             config.json; of a partition rule, the value of `partition.rule`. A method and an aggregator have a
             name of their own.

@@ -174,7 +174,8 @@ class Client:
         recipe = recipe_for(self.personal.config, self.personal.method)
         if not recipe.has_frontier:
             raise ConfigError(
-                f"prior: has no meaning for method {recipe.method.name}, whose predictions do not move with it"
+                f"prior: has no meaning for method {recipe.method.name}, "
+                "whose predictions do not move with it"
             )
         if not isinstance(prior, int | float | np.number) or not 0 <= prior <= 1:
             raise ConfigError(f"prior: must be from 0 to 1, not {prior}")

@@ -30,8 +30,8 @@ def make_result(
 ) -> dict[str, Any]:
     """The content of result.json.
 
-    Accuracies are on test data. `validation` holds the same on validation data, for choosing. `seconds` are those of
-    all rounds, statistics and the test.
+    Accuracies are on test data. `validation` holds the same on validation data, for choosing. `seconds` are
+    those of all rounds, statistics and the test.
     """
     recipe = server.recipe
     method, learned = recipe.method, recipe.method.gate == "learned"
@@ -111,7 +111,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def trainable_parameters(world: World, server: Server) -> int:
-    """How many numbers training may change in one client's final model: its experts' active pairs and heads, its gate."""
+    """How many numbers training may change in one client's final model: its experts' active pairs and heads,
+    its gate.
+    """
     config, backbone = world.config, world.backbone
     total = 0
     for stage in {stage.expert: stage for stage in server.recipe.stages}.values():
