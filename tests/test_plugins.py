@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 import fedms
-from conftest import SIZES, word_tokenizer
 from fedms.config import load_config
 from fedms.core.errors import ConfigError
 from fedms.federation.aggregation.mean import average
@@ -20,6 +19,7 @@ from fedms.federation.method import GLOBAL, LOCAL, LORA
 from fedms.federation.methods import METHODS, find
 from fedms.federation.registration import declarations, receive
 from fedms.model.families import FAMILIES
+from tiny_models import SIZES, word_tokenizer
 from tiny_run import run_config, write_texts
 
 PAGE = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()

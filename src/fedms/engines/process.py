@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from fedms.core.errors import FedmsError, StorageError
 from fedms.engines.imports import describe_imports
 from fedms.engines.memory import keeping_freed_memory
 from fedms.engines.pipe import STORAGE, USAGE, read_message, write_message
+from fedms.federation.identity import DataIdentity
 from fedms.federation.messages import FailureKind
 from fedms.federation.registration import declarations
 
@@ -45,10 +47,16 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, config: Config, folder: Path, number: int, workers: int, prefixes: Path | None
+        self,
+        config: Config,
+        data: DataIdentity,
+        folder: Path,
+        number: int,
+        workers: int,
+        prefixes: Path | None,
     ) -> None:
         self._config = config.to_yaml().encode()
-        self._declarations = json.dumps(declarations(config)).encode()
+        self._declarations = json.dumps({**declarations(config), "data": asdict(data)}).encode()
         self._cache = folder / "cache" / str(number)
         self._places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
         self._closing = threading.Lock()

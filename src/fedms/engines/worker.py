@@ -70,6 +70,7 @@ def serve(stdin: IO[bytes], stdout: IO[bytes], places: list[str]) -> None:
     from fedms.engines.memory import peak_memory
     from fedms.engines.pipe import MEASURE, STORAGE, USAGE, read_message, write_message
     from fedms.federation.client import ClientHost
+    from fedms.federation.identity import DataIdentity
     from fedms.federation.registration import receive
     from fedms.federation.world import open_world
 
@@ -97,8 +98,12 @@ def serve(stdin: IO[bytes], stdout: IO[bytes], places: list[str]) -> None:
             return STORAGE + str(error).encode(errors="backslashreplace")
 
     try:
-        receive(json.loads(declared))
-        host = ClientHost(open_world(load_config(yaml.safe_load(first))), folder, number, workers, prefixes)
+        plain = json.loads(declared)
+        receive(plain)
+        world = open_world(load_config(yaml.safe_load(first)))
+        if change := DataIdentity.of_dict(plain["data"]).change(world.glance()):
+            raise FedmsError(f"data {world.config.data.source} changed since the run began: {change}")
+        host = ClientHost(world, folder, number, workers, prefixes)
     except FedmsError as error:
         sys.exit(f"error: worker {number}: {error}")
     with contextlib.closing(host):

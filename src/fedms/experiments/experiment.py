@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,7 @@ def run(
         log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded
     if resume and (result := folder.result()):
+        check_unchanged(config, [folder])
         watcher.note(f"{out}: finished already")
         return result
     threads = torch.get_num_threads()
@@ -92,15 +93,25 @@ def run(
     try:
         first = reusable(config, reuse) if reuse else None
         world = open_world(config)
-        world.check()
+        identity = world.check()
+        if first is not None:
+            first.check_identity(identity, config)
         adapter = adapter_pairs(config, world.backbone)
         with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
+            folder.identify(identity, config)
             folder.describe(describe_environment(config, engine.workers))
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
             return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
     finally:
         torch.set_num_threads(threads)
+
+
+def check_unchanged(config: Config, folders: Iterable[RunFolder]) -> None:
+    """Raise FedmsError if data or model of this config have changed since these runs; the line says what."""
+    identity = open_world(config).check()
+    for folder in folders:
+        folder.check_identity(identity, config)
 
 
 def describe_partition(config: Config) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from fedms.core.errors import FedmsError
 from fedms.core.paths import check_no_escape
 from fedms.federation.method import Stage
 from fedms.federation.methods import of
-from fedms.runs.folder import RunFolder
+from fedms.runs.folder import PLACES, RunFolder, canonical_place
 from fedms.runs.reading.run import RESULT
 
 
@@ -66,4 +66,7 @@ KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
 
 def first_stage_settings(config: Config) -> dict[str, Any]:
     """All settings that change the result of a first, global stage, except the method."""
-    return config.model_dump(exclude=KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE)
+    values = config.model_dump(exclude=KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE)
+    for section, key in (place.split(".") for place in PLACES):
+        values[section][key] = canonical_place(values[section][key])
+    return values

@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 
 from fedms.config import Config
-from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
 from fedms.data.sources import Dataset
 from fedms.model.backbone import Backbone
@@ -64,6 +63,12 @@ class DataIdentity:
             split=_digest([test.tobytes()]),
             column=_digest(str(value).encode() for value in values),
         )
+
+    @classmethod
+    def of_dict(cls, values: Any) -> Self:
+        """The identity of these values of JSON; KeyError or TypeError where they are none."""
+        kept = {each.name: values[each.name] for each in fields(cls)}
+        return cls(**{**kept, "classes": tuple(kept["classes"])})
 
     def change(self, now: DataIdentity) -> str | None:
         """What is different now, in words; None where nothing is."""
@@ -141,30 +146,25 @@ class Identity:
         return asdict(self)
 
     @classmethod
-    def of(cls, values: Any, where: str) -> Self:
-        """What `to_dict` wrote.
+    def of(cls, values: Any) -> Self:
+        """The identity that `to_dict` wrote.
 
         Raises:
-            FedmsError: that is not what these values are.
+            KeyError, TypeError: these values are none.
         """
-        try:
-            data, model = values["data"], values["model"]
-            kept = {each.name: data[each.name] for each in fields(DataIdentity)}
-            kept["classes"] = tuple(kept["classes"])
-            return cls(
-                DataIdentity(**kept),
-                ModelIdentity(**{each.name: model[each.name] for each in fields(ModelIdentity)}),
-            )
-        except (KeyError, TypeError):
-            raise FedmsError(f"{where}: damaged: it does not say what the run was made from") from None
+        model = {each.name: values["model"][each.name] for each in fields(ModelIdentity)}
+        return cls(DataIdentity.of_dict(values["data"]), ModelIdentity(**model))
 
     def change(self, now: Identity, config: Config) -> str | None:
         """What is different now, in one line that names it; None where nothing is."""
         if change := self.data.change(now.data):
             return f"data {excerpt(config.data.source)} changed since then: {change}"
-        if change := self.model.change(now.model):
-            return f"model {excerpt(config.model.name)} changed since then: {change}"
-        return None
+        return self.model_change(now.model, config)
+
+    def model_change(self, now: ModelIdentity, config: Config) -> str | None:
+        """As `change`, of the model alone."""
+        change = self.model.change(now)
+        return None if change is None else f"model {excerpt(config.model.name)} changed since then: {change}"
 
 
 def _weights(backbone: Backbone) -> Iterable[bytes]:

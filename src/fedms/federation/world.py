@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,6 +17,7 @@ from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated,
 from fedms.data.partition import ClientSplit, Partition, partition
 from fedms.data.sources import Dataset
 from fedms.federation.activation import check_depth
+from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
 from fedms.federation.tiers import capacities, ranks
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
@@ -42,8 +43,11 @@ class World:
     """The rows that `inputs` reads"""
     _clients: dict[str, FederatedDataset] = field(default_factory=dict, repr=False)
 
-    def check(self) -> None:
+    def check(self) -> Identity:
         """Read every sample once, and log what the user should know about the data.
+
+        Returns:
+            What stands behind the names of data and model.
 
         Raises:
             FedmsError: a sample cannot be read.
@@ -52,6 +56,15 @@ class World:
         for line in (*self.dataset.notes, repeated(digests, self.partition)):
             if line:
                 log.warning(line)
+        return Identity(self._data_identity(digests), ModelIdentity.of(self.backbone))
+
+    def glance(self) -> DataIdentity:
+        """The identity of the data as far as it costs next to nothing: of pictures, their labels alone."""
+        text = self.dataset.kind == "text"
+        return self._data_identity(self.dataset.check() if text else [b""] * len(self.dataset.labels))
+
+    def _data_identity(self, digests: Sequence[bytes]) -> DataIdentity:
+        return DataIdentity.of(self.dataset, digests, self.config.partition.column)
 
     @property
     def classes(self) -> int:

@@ -11,16 +11,22 @@ from weakref import WeakValueDictionary
 import torch
 
 from fedms.config import Config
+from fedms.federation.identity import ModelIdentity
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone, locate
 from fedms.training.ambient import own_torch_state
 
 
 class SharedBackbone:
-    """A backbone that several clients and threads use in turn."""
+    """A backbone that several clients and threads use in turn.
+
+    Attributes:
+        identity: its fingerprint, which tells whether it is the model of a run.
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
+        self.identity = ModelIdentity.of(backbone)
         self._turn = threading.Lock()
 
     @contextmanager

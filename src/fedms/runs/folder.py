@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from fedms.core.files import (
     locked,
     make_folder,
     read_arrays,
+    read_json,
     remove,
     sweep,
     write_arrays,
@@ -29,6 +31,7 @@ from fedms.core.files import (
 from fedms.core.formatting import excerpt
 from fedms.core.paths import NAME_RULE, check_no_escape, is_name
 from fedms.federation.client_folder import ClientFolder, Version
+from fedms.federation.identity import Identity
 from fedms.runs.reading.run import (
     CONFIG,
     ENVIRONMENT,
@@ -39,6 +42,8 @@ from fedms.runs.reading.run import (
     read_rounds,
 )
 
+IDENTITY = "identity.json"
+"""What the run was made from: fingerprints of data and model."""
 ANOTHER_FOLDER_HINT = "name another folder with --out"
 KEYS_WITHOUT_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("engine", "log", "compare"), True),
@@ -47,6 +52,8 @@ KEYS_WITHOUT_EFFECT: dict[str, Any] = {
 }
 """Keys that do not change a run's result, or change it only where clients fail. A resumed run may differ in
 them."""
+PLACES = ("data.source", "model.name", "model.adapter")
+"""Keys that may hold a path. One path typed in two ways is the same place."""
 CHECKPOINTS = 2
 """Server checkpoints that are kept: the newest, and the one before it in case the newest is damaged."""
 
@@ -79,6 +86,34 @@ class RunFolder:
         if not (self.path / ENVIRONMENT).exists():
             write_json(self.path / ENVIRONMENT, environment)
 
+    def identify(self, identity: Identity, config: Config) -> None:
+        """Write identity.json, or check that nothing has changed since the run wrote it.
+
+        Raises:
+            FedmsError: data or model have changed; the line says what.
+        """
+        if (self.path / IDENTITY).exists():
+            self.check_identity(identity, config)
+        else:
+            write_json(self.path / IDENTITY, identity.to_dict())
+
+    def check_identity(self, identity: Identity, config: Config) -> None:
+        """Raise FedmsError if data or model have changed since this run; the line says what."""
+        if change := self.identity().change(identity, config):
+            raise FedmsError(f"{self.path}: {change}; {ANOTHER_FOLDER_HINT}")
+
+    def identity(self) -> Identity:
+        """What the run was made from.
+
+        Raises:
+            FedmsError: identity.json is missing or damaged.
+        """
+        path = self.path / IDENTITY
+        try:
+            return Identity.of(read_json(path))
+        except (KeyError, TypeError):
+            raise FedmsError(f"{path}: damaged: it does not say what the run was made from") from None
+
     def admit(self, config: Config, resume: bool) -> None:
         """Raise unless a run with this config may start (or resume) in this folder.
 
@@ -96,17 +131,19 @@ class RunFolder:
         if self.path.is_dir():
             check_no_escape(self.path)
         begun = (self.path / CONFIG).exists()
-        if not resume and begun:
-            raise FedmsError(
-                f"{self.path}: already there and not empty; go on with --resume, or {ANOTHER_FOLDER_HINT}"
-            )
-        if not resume:
-            refuse_used(self.path)
-        elif begun:
+        if begun:
             if differs := difference(self.path / CONFIG, config, KEYS_WITHOUT_EFFECT):
                 raise FedmsError(
                     f"{self.path}: was run with another config: {differs}; {ANOTHER_FOLDER_HINT}"
                 )
+            if not resume:
+                done = (self.path / RESULT).exists()
+                hint = (
+                    "holds this run, finished" if done else "already there and not empty; go on with --resume"
+                )
+                raise FedmsError(f"{self.path}: {hint}{';' if done else ', or'} {ANOTHER_FOLDER_HINT}")
+        elif not resume:
+            refuse_used(self.path)
         elif self.path.exists():
             held = self.path.iterdir() if self.path.is_dir() else [self.path]
             # a run that was killed before its first file was complete leaves temporary files
@@ -299,9 +336,19 @@ def difference(path: Path, config: Config, ignored: dict[str, Any]) -> str | Non
     except FedmsError:
         return "one that cannot be read"
     theirs, ours = (dict(_leaves(each.model_dump(exclude=ignored))) for each in (there, config))
+    for values in (theirs, ours):
+        values |= {key: canonical_place(values[key]) for key in PLACES if key in values}
     return next(
         (f"{key} {theirs[key]!r}, not {ours[key]!r}" for key in ours if theirs[key] != ours[key]), None
     )
+
+
+def canonical_place(value: Any) -> Any:
+    """One spelling for a path that exists, however it was typed; any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    path = os.path.expanduser(value)  # noqa: PTH111 - Path fails for an unknown user
+    return os.path.realpath(path) if os.path.exists(path) else value  # noqa: PTH110
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

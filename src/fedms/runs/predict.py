@@ -281,6 +281,8 @@ def load(run: str | Path, client: str, model: str | Path | None = None) -> Clien
         shared = shared_backbone(config)
     except ConfigError as error:
         raise FedmsError(f"{folder.path / 'config.yaml'}: damaged: {error}") from None
+    if change := folder.identity().model_change(shared.identity, config):
+        raise FedmsError(f"{folder.path}: {change}")
     hub_name = _hub_name(declared.model.name, finished.environment)
     found = Client(client, classes, personal, shared, prior, boundary, hub_name)
     if not found.fits():

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from fedms.experiments.comparison.rows import Row, baseline, rows
 from fedms.experiments.observers import Observer, Silent
 from fedms.experiments.tensorboard import require_tensorboard
 from fedms.runs.environment import describe_environment
+from fedms.runs.folder import RunFolder
 from fedms.runs.reading.comparison import read_comparison
 from fedms.runs.reading.run import read_result
 from fedms.runs.report.comparison.tables import comparison_markdown
@@ -62,6 +64,7 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
 def perform(out: Path, runs: Sequence[PlannedRun], observer: Observer, what: str) -> None:
     """Run the planned runs that are not finished yet, in this order; `what` names them in notes."""
     there = {run.folder for run in runs if is_finished(out / run.folder, run.config)}
+    _check_unchanged(out, [run for run in runs if run.folder in there])
     awaited = {run.first for run in runs if run.folder not in there}
     runs = [run for run in runs if not run.hidden or run.folder in there | awaited]
     if there:
@@ -79,6 +82,16 @@ def perform(out: Path, runs: Sequence[PlannedRun], observer: Observer, what: str
             )
         except FedmsError as error:
             raise type(error)(f"{run.label}: {error}") from None
+
+
+def _check_unchanged(out: Path, finished: Sequence[PlannedRun]) -> None:
+    """Raise FedmsError if data or model have changed since one of these runs."""
+    by_names: dict[str, list[PlannedRun]] = defaultdict(list)
+    for run in finished:
+        named = run.config.model_dump_json(include={"seed", "data", "model", "partition"})
+        by_names[named].append(run)
+    for runs in by_names.values():
+        experiment.check_unchanged(runs[0].config, [RunFolder(out / run.folder) for run in runs])
 
 
 # Tuning: every combination of the grid runs once, on the first seed, and is scored on validation data only.

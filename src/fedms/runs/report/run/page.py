@@ -25,6 +25,8 @@ from fedms.runs.report.html import (
 )
 from fedms.runs.report.run.figures import pictures
 
+PATHS = ("model_folder",)
+"""Keys of environment.json that name a place on this machine, which a report does not show."""
 MOST_ROWS = 1000
 
 
@@ -147,7 +149,9 @@ def _clients(run: FinishedRun) -> str:
 
 def _facts(run: FinishedRun) -> str:
     failures = [failure for record in run.rounds for failure in record.get("failures") or []]
-    rows = [[key.replace("_", " "), fact(value)] for key, value in run.environment.items()]
+    rows = [
+        [key.replace("_", " "), fact(value)] for key, value in run.environment.items() if key not in PATHS
+    ]
     rows.insert(0, ["failed client updates", tally(failures) or "none"])
     return table([], rows, kind="facts")
 
