@@ -210,6 +210,18 @@ def test_one_row_with_a_list_is_named_with_the_way_out(tmp_path: Path) -> None:
     assert read(path).columns == {}  # a list in a column that nobody uses
 
 
+def test_a_column_of_lists_is_passed_over_where_another_fits(tmp_path: Path) -> None:
+    rows = [{"text": ["hello", str(n)], "sentence": f"hello {n}", "label": "ab"[n % 2]} for n in range(4)]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert list(read(path).inputs) == [f"hello {n}" for n in range(4)]
+    mixed = [{"category": "x", **row, "label": ["a"] if not n else "a"} for n, row in enumerate(rows)]
+    path.write_text("\n".join(map(json.dumps, mixed)))
+    assert "row 1 has a list for its label (column 'label')" in says(
+        path
+    )  # `category` is no silent substitute
+
+
 def test_a_column_is_not_both_text_and_label(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("text,label\na,x\nb,y\n")
     for keys in ({"text": "label", "label": "label"}, {"text": "text", "label": "text"}, {"text": "label"}):
