@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +17,11 @@ from fedms.data.sources import Dataset, load
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 
 
-def read(path: Path, **keys: str) -> Dataset:
+def read(path: Path, **keys: Any) -> Dataset:
     return load(DataConfig(source=str(path), **keys), 0)
 
 
-def says(path: Path, **keys: str) -> str:
+def says(path: Path, **keys: Any) -> str:
     with pytest.raises(FedmsError) as caught:
         read(path, **keys)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)

@@ -27,7 +27,7 @@ def whole() -> FederatedDataset:
     return federated(dataset, parts, ("test",), limit=6, seed=0)
 
 
-def test_a_view_answers_as_the_whole_data_set_does(whole):
+def test_a_view_answers_as_the_whole_data_set_does(whole: FederatedDataset) -> None:
     for name in whole.clients:
         view = whole.of_client(name, whole.evaluation)
         for split in SPLITS:
@@ -40,7 +40,7 @@ def test_a_view_answers_as_the_whole_data_set_does(whole):
         assert view.class_names == whole.class_names and view.kind == whole.kind
 
 
-def test_a_view_holds_no_other_clients_texts(whole):
+def test_a_view_holds_no_other_clients_texts(whole: FederatedDataset) -> None:
     view = whole.of_client("client-1")
     own = np.concatenate([view.samples("client-1", split).rows for split in SPLITS])
     held = pickle.dumps(view)
@@ -56,7 +56,7 @@ def test_a_view_holds_no_other_clients_texts(whole):
         view.of_client("client-2")
 
 
-def test_evaluation_rows_come_only_to_those_who_are_handed_them(whole):
+def test_evaluation_rows_come_only_to_those_who_are_handed_them(whole: FederatedDataset) -> None:
     with pytest.raises(FedmsError, match="everyone's test samples are not held here"):
         whole.of_client("client-0").everyone("test")
     with pytest.raises(FedmsError, match="everyone's validation samples are not held here"):
@@ -69,14 +69,14 @@ def test_evaluation_rows_come_only_to_those_who_are_handed_them(whole):
         assert (text.encode() in held) == (row in own or row in everyone.rows)
 
 
-def test_counts_are_of_training_and_validation(whole):
+def test_counts_are_of_training_and_validation(whole: FederatedDataset) -> None:
     dataset = corpus()
     parts = partition(dataset, PartitionConfig(clients=4, rule="equal", min_samples=5), 0)
     assert whole.counts().tolist() == parts.counts(dataset.labels, 3).tolist()
     assert whole.of_client("client-3").counts().tolist() == [whole.counts()[3].tolist()]
 
 
-def test_a_view_of_pictures_holds_the_paths_of_its_own(tmp_path: Path):
+def test_a_view_of_pictures_holds_the_paths_of_its_own(tmp_path: Path) -> None:
     for row in range(24):
         folder = tmp_path / "ab"[row % 2]
         folder.mkdir(exist_ok=True)
@@ -91,7 +91,7 @@ def test_a_view_of_pictures_holds_the_paths_of_its_own(tmp_path: Path):
             assert view.inputs[row].getpixel((0, 0)) == dataset.inputs[row].getpixel((0, 0))
 
 
-def test_a_site_opens_a_file_of_its_own(whole, tmp_path: Path):
+def test_a_site_opens_a_file_of_its_own(whole: FederatedDataset, tmp_path: Path) -> None:
     """What a real site does: one client, from its own file, with the class names of the federation."""
     view = whole.of_client("client-2")
     own = view.rows
@@ -107,7 +107,7 @@ def test_a_site_opens_a_file_of_its_own(whole, tmp_path: Path):
         assert [site.inputs[row] for row in mine.rows] == [view.inputs[row] for row in mine.rows]
 
 
-def test_open_rows_grow_block_by_block():
+def test_open_rows_grow_block_by_block() -> None:
     def block(*numbers: int) -> Rows:
         return Rows(np.array(numbers), [f"text {n}" for n in numbers], np.zeros(len(numbers), dtype=np.int64))
 
@@ -128,7 +128,7 @@ def test_open_rows_grow_block_by_block():
         block(0, 3).select(np.array([4]))
 
 
-def test_a_client_without_test_samples_has_none():
+def test_a_client_without_test_samples_has_none() -> None:
     none = np.array([], dtype=np.int64)
     rows = Rows(np.array([5, 7]), ["x", "y"], np.array([0, 1]))
     site = FederatedDataset(

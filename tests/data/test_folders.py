@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +15,7 @@ from fedms.data.sources import Dataset, load
 HEAD = "text,label\n"
 
 
-def read(path: Path, **keys: str) -> Dataset:
+def read(path: Path, **keys: Any) -> Dataset:
     return load(DataConfig(source=str(path), **keys), 0)
 
 

@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from fedms.data.columns import same_value
 from fedms.data.federated import repeated
 from fedms.data.partition import partition
 from fedms.data.sources import Dataset, load
+from fedms.federation.world import World
 
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 
@@ -23,7 +26,7 @@ def lines(path: Path, labels: list[object]) -> Path:
     return path
 
 
-def read(path: Path, **keys: str) -> Dataset:
+def read(path: Path, **keys: Any) -> Dataset:
     return load(DataConfig(source=str(path), **keys), 0)
 
 
@@ -53,7 +56,8 @@ def test_integers_in_train_and_floats_in_test_are_one_class(tmp_path: Path) -> N
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for split, labels in {"train": [0, 1, 2, 1], "test": [1.0, 2.0]}.items():
+    splits: dict[str, list[float]] = {"train": [0, 1, 2, 1], "test": [1.0, 2.0]}
+    for split, labels in splits.items():
         table = pa.table({"text": [f"{split} {n}" for n in range(len(labels))], "label": labels})
         pq.write_table(table, tmp_path / f"{split}.parquet")
     data = read(tmp_path)
@@ -118,7 +122,7 @@ def test_a_test_sample_that_is_trained_on_is_told(tmp_path: Path) -> None:
     assert repeated(data.check(), parts) is None
 
 
-def test_a_run_tells_what_was_found(opened, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_tells_what_was_found(opened: Callable[[], World], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="fedms.federation.world"):
         opened().check()
     assert [line for line in caplog.messages if "test samples are also training" in line]

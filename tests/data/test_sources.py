@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ ROWS = [
 ]
 
 
-def write(path: Path, rows: list[dict]) -> Path:
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     """The rows in the format that the name asks for."""
     import csv
 
@@ -51,7 +52,7 @@ def paint(path: Path, colour: tuple[int, int, int], mode: str = "RGB") -> Path:
     return path
 
 
-def fails(source: object, seed: int = 0, **keys: object) -> str:
+def fails(source: object, seed: int = 0, **keys: Any) -> str:
     with pytest.raises(FedmsError) as caught:
         load(DataConfig(source=str(source), **keys), seed)
     message = str(caught.value)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -18,11 +19,11 @@ from fedms.data.text_tables import tabbed
 CASES = Path(__file__).parents[2].parent / "shared" / "cases"
 
 
-def read(path: Path, **keys: str) -> Dataset:
+def read(path: Path, **keys: Any) -> Dataset:
     return load(DataConfig(source=str(path), **keys), 0)
 
 
-def says(path: Path, **keys: str) -> str:
+def says(path: Path, **keys: Any) -> str:
     with pytest.raises(FedmsError) as caught:
         read(path, **keys)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
@@ -55,7 +56,9 @@ def test_a_text_that_begins_with_a_quotation_mark_swallows_no_row(
 
 @pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
 @pytest.mark.parametrize("texts", [['say "hi"', "b"], ["two\nlines", '"'], ["a\tb", "c"], ["plain", "x"]])
-def test_what_a_csv_writer_made_is_read_back(tmp_path: Path, texts: list[str], quoting: int) -> None:
+def test_what_a_csv_writer_made_is_read_back(
+    tmp_path: Path, texts: list[str], quoting: Literal[0, 1]
+) -> None:
     held = io.StringIO(newline="")
     writer = csv.writer(held, delimiter="\t", quoting=quoting)
     writer.writerows([["text", "label"], *([text, "ab"[row % 2]] for row, text in enumerate(texts * 2))])
@@ -183,7 +186,7 @@ OBJECTS = {
 @pytest.mark.parametrize("name", ["d.jsonl", "d.json"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_object_in_place_of_lines_is_named(
-    tmp_path: Path, value: dict, name: str, indent: int | None
+    tmp_path: Path, value: dict[str, Any], name: str, indent: int | None
 ) -> None:
     (tmp_path / name).write_text(json.dumps(value, indent=indent))
     message = says(tmp_path / name)
@@ -191,7 +194,7 @@ def test_an_object_in_place_of_lines_is_named(
 
 
 def test_one_row_with_a_list_is_named_with_the_way_out(tmp_path: Path) -> None:
-    rows = [{"text": f"hello {n}", "label": "ab"[n % 2]} for n in range(9)]
+    rows: list[dict[str, Any]] = [{"text": f"hello {n}", "label": "ab"[n % 2]} for n in range(9)]
     rows[6]["label"] = ["a", "b"]
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -207,6 +210,18 @@ def test_one_row_with_a_list_is_named_with_the_way_out(tmp_path: Path) -> None:
     assert read(path).columns == {}  # a list in a column that nobody uses
 
 
+def test_a_column_of_lists_is_passed_over_where_another_fits(tmp_path: Path) -> None:
+    rows = [{"text": ["hello", str(n)], "sentence": f"hello {n}", "label": "ab"[n % 2]} for n in range(4)]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert list(read(path).inputs) == [f"hello {n}" for n in range(4)]
+    mixed = [{"category": "x", **row, "label": ["a"] if not n else "a"} for n, row in enumerate(rows)]
+    path.write_text("\n".join(map(json.dumps, mixed)))
+    assert "row 1 has a list for its label (column 'label')" in says(
+        path
+    )  # `category` is no silent substitute
+
+
 def test_a_column_is_not_both_text_and_label(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("text,label\na,x\nb,y\n")
     for keys in ({"text": "label", "label": "label"}, {"text": "text", "label": "text"}, {"text": "label"}):
@@ -220,7 +235,7 @@ def test_a_column_is_not_both_text_and_label(tmp_path: Path) -> None:
 # --- any texts ----------------------------------------------------------------------------------------------
 
 TEXTS = st.lists(
-    st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\t\r\n\0"), min_size=1, max_size=6)
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\r\n\0"), min_size=1, max_size=6)
     | st.text('"ab ', min_size=1, max_size=6),
     min_size=2,
     max_size=6,
@@ -239,7 +254,7 @@ def test_any_lines_of_a_tsv_are_as_many_rows(texts: list[str]) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
-def test_any_texts_of_a_csv_writer_are_read_back(texts: list[str], quoting: int) -> None:
+def test_any_texts_of_a_csv_writer_are_read_back(texts: list[str], quoting: Literal[0, 1]) -> None:
     held = io.StringIO(newline="")
     writer = csv.writer(held, delimiter="\t", quoting=quoting)
     writer.writerows([["text", "label"], *([text, str(row)] for row, text in enumerate(texts))])

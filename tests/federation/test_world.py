@@ -1,14 +1,17 @@
 """A client is opened from its own rows: a process reads the inputs of the clients that it opened."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
+from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.data.federated import SPLITS
 from fedms.federation.world import open_world
 
 
-def test_inputs_are_those_of_opened_clients(settings) -> None:
+def test_inputs_are_those_of_opened_clients(settings: Callable[..., Config]) -> None:
     world = open_world(settings())
     own = [world.data.samples("client-1", split).rows for split in SPLITS]
     private = np.setdiff1d(np.concatenate(own[:2]), world.data.everyone("test").rows)
@@ -24,7 +27,7 @@ def test_inputs_are_those_of_opened_clients(settings) -> None:
         world.open_client("nobody")
 
 
-def test_a_view_gives_the_samples_and_batches_of_the_whole(settings) -> None:
+def test_a_view_gives_the_samples_and_batches_of_the_whole(settings: Callable[..., Config]) -> None:
     world = open_world(settings())
     for name in world.clients:
         view = world.open_client(name)

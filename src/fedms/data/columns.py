@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
@@ -25,9 +25,14 @@ def roles(config: DataConfig, table: Table) -> tuple[str | None, str | None, str
         FedmsError: a column cannot be found by its name, or one column would have two roles.
     """
 
-    def find(key: str, names: Sequence[str], there: Iterable[str]) -> str:
-        lower = {name.lower(): name for name in reversed(list(there))}
-        found = next((lower[name] for name in names if name in lower), None)
+    def find(key: str, names: Sequence[str], other: str | None) -> str:
+        found: str | None = None
+        for usable in (
+            [*table.scalars, *table.mixed],
+            table.nested,
+        ):  # a column of lists only if no other fits
+            lower = {name.lower(): name for name in reversed([*usable]) if name != other}
+            found = found or next((lower[name] for name in names if name in lower), None)
         if found is None:
             raise FedmsError(
                 f"{config.source}: no column found for data.{key}, name it there; columns: {table.names}"
@@ -45,10 +50,9 @@ def roles(config: DataConfig, table: Table) -> tuple[str | None, str | None, str
         )
     if not image and not text and table.images:
         image = next(iter(table.images))
-    usable = [*table.scalars, *table.nested]
     if not image and not text:
-        text = find("text or data.image", TEXT_NAMES, (name for name in usable if name != config.label))
-    label = config.label or find("label", LABEL_NAMES, (name for name in usable if name != text))
+        text = find("text or data.image", TEXT_NAMES, config.label)
+    label = config.label or find("label", LABEL_NAMES, text)
     if label == text:
         raise FedmsError(
             f"{config.source}: column {label!r} cannot be both text and label: name another in data.text or "

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from fedms.core.errors import FedmsError
 from fedms.data.table import LFS_POINTER, check_no_pointer
@@ -175,37 +175,44 @@ def _digest(opener: Opener, where: str) -> bytes:
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
 
 
-class _Quiet:
-    """Ignores warnings while any thread is inside: Python keeps one list of filters for all threads."""
+class _Strict:
+    """While any thread is inside, warnings are ignored and truncated pictures are refused.
+
+    Both are settings of the process: the first thread that enters changes them, the last restores them.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._inside = 0
-        self._caught = warnings.catch_warnings()
+        self._warnings = warnings.catch_warnings()
+        self._truncated = False
 
     def __enter__(self) -> None:
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                self._caught = warnings.catch_warnings()
-                self._caught.__enter__()
+                self._warnings = warnings.catch_warnings()
+                self._warnings.__enter__()
                 warnings.simplefilter("ignore")
+                self._truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
-                self._caught.__exit__(None, None, None)
+                self._warnings.__exit__(None, None, None)
+                ImageFile.LOAD_TRUNCATED_IMAGES = self._truncated
 
 
-_quiet = _Quiet()
+_strict = _Strict()
 
 
 @contextmanager
 def told(where: str) -> Iterator[None]:
     """Whatever Pillow and its decoders say of a broken picture, as one line."""
     try:
-        with _quiet:
+        with _strict:
             yield
     except Exception as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -24,6 +24,8 @@ class Table:
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     nested: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Columns with several values in a row: the first such row, from 1, and what it holds (`a list`)"""
+    mixed: set[str] = field(default_factory=set)
+    """Those of them that hold plain values in other rows"""
 
     @property
     def names(self) -> str:
@@ -34,6 +36,8 @@ class Table:
         for row, value in enumerate(values, 1):
             if isinstance(value, list | dict):
                 self.nested[name] = row, "a list" if isinstance(value, list) else "an object"
+                if not all(each is None or isinstance(each, list | dict) for each in values):
+                    self.mixed.add(name)
                 return
         self.scalars[name] = [scalar(value) for value in values]
 
