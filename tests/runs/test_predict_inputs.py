@@ -61,7 +61,7 @@ def test_a_column_of_pandas_is_read_and_a_table_is_not(finished):  # noqa: F811
 @pytest.mark.parametrize(
     "one",
     ["on", b"on", Path("a.png"), Image.new("RGB", (9, 9)), {"on": 1}, None, 3, np.array("on")],
-    ids=repr,
+    ids=["text", "bytes", "path", "picture", "mapping", "none", "number", "array"],
 )
 def test_one_input_in_place_of_several_is_one_line(finished, one):  # noqa: F811
     client = fedms.load(finished(), "client-0")
