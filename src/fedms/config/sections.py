@@ -47,9 +47,10 @@ class ModelConfig(Section):
     image_size: int | None = Field(None, ge=16, le=2048)
     """Side of an image in pixels, a multiple of the patch size; default: the size in the model's image
     processor."""
-    pooling: Literal["auto", "mean", "cls"] = "auto"
-    """How the tokens of a block output become one feature; `auto` is the mean for text, the class token for
-    images."""
+    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
+    """How the tokens of a block output become one feature: `mean`, `cls` (the first token) or `last`. `auto`
+    is the pooling of a sentence-transformers model (1_Pooling/config.json), else the mean for text, the class
+    token for images."""
     prompt_tokens: int = Field(8, ge=1, le=1024)
     """Number of soft prompt tokens, for method `promptfl`."""
     adapter: str | None = None

@@ -95,7 +95,7 @@ class ModelIdentity:
 
     weights: str
     declaration: str
-    """Its config.json, as far as it says what the model computes."""
+    """Its config.json, as far as it says what the model computes, and its pooling and prompt."""
     preprocessing: str
     """Its tokenizer, or its image processor."""
 
@@ -115,6 +115,7 @@ class ModelIdentity:
             for key, value in checkpoint.declared.to_dict().items()
             if key not in IGNORED_DECLARATIONS
         }
+        declared |= {"pooling": backbone.pooling, "prompt": backbone.prompt}
         return cls(
             weights=_digest(_weights(backbone)),
             declaration=_digest([_canonical(declared)]),

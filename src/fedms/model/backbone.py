@@ -38,6 +38,10 @@ class Preprocessing(Protocol):
         """The model's config.json, as transformers reads it."""
 
     @property
+    def prompt(self) -> str:
+        """What precedes every text."""
+
+    @property
     def tokenizer(self) -> Any:
         """The tokenizer of a text model."""
 
@@ -97,6 +101,11 @@ class Backbone(nn.Module):
     def kind(self) -> Literal["text", "image"]:
         return self.family.kind
 
+    @property
+    def prompt(self) -> str:
+        """What precedes every text, by the model's own word."""
+        return self.checkpoint.prompt if self.checkpoint is not None else ""
+
     def shape(self, target: str) -> tuple[int, int]:
         """(out, in) of the layer that carries `target`'s pair."""
         base = self.layers[0, target].base
@@ -144,7 +153,10 @@ class Backbone(nn.Module):
         """The last block's output -> the feature, float32 [batch, feature_size]."""
         token = hidden[:, 0] if self.pooling == "cls" else hidden
         token = self._after(token.to(torch.promote_types(token.dtype, torch.float32)))
-        if self.pooling != "cls" and mask is not None:
+        if self.pooling == "last":
+            last = token.shape[1] - 1 if mask is None else (mask[:, 0, 0] == 0).sum(1) - 1
+            token = token[torch.arange(len(token), device=token.device), last]
+        elif self.pooling != "cls" and mask is not None:
             real = (mask[:, 0, 0] == 0).to(token.dtype)[:, :, None]
             token = token.mul(real).sum(1) / real.sum(1)
         elif self.pooling != "cls":

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fedms.core.formatting import excerpt
 from fedms.model.backbone import Backbone
 from fedms.model.families import FAMILIES, Family, family_of
 from fedms.model.formats import adapter_refusal, check_format
+from fedms.model.sentence_transformers import Read, SentenceModel, read_sentence_model, reader
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
@@ -37,12 +37,19 @@ class Checkpoint:
         source: the absolute path of its folder, or its name on the hub.
         declared: its config.json, as transformers reads it.
         family: where its modules are.
+        sentence: its own pooling and prompt.
     """
 
     name: str
     source: str
     declared: Any
     family: Family
+    sentence: SentenceModel = field(default_factory=SentenceModel)
+
+    @property
+    def prompt(self) -> str:
+        """What precedes every text."""
+        return self.sentence.prompt
 
     def load_weights(self) -> nn.Module:
         """The model with its weights in float32.
@@ -56,6 +63,7 @@ class Checkpoint:
         try:
             model, info = loader.from_pretrained(
                 self.source,
+                config=self.declared,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
@@ -137,8 +145,10 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def open_checkpoint(name: str) -> Checkpoint:
+def open_checkpoint(name: str, pooling: str = "auto") -> Checkpoint:
     """Find the model that `model.name` means, and check it without reading its weights.
+
+    With another `pooling` than `auto`, the model's own pooling does not matter.
 
     Raises:
         FedmsError: there is no such model, its family is unknown, or its files lead elsewhere.
@@ -163,8 +173,13 @@ def open_checkpoint(name: str) -> Checkpoint:
         raise FedmsError(
             f"model {name}: family {declared.model_type!r} has no known blocks; known: {', '.join(FAMILIES)}"
         )
-    _refuse_detours(name, source)
-    return Checkpoint(name, source, declared, family)
+    read = reader(source)
+    _refuse_detours(name, read)
+    _set_straight(name, declared)
+    sentence = SentenceModel()
+    if family.kind == "text" and pooling == "auto":
+        sentence = read_sentence_model(name, read)
+    return Checkpoint(name, source, declared, family, sentence)
 
 
 def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
@@ -174,25 +189,32 @@ def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
         FedmsError: there is no such model, its family is unknown, or its weights are incomplete.
         ConfigError: a LoRA target does not exist.
     """
-    checkpoint = open_checkpoint(config.name)
+    checkpoint = open_checkpoint(config.name, config.pooling)
     return Backbone(
-        checkpoint.load_weights(), checkpoint.family, lora.targets, config.pooling, checkpoint=checkpoint
+        checkpoint.load_weights(),
+        checkpoint.family,
+        lora.targets,
+        checkpoint.sentence.pooling or config.pooling,
+        checkpoint=checkpoint,
     )
 
 
-def _refuse_detours(name: str, source: str) -> None:
+def _set_straight(name: str, declared: Any) -> None:
+    """Keys of config.json that would change what an encoder computes from how its texts are batched.
+
+    Raises:
+        FedmsError: the model is declared as a decoder.
+    """
+    for key in ("is_decoder", "add_cross_attention"):
+        if getattr(declared, key, False):
+            hint = "fedms runs encoders: set it to false there, if the weights are an encoder's"
+            raise FedmsError(f"model {name}: its config.json says {key}: true; {hint}")
+    if getattr(declared, "chunk_size_feed_forward", 0):
+        declared.chunk_size_feed_forward = 0  # the same values, in one piece
+
+
+def _refuse_detours(name: str, read: Read) -> None:
     """FedmsError if transformers would read files that are not safetensors of this model."""
-    from transformers.utils import cached_file
-
-    def read(file: str) -> Any:
-        path = cached_file(
-            source,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
     try:
         adapter, index = read("adapter_config.json"), read("model.safetensors.index.json")
         shards = set(index["weight_map"].values()) if index is not None else set()

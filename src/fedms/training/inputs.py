@@ -34,8 +34,9 @@ class Inputs(Protocol):
 class TextInputs:
     """Token ids; each text is tokenised once, at its first use."""
 
-    def __init__(self, texts: Sequence[str], tokenizer: Any, max_length: int) -> None:
+    def __init__(self, texts: Sequence[str], tokenizer: Any, max_length: int, prompt: str = "") -> None:
         self._texts = texts
+        self._prompt = prompt
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._pad = int(tokenizer.pad_token_id or 0)
@@ -44,7 +45,7 @@ class TextInputs:
     def _of(self, rows: np.ndarray) -> list[np.ndarray]:
         new = [int(row) for row in rows if int(row) not in self._ids]
         if new:
-            texts = [self._texts[row] for row in new]
+            texts = [self._prompt + self._texts[row] for row in new]
             with _tokenizing:
                 encoded = self._tokenizer(texts, truncation=True, max_length=self._max_length)
             for row, ids in zip(new, encoded["input_ids"], strict=True):
@@ -115,7 +116,8 @@ def _text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) 
         raise FedmsError(
             f"model {config.name}: its tokenizer has more words ({len(tokenizer):,}) than its weights know"
         )
-    return TextInputs(texts, tokenizer, min(config.max_length, backbone.positions or config.max_length))
+    longest = min(config.max_length, backbone.positions or config.max_length)
+    return TextInputs(texts, tokenizer, longest, backbone.prompt)
 
 
 def _check_image_size(backbone: Backbone, config: ModelConfig) -> None:

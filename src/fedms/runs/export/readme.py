@@ -62,7 +62,7 @@ def logits(expert, x):
 
 @torch.no_grad()
 def probabilities(samples$argument):
-    inputs = processor(samples, return_tensors="pt"$options)
+${prompted}    inputs = processor(samples, return_tensors="pt"$options)
 $predicting
 
 
@@ -75,6 +75,10 @@ POOLING = {
     ("text", "mean"): (
         'hidden, real = model(**inputs).last_hidden_state, inputs["attention_mask"][:, :, None]',
         "pooled = (hidden * real).sum(1) / real.sum(1)",
+    ),
+    ("text", "last"): (
+        'hidden, last = model(**inputs).last_hidden_state, inputs["attention_mask"].sum(1) - 1',
+        "pooled = hidden[torch.arange(len(hidden)), last]",
     ),
     ("text", "cls"): ("pooled = model(**inputs).last_hidden_state[:, 0]",),
     ("image", "cls"): ("pooled = model(**inputs$resized).last_hidden_state[:, 0]",),
@@ -194,6 +198,9 @@ def _program(
         pooling=_indented(line.replace("$resized", resized) for line in pooling),
         argument=f", prior={gate['prior']}" if gate else "",
         options=options,
+        prompted=f"    samples = [{backbone.prompt!r} + sample for sample in samples]\n"
+        if backbone.prompt
+        else "",
         predicting=_indented(
             _mixing(gate) if gate else [f'return logits("{experts[0]}", feature(inputs)).softmax(1)']
         ),
