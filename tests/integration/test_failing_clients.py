@@ -28,7 +28,7 @@ from fedms.federation.world import open_world
 
 pytestmark = pytest.mark.integration
 
-HOW = ("kind", "reason", "uplink_bytes", "evaluation_bytes")
+VARYING_KEYS = ("kind", "reason", "uplink_bytes", "evaluation_bytes")
 """How an answer was lost, and the bytes in which a client that raises says why: what may differ between ways
 of failing."""
 ALL = "federation.cohort=4"
@@ -84,7 +84,7 @@ def raised(misbehave, perform) -> dict[str, Any]:
         ("local", 1): [("client-2", "error")],
         ("end", 0): [("client-3", "error")],
     }
-    return without(outcome(run.folder), HOW)
+    return without(outcome(run.folder), VARYING_KEYS)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_however_an_answer_is_lost_the_run_comes_to_the_same(misbehave, perform,
     said = {failure["reason"] for line in run.lines for failure in line["failures"]}
     words = {"die": "its process was ended by SIGKILL", "leave": "its process ended with code 0"}
     assert said == {words.get(way, f"no answer within {DEADLINE} s") for way in ways}
-    found = without(outcome(run.folder), HOW)
+    found = without(outcome(run.folder), VARYING_KEYS)
     assert {**found, "config": ""} == {**raised, "config": ""}
     assert children() == before
 

@@ -240,7 +240,7 @@ def _deal(stratum: np.ndarray, counts: np.ndarray, generator: np.random.Generato
 
 
 def holdout_sizes(held: np.ndarray, share: float) -> np.ndarray:
-    """Samples to keep for the test of clients that hold so many in all: the share of them, at least 1."""
+    """Test samples of clients with `held` samples in all: this share of them, at least 1."""
     return np.maximum(1, np.rint(held * share).astype(np.int64))
 
 
@@ -250,7 +250,7 @@ def bincount(values: np.ndarray, length: int) -> np.ndarray:
 
 
 def too_few(who: str, own: int, tests: int, split: object, config: PartitionConfig, alpha: str) -> FedmsError:
-    """The error for clients below the minimum; `alpha` names one more way out where there is one."""
+    """The error for clients below the minimum. `alpha` names one more way out, or is empty."""
     remedy = f"use fewer partition.clients, {alpha}a smaller partition.min_samples, or more data"
     what = (
         f"{own} samples and {tests} test samples"

@@ -260,7 +260,7 @@ class Experiment:
     def _close(self, *records: dict[str, Any]) -> None:
         """Write a checkpoint.
 
-        It keeps the lines, too, so that whatever befalls metrics.jsonl afterwards is mended.
+        It also keeps the lines, so that a metrics.jsonl that is damaged later can be restored.
         """
         arrays, meta = self.server.checkpoint()
         if self.base_means is not None:

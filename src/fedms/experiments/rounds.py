@@ -1,5 +1,6 @@
-"""Asking clients: the line of an exchange, which answers count, and who is asked again where they are not
-enough.
+"""Ask clients, count the answers that are admitted, and ask again while there are too few.
+
+Every exchange becomes one line of metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fedms.federation.server import Server
 from fedms.model.arrays import Arrays
 from fedms.runs.folder import RunFolder
 
-LOST: dict[FailureKind, str] = {
+WORDS_OF_FAILURE: dict[FailureKind, str] = {
     "error": "failed",
     "died": "died",
     "deadline": "was too late",
@@ -32,16 +33,16 @@ LOST: dict[FailureKind, str] = {
 
 @dataclass
 class Line:
-    """What one line of metrics.jsonl is made from."""
+    """One line of metrics.jsonl."""
 
     stage: str
     number: int
     planned: int
     active_blocks: int
     cohort: list[str]
-    """Who was asked."""
+    """The clients that were asked."""
     surplus: list[str] = field(default_factory=list)
-    """Those of them who answered, too, when there were enough."""
+    """Clients of the cohort whose answers came on top of the wanted number."""
     failures: list[Failure] = field(default_factory=list)
     train_loss: float | None = None
     validation_score: float | None = None
@@ -72,7 +73,7 @@ class Line:
 
     @property
     def place(self) -> str:
-        """`global round 3`; of what is no round, such as the exchange of statistics, the name alone."""
+        """`global round 3`; for an exchange outside the rounds its name alone."""
         return f"{self.stage} round {self.number}" if self.planned else self.stage
 
 
@@ -158,11 +159,11 @@ class Rounds:
             why = f"{last.client} could not be tested, so there is no result: {last.reason}"
             return f"{why}; go on with --resume"
         few = f"{answered} of {plural(needed, 'answer')} needed, after {plural(self.attempts, 'attempt')}"
-        why = f"{last.client} {LOST[last.kind]}: {last.reason}"
+        why = f"{last.client} {WORDS_OF_FAILURE[last.kind]}: {last.reason}"
         return f"{line.place}, {exchange.kind}: {few}; {why}; go on with --resume"
 
     def _exchange(self, line: Line, tasks: Sequence[Task], most: int, evaluation: bool) -> list[Update]:
-        """Have tasks done and book what it cost; at most so many of the updates that are admitted."""
+        """Have tasks done and book their cost. Returns at most `most` admitted updates."""
         sent, received = self.engine.sent, self.engine.received
         self.folder.asked(task.client for task in tasks)
         began = time.perf_counter()
@@ -204,7 +205,7 @@ class Rounds:
                 taken.append(answer)
         line.failures += lost
         for each in lost:
-            self.observer.note(f"{each.client} {LOST[each.kind]} in {line.place}: {each.reason}")
+            self.observer.note(f"{each.client} {WORDS_OF_FAILURE[each.kind]} in {line.place}: {each.reason}")
         return taken
 
 

@@ -19,8 +19,8 @@ from fedms.core.files import (
 )
 
 KEPT_BEFORE = 2
-"""Versions of a client's file that are kept beside the newest: a round that is run again needs the one before
-it, and so does the round before that one, which is run again where the newest checkpoint is damaged."""
+"""Versions of a client's file kept beside the newest one. A repeated round needs the version before it. If
+the newest checkpoint is damaged, the round before that one is repeated, too."""
 
 Version = tuple[int, int]
 Content = tuple[dict[str, Tensor], dict[str, Any]]
@@ -28,11 +28,12 @@ Content = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class Recent:
-    """Contents of files as they were last read or written here, in so many bytes: those that were not used
-    for longest go first.
+    """The contents of recently read or written files, up to a number of bytes.
 
-    For files that nobody else changes meanwhile. They are on disk all the same; what is spared is to read and
-    to check them again. The arrays are not to be changed in place.
+    The longest unused file goes first.
+
+    Only for files that no other process changes meanwhile. The files stay on disk; the process need not read
+    and check them again. The arrays must not be changed in place.
     """
 
     def __init__(self, room: int) -> None:
@@ -41,7 +42,7 @@ class Recent:
         self._bytes = 0
 
     def read(self, path: Path) -> Content:
-        """As `read_arrays`."""
+        """The content of the file, from memory if it is held; errors as `read_arrays`."""
         if path not in self._held:
             self.keep(path, *read_arrays(path))
         self._held.move_to_end(path)
@@ -49,7 +50,7 @@ class Recent:
         return dict(arrays), dict(meta)
 
     def keep(self, path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-        """What the file holds now."""
+        """Hold the present content of the file."""
         self.forget(path)
         self._held[path] = dict(arrays), dict(meta)
         self._bytes += _size(arrays)
@@ -57,6 +58,7 @@ class Recent:
             self.forget(next(iter(self._held)))
 
     def forget(self, path: Path) -> None:
+        """Hold the file's content no longer."""
         if path in self._held:
             self._bytes -= _size(self._held.pop(path)[0])
 
@@ -68,12 +70,9 @@ def _size(arrays: Mapping[str, Tensor]) -> int:
 
 
 class ClientFolder:
-    """What one client keeps on its own disk: files by kind, each versioned by (stage, round).
+    """A client's files on its own disk, by kind, each versioned by (stage, round). The folder is listed once.
 
-    It looks once what is there.
-
-    A task of a round always reads what stood before that round, so a round that is run again gives the same
-    result.
+    A task reads what stood before its round. So a repeated round gives the same result.
     """
 
     _name = re.compile(r"(?P<kind>[a-z]+)-(?P<stage>\d+)-(?P<round>\d+)\.safetensors")
@@ -91,7 +90,7 @@ class ClientFolder:
 
     def _look(self) -> dict[str, dict[Version, Path]]:
         found: dict[str, dict[Version, Path]] = {}
-        with suppress(FileNotFoundError):  # a client that has kept nothing yet
+        with suppress(FileNotFoundError):  # the client has kept nothing yet
             for name in os.listdir(self.path):  # noqa: PTH208 (a fifth of the time that `glob` takes)
                 if match := self._name.fullmatch(name):
                     found.setdefault(match["kind"], {})[int(match["stage"]), int(match["round"])] = (
@@ -100,12 +99,13 @@ class ClientFolder:
         return {kind: dict(sorted(files.items())) for kind, files in sorted(found.items())}
 
     def load(self, kind: str, before: Version) -> Content:
-        """The newest of this kind from before (stage, round); empty where there is none."""
+        """The newest version of this kind before (stage, round); empty if there is none."""
         files = self.versions().get(kind, {})
         older = [version for version in files if version < before]
         return self._recent.read(files[max(older)]) if older else ({}, {})
 
     def save(self, kind: str, at: Version, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        """Write a version, and remove those that no repeated round can need."""
         path = self.path / f"{kind}-{at[0]}-{at[1]}.safetensors"
         self._recent.forget(path)
         self._recent.keep(path, *write_arrays(path, arrays, meta))
@@ -119,12 +119,12 @@ class ClientFolder:
         return {kind: max(files) for kind, files in self.versions().items() if files}
 
     def check(self, newest: Mapping[str, Version]) -> None:
-        """FedmsError where one of these is missing or damaged."""
+        """Raise FedmsError if one of these versions is missing or damaged."""
         for kind, at in newest.items():
             read_arrays(self.path / f"{kind}-{at[0]}-{at[1]}.safetensors")
 
     def rewind(self, newest: Mapping[str, Version]) -> None:
-        """Remove whatever is newer than these."""
+        """Remove all versions that are newer than these."""
         for kind, files in self.versions().items():
             for version in list(files):
                 if kind not in newest or version > newest[kind]:

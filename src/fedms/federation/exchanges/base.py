@@ -105,7 +105,7 @@ class Likelihood(Answer):
 
     @classmethod
     def check(cls, update: Update, candidates: int, samples: int) -> None:
-        """RefusalError where this is no log-likelihood of so many candidates."""
+        """Raise RefusalError unless this is a log-likelihood of that number of candidates."""
         check_shapes(update.arrays, {cls.name: torch.empty(candidates, device="meta")})
         if float(update.arrays[cls.name].max()) > ROUNDING * samples:
             raise RefusalError(f"{cls.name} is above zero")
@@ -174,7 +174,7 @@ class Exchange(ABC, Generic[AskedT, AnswerT, ResultT]):
         """What the server makes of all answers, in the order of client names."""
 
     def result(self, updates: Sequence[Update], recipe: Recipe) -> ResultT:
-        """What comes of updates that were admitted, in whatever order they came."""
+        """The result of admitted updates, in whatever order they arrived."""
         ordered = sorted(updates, key=lambda update: update.client)
         return self.combine([self.answered.of(update) for update in ordered], recipe)
 
