@@ -164,5 +164,5 @@ class TrainingInStack:
         """The client's answer, when the stack has trained."""
         self.host.runner.resume(self.member.cost)
         return self.host.answered(
-            self.view, TRAINING.conclude(self.view, self.begun, checked(self.member.loss))
+            self.view, TRAINING.conclude(self.view, self.begun, checked(self.member.loss, self.begun.plan))
         )

@@ -57,14 +57,17 @@ class Plan:
     also: Sequence[tuple[Tensor, float]] = ()
     """Further leaves with their learning rates"""
     objective: Objective = field(default_factory=Classification)
+    remedy: str = "lower training.learning_rate"
+    """What to do if training diverges, for the message"""
 
 
 class TrainingSteps:
     """The steps of one round of training, for one expert or for the experts of several clients in one batch.
 
     Attributes:
-        optimizer: AdamW for all arrays that train. totals: for each client, the sum of its samples' losses
-        in the last epoch, without proximal term, [clients].
+        optimizer: AdamW for all arrays that train.
+        totals: for each client, the sum of its samples' losses in the last epoch, without proximal term,
+            [clients].
     """
 
     def __init__(
@@ -145,7 +148,7 @@ def train_expert(
             last = epoch == config.epochs - 1
             steps.step(loss, loss.detach()[None] * len(picks) if last else None)
     expert.arrays = expert.detached()
-    return checked(float(steps.totals[0]) / len(samples))
+    return checked(float(steps.totals[0]) / len(samples), plan)
 
 
 def optimizer_of(plan: Plan, leaves: Sequence[Tensor], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -158,14 +161,14 @@ def optimizer_of(plan: Plan, leaves: Sequence[Tensor], config: TrainingConfig) -
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=True)
 
 
-def checked(loss: float) -> float:
+def checked(loss: float, plan: Plan) -> float:
     """The loss.
 
     Raises:
-        FedmsError: it is not finite.
+        FedmsError: it is not finite; the line says what to do.
     """
     if not math.isfinite(loss):
-        raise FedmsError("training diverged: the loss is not finite; lower training.learning_rate")
+        raise FedmsError(f"training diverged: the loss is not finite; {plan.remedy}")
     return loss
 
 

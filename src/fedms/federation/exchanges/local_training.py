@@ -155,6 +155,7 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             view.config.training.proximal if stage.pull else 0.0,
             loss,
             also,
+            remedy=_remedy(view, stage),
         )
         order = seeds.numpy_generator(view.config.seed, "batches", stage.budget, view.version[1], view.client)
         return Begun(stage, samples, expert, plan, order, gate)
@@ -215,6 +216,17 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
 
 
 # the client's side
+
+
+def _remedy(view: ClientView, stage: Stage) -> str:
+    """What to do if training diverges: which learning rates to lower, and what they are."""
+    training = view.config.training
+    if stage.expert == "local":
+        return f"lower training.local_learning_rate ({training.local_learning_rate:g})"
+    head = f"training.head_learning_rate ({training.head_learning_rate:g})"
+    if set(stage.trains) == {"head"}:
+        return f"lower {head}"
+    return f"lower training.learning_rate ({training.learning_rate:g}) or {head}"
 
 
 def _start_gate(
