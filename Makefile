@@ -45,6 +45,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 results: install
 	@test -d "$(DATA)" || { echo "name the folder of the data sets: make results DATA=DIR" >&2; exit 1; }

@@ -4,8 +4,10 @@ workers."""
 import re
 import subprocess
 import sys
+from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +35,8 @@ METHOD = fedms.Method("own", "a method of these tests", None, (GLOBAL, LOCAL), "
 def forget(monkeypatch):
     """Undo what a test adds: methods, families, the import path."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    before = [(registry, dict(registry)) for registry in (METHODS, FAMILIES)]
+    registries: tuple[MutableMapping[str, Any], ...] = (METHODS, FAMILIES)
+    before = [(registry, dict(registry)) for registry in registries]
     yield
     for registry, values in before:
         registry.clear()
@@ -60,7 +63,9 @@ def test_a_built_in_method_is_not_replaced():
 def test_a_function_of_a_second_import_is_the_same():
     """A script that names itself in `plugins` is imported twice."""
     source = "def plug_same(dataset, config, seed):\n    return [], dataset\n"
-    first, second, other = {}, {}, {}
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
+    other: dict[str, Any] = {}
     exec(source, first)
     exec(source, second)
     exec(source.replace("[]", "[1]"), other)

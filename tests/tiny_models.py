@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 DEPTH = 3
-SIZES = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
 WORDS = (
     "[PAD]",
     "[UNK]",
@@ -33,9 +33,10 @@ def tiny_model(family: str) -> Any:
     """
     import transformers as hf
 
-    picture = {"image_size": 32, "patch_size": 8}
+    picture: dict[str, Any] = {"image_size": 32, "patch_size": 8}
     tower = SIZES | picture | {"intermediate_size": 64, "projection_dim": 24}
     torch.manual_seed(sum(map(ord, family)))
+    model: torch.nn.Module
     if family == "bert":
         model = hf.BertModel(
             hf.BertConfig(**SIZES, intermediate_size=64, vocab_size=40, max_position_embeddings=24)

@@ -7,10 +7,11 @@ import re
 from collections import Counter, defaultdict
 from importlib.resources import files
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
-CORPUS = files("fedms") / "data" / "corpus"
+CORPUS = Path(str(files("fedms"))) / "data" / "corpus"
 DOMAINS = sorted(entry.name.removesuffix(".csv") for entry in CORPUS.iterdir() if entry.name.endswith(".csv"))
 
 

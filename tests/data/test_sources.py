@@ -279,7 +279,8 @@ def test_a_null_or_an_unpublished_label_is_named(tmp_path: Path) -> None:
 def test_a_column_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", ROWS)
     for key in ("text", "image", "label"):
-        message = fails(path, **{key: "nothing"})
+        named: dict[str, Any] = {key: "nothing"}
+        message = fails(path, **named)
         assert str(path) in message and "'nothing'" in message and "columns: text, intent, room" in message
     assert "both given" in fails(path, text="text", image="room")
     write(tmp_path / "train.csv", ROWS)

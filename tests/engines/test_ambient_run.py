@@ -31,7 +31,7 @@ def outcome(settings, tmp_path_factory):
         folder = tmp_path_factory.mktemp("runs") / "run"
         with ambient:
             result = run(settings("engine.workers=1", "federation.rounds_global=1"), folder)
-        arrays = {}
+        arrays: dict[tuple[str, str], tuple[torch.dtype, bytes]] = {}
         for path in sorted(folder.rglob("*.safetensors")):
             held = read_arrays(path)[0]
             arrays |= {

@@ -89,6 +89,7 @@ def test_bytes_that_are_no_answer_are_that_clients_failure(data):
 def test_a_clients_reason_is_one_short_printable_line_in_its_own_name():
     sent = Failure("client-1", "error", "a\n\x1b[31mb" + 1000 * "c")
     answer = read_answer("client-0", encode(sent))
+    assert isinstance(answer, Failure)
     assert answer.client == "client-0" and answer.reason.isprintable()
     assert answer.reason.startswith("a ") and len(answer.reason) == LONGEST_REASON
 
@@ -103,6 +104,7 @@ def test_no_client_ends_a_run_by_what_it_sends(settings, tmp_path, monkeypatch):
         if len(asked) == 1:
             return b"noise"
         update = read_answer("", answer)
+        assert isinstance(update, Update)
         return encode(Update(update.client, update.arrays, update.weight, update.metrics | {"disk": True}))
 
     monkeypatch.setattr(client_side, "handle", handle)

@@ -11,6 +11,7 @@ import torch
 from fedms.core.errors import FedmsError
 from fedms.engines import host as client_side
 from fedms.engines import local
+from fedms.engines.base import Answer
 from fedms.engines.host import handle
 from fedms.engines.local import LocalEngine, worker_count
 from fedms.engines.pipe import read_message, write_message
@@ -53,7 +54,7 @@ def engine(settings, tmp_path):
         each.close()
 
 
-def training(engine: LocalEngine, world) -> tuple[list[Task], list[Task]]:
+def training(engine: LocalEngine, world) -> tuple[list[Task], ...]:
     """Two rounds' tasks of the first stage."""
     server = Server(
         recipe_for(world.config, METHODS["fedms"]), world.backbone, list(world.clients), world.ranks
@@ -110,7 +111,7 @@ def test_workers_answer_the_same_bytes_whatever_is_printed_there(
             os.pathsep.join([str(tmp_path / "site"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
         )
         there = engine(2)
-    arrived = []
+    arrived: list[Answer] = []
     for turn, tasks in enumerate(rounds):
         mine, theirs = here.run(tasks), there.run(tasks[turn:] + tasks[:turn], arrived.append)
         theirs = theirs[len(tasks) - turn :] + theirs[: len(tasks) - turn]

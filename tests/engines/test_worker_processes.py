@@ -151,6 +151,7 @@ ENDS = [(ASK, signal.SIGKILL), (ASK, signal.SIGHUP), (IDLE, signal.SIGKILL)]
 @pytest.mark.parametrize(("script", "number"), ENDS, ids=["busy, killed", "busy, hung up", "idle, killed"])
 def test_workers_are_gone_within_a_second_of_their_parent(settings, tmp_path, script, number, capfd):
     run = parent(script, tmp_path, settings("engine.workers=2").to_yaml(), ("engines/host.py", BUSY))
+    assert run.stdout is not None
     workers = [Path("/proc") / pid for pid in run.stdout.readline().split()]
     assert run.stdout.readline() == "ready\n" and len(workers) == 2
     said = ""

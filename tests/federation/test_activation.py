@@ -1,6 +1,7 @@
 """Which blocks are active, when their number grows, and who trains how many of them."""
 
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,7 +15,7 @@ FLAT = [0.5] * 12
 RISING = [0.1 * step for step in range(12)]
 
 
-def growth(rule: Rule, scores: list[float | None], depth: int = 6, beyond: int = 99) -> list[int]:
+def growth(rule: Rule, scores: Sequence[float | None], depth: int = 6, beyond: int = 99) -> list[int]:
     """The number of active blocks after each round; so many more follow."""
     activation = Activation(rule, depth)
     after = []

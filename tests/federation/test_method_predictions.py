@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 import fedms
 from fedms.federation.assembly import REFERENCES
 from fedms.federation.methods import METHODS
-from fedms.federation.prediction import BlendPredictor
+from fedms.federation.prediction import BlendPredictor, MixtureOutputs
 from fedms.federation.world import open_world
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
@@ -22,7 +23,7 @@ from fedms.training.runner import Runner
 from tiny_run import finished  # noqa: F401 (a fixture)
 
 TEXTS = ["turn on the light", "play music please", "off", "louder please the kitchen lights"]
-CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+CLOSE: dict[str, Any] = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def opened(run):
@@ -132,6 +133,7 @@ def test_the_gate_of_pfl_moe_learns_the_likelihood_of_the_clients_labels(finishe
         likelihood = -F.nll_loss(judged.log_probabilities(0.5), samples.labels)
         client.personal.network_kept = False  # the weight is then the prior
         alone = client.judge([world.dataset.inputs[row] for row in samples.rows])
+        assert isinstance(alone, MixtureOutputs) and alone.evidence is not None
         assert alone.evidence.eq(0).all()
         gained += float(likelihood + F.nll_loss(alone.log_probabilities(0.5), samples.labels))
     assert gained > 0

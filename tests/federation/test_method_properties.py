@@ -1,5 +1,7 @@
 """The property that defines each method: what trains, what travels, and what becomes of it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,7 @@ from fedms.model.parts import fresh_lora, fresh_parts, group, trained_names
 from fedms.training.expert_training import Plan, train_expert
 from fedms.training.inputs import batches
 
-CLOSE = {"atol": 1e-6, "rtol": 1e-5}
+CLOSE: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 KEY = "block.1.query"
 
 

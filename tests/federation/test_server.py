@@ -203,7 +203,8 @@ def test_inactive_blocks_are_in_no_task_and_in_no_update(opened, tmp_path, order
     host = ClientHost(world, tmp_path)
     for number, blocks in enumerate(active, 1):
         tasks, updates = asked(server, host, number)
-        for message in (*tasks, *updates):
+        messages: list[Task | Update] = [*tasks, *updates]
+        for message in messages:
             assert {block_of(name) for name in message.arrays} - {None} == blocks
             assert {"head.weight", "head.bias"} <= message.arrays.keys()
         server.aggregate(server.method.stages[0], 1, updates)

@@ -21,7 +21,7 @@ from fedms.experiments import experiment
 from fedms.federation.client import ClientHost
 from fedms.federation.messages import Task, Update
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,

@@ -13,7 +13,7 @@ from fedms.experiments import experiment
 from fedms.federation.assembly import finished_model
 from fedms.federation.client import ClientHost
 from fedms.federation.personal_model import UNSCALED
-from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES
+from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
 from fedms.federation.world import open_world
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
@@ -185,6 +185,7 @@ def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where
             logits = (
                 Runner(world.backbone, uncached(world)).outputs(Expert(arrays, 16.0 / 2), samples, 0).logits
             )
+            assert logits is not None
             expected = -torch.nn.functional.cross_entropy(logits, samples.labels, reduction="sum")
             answer = update.arrays["interpolate.log_likelihood"][INTERPOLATIONS.index(at)]
             torch.testing.assert_close(answer, expected, atol=1e-3, rtol=1e-3)
@@ -218,6 +219,7 @@ def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform,
     view = host.view(task)
     model = finished_model(view, task.settings["interpolation"], UNSCALED)
     judged = host.recipe.predictor.judge(model, host.runner, samples, view.boundary)
+    assert isinstance(judged, MixtureOutputs) and judged.evidence is not None
     for prior, scale in ((0.2, 2.0), (0.5, 0.6), (0.9, 0.1)):
         weight = torch.sigmoid(scale * judged.evidence + torch.tensor(prior).logit())
         mixed = (1 - weight)[:, None] * judged.global_logits.softmax(1) + weight[

@@ -20,7 +20,7 @@ class Killed(Silent):
 
     def __init__(self) -> None:
         self.begun = self.rounds = 0
-        self.notes = []
+        self.notes: list[str] = []
 
     def begin(self, config, facts):
         self.begun += 1

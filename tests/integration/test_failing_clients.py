@@ -309,8 +309,8 @@ def test_a_run_may_be_gone_on_with_more_patience(misbehave, tiny, finished, tmp_
         and "was too late: no answer within 0.05 s" in done.stderr
     ), done.stderr
     misbehave()
-    done = CliRunner().invoke(app, [*command[3:], "--set", "engine.workers=1"])
-    assert done.exit_code == 0, done.output
+    resumed = CliRunner().invoke(app, [*command[3:], "--set", "engine.workers=1"])
+    assert resumed.exit_code == 0, resumed.output
     assert (
         json.loads((tmp_path / "run" / "result.json").read_text())["accuracy_global"]
         == finished().result["accuracy_global"]

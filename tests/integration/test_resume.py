@@ -88,7 +88,9 @@ def test_a_run_that_is_killed_at_any_write_comes_to_the_same(config, finished, t
     So one run is watched, its folder is kept at each point where it differs from before, with the temporary
     file of the moment, and each of these folders is gone on with.
     """
-    out, found, points = tmp_path / "run", [], []
+    out = tmp_path / "run"
+    found: list[dict[str, bytes | None]] = []
+    points: list[tuple[str, Path]] = []
 
     def keep(name: str, path: Path, arguments: tuple[Any, ...]) -> None:
         points.append((name, path))
@@ -129,7 +131,7 @@ def test_a_torn_write_and_then_a_kill_leave_nothing_that_counts(config, finished
     """Half of what was to be written is there when the process ends, of every kind of file."""
     seen: set[tuple[str, str]] = set()
     for _ in range(100):
-        dead = []
+        dead: list[str] = []
 
         def tear(name: str, path: Path, arguments: tuple[Any, ...], dead: list[str] = dead) -> Any:
             if dead:
@@ -218,7 +220,7 @@ def damages(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
     def tear(path: Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
-    made = {}
+    made: dict[str, tuple[Path, Callable[[Path], Any]]] = {}
     for name, path in {"checkpoint": newest, "state": state, "received": received}.items():
         for how in (flip, tear, Path.unlink):
             made[f"{name} {how.__name__}"] = path, how

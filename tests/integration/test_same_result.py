@@ -49,8 +49,8 @@ NO_ROOM = ("cache.memory_mb=0", "cache.disk_mb=0")
 class Watch(Silent):
     """Looks for cache files after each round."""
 
-    def __init__(self) -> None:
-        self.folder: Path | None = None
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.seen = 0
 
     def round_done(self, record) -> None:
@@ -58,8 +58,7 @@ class Watch(Silent):
 
 
 def test_the_cache_on_disk_is_the_cache_in_memory(finished, tiny, tmp_path):
-    watch = Watch()
-    watch.folder = tmp_path / "run"
+    watch = Watch(tmp_path / "run")
     experiment.run(tiny("cache.memory_mb=0"), watch.folder, watch)
     assert watch.seen > 0, "the disk was not used"
     in_memory = finished()

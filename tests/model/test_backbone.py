@@ -87,6 +87,7 @@ def test_pictures_of_another_size_get_interpolated_positions(checkpoint, family,
 @torch.no_grad()
 def test_a_full_clip_gives_the_features_of_its_image_tower_alone(checkpoint, tmp_path):
     full = transformers.CLIPModel.from_pretrained(checkpoint("clip"))
+    assert isinstance(full.config.vision_config, transformers.CLIPVisionConfig)
     tower = transformers.CLIPVisionModelWithProjection(full.config.vision_config)
     tower.vision_model.load_state_dict(full.vision_model.state_dict())
     tower.visual_projection.load_state_dict(full.visual_projection.state_dict())

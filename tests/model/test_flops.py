@@ -1,5 +1,7 @@
 """The formulas for operations against PyTorch's counter, which counts all products of eager attention."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -12,7 +14,7 @@ from fedms.model.families import FAMILIES
 from fedms.model.parts import fresh_lora
 
 BATCH, RANK = 3, 4
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
     "num_attention_heads": 4,
@@ -25,6 +27,7 @@ WITHIN = 0.05
 def made(family: str, targets: tuple[str, ...] = ()):
     """A backbone and its first hidden states: 32 tokens of text, or 36 + 1 of an image."""
     torch.manual_seed(0)
+    model: transformers.BertModel | transformers.ViTModel
     if family == "bert":
         model = transformers.BertModel(transformers.BertConfig(**SIZES, vocab_size=50))
         inputs = torch.randint(0, 50, (BATCH, 32))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
 from fedms.training.inputs import inputs_for
 
+Pooling = Literal["auto", "mean", "cls", "last"]
 TEXTS = ["turn on the light", "play music", "off please the kitchen lights louder"]
 
 
@@ -46,7 +47,7 @@ def declare(folder: Path, pooling: dict[str, Any], prompts: dict[str, Any] | Non
         (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
 
 
-def load(folder: Path, pooling: str = "auto") -> Backbone:
+def load(folder: Path, pooling: Pooling = "auto") -> Backbone:
     return load_backbone(ModelConfig(name=str(folder), pooling=pooling), LoraConfig())
 
 
@@ -74,7 +75,7 @@ def test_the_pooling_is_the_models_own_unless_the_config_names_one(folder, said,
     declare(folder, said, None, "Normalize")
     found = features(load(folder), folder, TEXTS)
     assert torch.equal(found, features(load(folder, pooling), folder, TEXTS))
-    other = "mean" if pooling != "mean" else "cls"
+    other: Pooling = "mean" if pooling != "mean" else "cls"
     assert not torch.allclose(found, features(load(folder, other), folder, TEXTS), atol=1e-3)
 
 

@@ -205,9 +205,9 @@ def test_cuda_itself_sees_no_wait_between_steps(federation, monkeypatch, many):
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     try:
         if many == 1:
-            ready = parts[0].ready
+            begun = parts[0].begun
             training.train_expert(
-                made.host.runner, ready.expert, ready.plan, ready.samples, 0, config, ready.order
+                made.host.runner, begun.expert, begun.plan, begun.samples, 0, config, begun.order
             )
         else:
             stacking.train_stack(made.host.runner, [part.member for part in parts], 0, config)

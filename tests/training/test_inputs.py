@@ -1,6 +1,7 @@
 """Inputs: batches with little padding, texts of a batch at one length, images of the configured size."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,7 +245,12 @@ def test_clips_processor_does_not_crop_where_a_size_is_asked_for():
 def test_an_image_smaller_than_a_patch_is_one_line(checkpoint, tmp_path):
     import transformers
 
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=64, patch_size=32)).save_pretrained(
         tmp_path
     )

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hostile import HOSTILE, ROWS
 
 from fedms.runs.report.comparison.page import write_comparison_report
 from fedms.runs.report.run.page import write_report
 
-HOSTILE = "<b>x</b> $\\frac$ [red]&\"'"
 CLASSES = [f"intent {n}" for n in range(17)] + [
     "price in $ or $$",
     "<i>音楽</i>",
@@ -147,8 +147,6 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-ROWS = ("fedms", HOSTILE, "local", "prior 0.9")
-"""What a comparison compares."""
 METRICS = (
     "accuracy_local",
     "accuracy_local_worst",

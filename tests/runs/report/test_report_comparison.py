@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import HOSTILE, ROWS
 from reading import Page, follows_the_theme, identifiers_resolve, looks_drawn, read_csv, stands_alone
 from typer.testing import CliRunner
 
-from conftest import HOSTILE, ROWS
 from fedms.cli.main import app
 from fedms.core.errors import FedmsError
 from fedms.runs.reading.comparison import read_comparison, unlikeness
