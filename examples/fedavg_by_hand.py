@@ -9,17 +9,16 @@ requests of the embedded corpus and share LoRA matrices and a head. Expect valid
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import fedms
-from fedms.data import sources
-from fedms.data.partition import partition
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import EVALUATION, TRAINING
+from fedms.federation.exchanges.base import Exchange
 from fedms.federation.messages import Update, decode_task, decode_update, encode
-from fedms.federation.methods import find
+from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
-from fedms.federation.world import World
-from fedms.model.checkpoints import load_backbone
-from fedms.training.inputs import inputs_for
+from fedms.federation.world import open_world
 
 CONFIG = {
     "method": "fedavg",
@@ -36,18 +35,15 @@ def main(rounds: int = 3) -> list[float]:
     """Train for this many rounds; return the validation accuracy over all clients after each round."""
     config = fedms.load_config(CONFIG)
 
-    # the data, and which client holds which rows
-    dataset = sources.load(config.data, config.seed)
-    split = partition(dataset, config.partition, config.seed)
-
-    # the frozen transformer, and how a text becomes its input
-    backbone = load_backbone(config.model, config.lora)
-    world = World(config, dataset, split, backbone, inputs_for(dataset, backbone, config.model))
+    # the world: the data, which client holds which rows, and the frozen transformer
+    world = open_world(config)
+    for name, client in world.clients.items():
+        print(f"{name} holds {len(client.train)} training samples")
 
     # the server holds what is shared: the LoRA matrices A and B, and the head
-    method = find("fedavg")
-    stage = method.stages[0]
-    server = Server(config, method, backbone, list(world.clients), world.ranks)
+    recipe = recipe_for(config)
+    stage = recipe.method.stages[0]
+    server = Server(recipe, world.backbone, list(world.clients), world.ranks)
     server.start_head(world.classes, world.class_embeddings)
     server.begin(stage)
 
@@ -55,18 +51,17 @@ def main(rounds: int = 3) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         clients = ClientHost(world, Path(folder))  # one host plays all clients
 
-        def ask(kind: str, names: list[str], number: int) -> list[Update]:
+        def ask(exchange: Exchange[Any, Any, Any], names: list[str], number: int) -> list[Update]:
             """The answers of these clients. A task travels as bytes, and so does its update."""
-            tasks = server.tasks(kind, names, stage, number, arrays=server.shared)
+            tasks = server.tasks(exchange, names, stage, number, arrays=server.shared)
             sent = [encode(task) for task in tasks]
             return [decode_update(encode(clients.handle(decode_task(data)))) for data in sent]
 
         for number in range(1, rounds + 1):
-            updates = ask("train", server.cohort(stage, number), number)
+            updates = ask(TRAINING, server.sampling.cohort(stage, number), number)
             server.aggregate(stage, number, updates)
-            scored = ask("evaluate", server.clients, number)
-            correct = sum(update.metrics["correct"] for update in scored)
-            accuracies.append(correct / sum(update.weight for update in scored))
+            scored = [EVALUATION.answered.of(update) for update in ask(EVALUATION, server.clients, number)]
+            accuracies.append(EVALUATION.combine(scored, recipe))
             print(f"round {number}: trained by {len(updates)} clients, accuracy {accuracies[-1]:.3f}")
         clients.close()
     return accuracies

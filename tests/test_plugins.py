@@ -78,7 +78,11 @@ def test_a_function_of_a_second_import_is_the_same():
 @pytest.mark.parametrize(
     ("thing", "name", "line"),
     [
-        ("fedavg", None, "register: str is none of these: method, aggregator, model family, partition rule"),
+        (
+            "fedavg",
+            None,
+            "register: str is none of these: method, aggregator, predictor, model family, partition rule",
+        ),
         (METHOD, "x", "register: a method has its own name; leave out name='x'"),
         (fedms.Family("text", "encoder", ()), None, "register: a model family needs a name"),
         (lambda dataset, config, seed: ([], None), None, "register: a partition rule needs a name"),
@@ -86,12 +90,12 @@ def test_a_function_of_a_second_import_is_the_same():
         (
             replace(METHOD, predicts="lokal"),
             None,
-            "method 'own': predicts: input should be 'global', 'local'",
+            "method own: predicts: input should be 'global', 'local'",
         ),
         (
             replace(METHOD, stages=(replace(GLOBAL, trains=("heads",)),)),
             None,
-            "method 'own': stages.0.trains.0: input should be 'A', 'B'",
+            "method own, stage global: 'heads' is no parameter group; known: A, B, ",
         ),
         (
             replace(METHOD, stages=(GLOBAL, replace(LOCAL, shares=("gate",)))),

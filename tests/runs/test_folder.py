@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -226,7 +227,10 @@ def test_an_empty_folder_will_do(tmp_path):
     assert names(started(tmp_path).path) == ["config.yaml", "environment.json"]
 
 
-def test_a_run_resumes_with_the_same_plugins_only(tmp_path):
+def test_a_run_resumes_with_the_same_plugins_only(tmp_path, monkeypatch):
+    (tmp_path / "my_methods.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "my_methods", ModuleType("my_methods"))
     config = load_config({"plugins": ["my_methods"]})
     folder = started(tmp_path / "run", config)
     folder.admit(config, resume=True)

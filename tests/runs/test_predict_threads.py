@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fedms
+from fedms.core.errors import FedmsError
 from fedms.runs.export.export import export_client
 from tiny_run import finished  # noqa: F401 (a fixture)
 
@@ -72,15 +73,18 @@ def test_clients_of_a_model_share_its_backbone_while_they_live(finished):  # noq
     assert held() is None
 
 
-def test_a_model_that_has_changed_is_loaded_again(finished, checkpoint, tmp_path):  # noqa: F811
+def test_a_model_that_has_changed_is_read_again_and_refused(finished, checkpoint, tmp_path):  # noqa: F811
     shutil.copytree(checkpoint("bert"), tmp_path / "bert")
     before = fedms.load(finished(), "client-0", model=tmp_path / "bert")
     weights = load_file(tmp_path / "bert" / "model.safetensors")
-    weights["encoder.layer.2.output.dense.bias"] += 1
+    changed = {name: array.clone() for name, array in weights.items()}
+    changed["encoder.layer.2.output.dense.bias"] += 1
+    save_file(changed, tmp_path / "bert" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(FedmsError, match="weights"):
+        fedms.load(finished(), "client-0", model=tmp_path / "bert")
     save_file(weights, tmp_path / "bert" / "model.safetensors", metadata={"format": "pt"})
     after = fedms.load(finished(), "client-0", model=tmp_path / "bert")
-    assert before.backbone is not after.backbone
-    assert not np.array_equal(before.predict_proba(TEXTS), after.predict_proba(TEXTS))
+    assert np.array_equal(before.predict_proba(TEXTS), after.predict_proba(TEXTS))
 
 
 # the caller's torch state

@@ -136,7 +136,10 @@ class Method:
         if not is_name(self.name):
             raise ConfigError(f"method {self.name!r:.80}: cannot name a folder")
         where = f"method {self.name}"
-        PREDICTIONS.check(self.predicts)
+        try:
+            PREDICTIONS.check(self.predicts)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
         for stage in self.stages:
             try:
                 stage.check()

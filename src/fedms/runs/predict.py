@@ -17,7 +17,7 @@ from torch import Tensor
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import read_arrays
-from fedms.core.formatting import excerpt
+from fedms.core.formatting import excerpt, printable
 from fedms.data.federated import Samples
 from fedms.data.images import decode
 from fedms.data.sources import Dataset
@@ -219,9 +219,8 @@ class Pictures(Sequence[Any]):
             FedmsError: the image cannot be decoded.
         """
         given = self._given[index]
-        return decode(
-            given, f"input {self._before + index + 1}" if isinstance(given, Image.Image) else str(given)
-        )
+        number = f"input {self._before + index + 1}"
+        return decode(given, number if isinstance(given, Image.Image) else printable(str(given)))
 
 
 def _iterator(inputs: object) -> Iterator[Any]:
@@ -318,7 +317,7 @@ def _with_model(config: Config, environment: Mapping[str, Any], model: str | Pat
     folder = Path(os.path.expanduser(place)).absolute()  # noqa: PTH111 - Path raises for an unknown user
     if not folder.is_dir():
         hint = "; if it has moved, name its folder with --model (model= in Python)" if model is None else ""
-        raise FedmsError(f"model {excerpt(str(place))}: there is no such folder{hint}")
+        raise FedmsError(f"model {printable(str(place))}: there is no such folder{hint}")
     moved = config.model.model_copy(update={"name": str(folder)})
     return config.model_copy(update={"model": moved})
 
