@@ -6,22 +6,14 @@ from pathlib import Path
 import pytest
 
 from fedms.config import Config, load_config
+from small_world import ENDINGS
 
 
 @pytest.fixture(scope="session")
 def settings(checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
     """The config, with overrides as on the command line."""
     corpus: Path = tmp_path_factory.mktemp("corpus") / "texts.csv"
-    endings = (
-        "on",
-        "please",
-        "on please",
-        "the lights",
-        "the kitchen lights",
-        "on the light",
-        "please please",
-        "off",
-    )
+    endings = (*ENDINGS[:-1], "off")
     corpus.write_text(
         "text,label\n"
         + "".join(f"{start} {end},{start}\n" for start in ("light", "music", "turn") for end in endings * 2)

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 
 import pytest
 import torch
 
+from default_dtype import default_dtype
 from fedms.core.files import read_arrays
 from fedms.experiments.experiment import run
 
 TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes")
-
-
-@contextlib.contextmanager
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +41,12 @@ def wanted(outcome):
 
 @pytest.mark.parametrize(
     "ambient",
-    [float64(), torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16)],
+    [
+        default_dtype(torch.float64),
+        torch.no_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16),
+    ],
     ids=["float64", "no grad", "inference", "autocast"],
 )
 def test_a_run_does_not_depend_on_its_callers_torch_state(outcome, wanted, ambient):

@@ -6,9 +6,8 @@ import gc
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fedms
+from default_dtype import default_dtype
 from fedms.core.errors import FedmsError
 from fedms.runs.export.export import export_client
 from tiny_run import finished  # noqa: F401 (a fixture)
@@ -88,17 +88,6 @@ def test_a_model_that_has_changed_is_read_again_and_refused(finished, checkpoint
 
 
 # the caller's torch state
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-        assert torch.get_default_dtype() == dtype, "it is the caller's"
-    finally:
-        torch.set_default_dtype(before)
 
 
 AMBIENT: dict[str, Callable[[], Any]] = {

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from default_dtype import default_dtype
 from fedms.training.ambient import own_torch_state
-
-
-@contextlib.contextmanager
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
 
 AMBIENT: dict[str, Callable[[], contextlib.AbstractContextManager[object]]] = {
     "nothing": contextlib.nullcontext,
-    "float64": float64,
+    "float64": lambda: default_dtype(torch.float64),
     "no grad": torch.no_grad,
     "inference": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
@@ -67,7 +58,7 @@ def test_inside_the_state_is_ours_and_afterwards_the_callers(ambient):
 def test_a_function_can_run_in_it_each_time_it_is_called():
     inside = own_torch_state()(state)
     for _ in range(2):
-        with float64(), torch.no_grad():
+        with default_dtype(torch.float64), torch.no_grad():
             assert inside() == OURS
             assert torch.get_default_dtype() == torch.float64
 
@@ -88,7 +79,7 @@ def test_threads_that_overlap_all_have_our_state_and_the_last_restores_the_calle
             found.append(state())
         second.set()
 
-    with float64():
+    with default_dtype(torch.float64):
         threads = [threading.Thread(target=each) for each in (long, short)]
         for thread in threads:
             thread.start()

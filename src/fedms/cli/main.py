@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from fedms.cli.failures import Command, Commands
+from fedms.cli.inputs import read_inputs
 from fedms.cli.streams import prepare_streams
-from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.errors import ConfigError
 from fedms.core.formatting import one_line
 
 SUMMARY = (
@@ -265,7 +266,7 @@ def predict(
     from fedms.runs.predict import load
 
     model = load(folder, client, model_folder)
-    samples = _samples(inputs, model.kind)
+    samples = read_inputs(inputs, model.kind)
     predictions = model.predict(samples, prior)
     width = max((len(each.label) for each in predictions), default=0)
     for sample, each in zip(samples, predictions, strict=True):
@@ -345,41 +346,6 @@ def _whole_numbers(text: str | None, option: str) -> list[int] | None:
         raise ConfigError(
             f"{option}: must be whole numbers between commas, as in 0,1,2, not {one_line(text)!r}"
         ) from None
-
-
-def _samples(arguments: list[str] | None, kind: str) -> list[str | Path]:
-    """The inputs of a prediction: the arguments, or the lines of standard input."""
-    if not arguments:
-        given = _lines(sys.stdin.buffer.read(), "standard input")
-        return list(map(Path, given)) if kind == "image" else list(given)
-    if kind == "image":
-        return [Path(each) for each in arguments]
-    return [text for each in arguments for text in _texts(each)]
-
-
-def _texts(argument: str) -> list[str]:
-    """The lines of a .txt file, or the argument as one text."""
-    path = Path(argument)
-    try:
-        is_file = path.is_file()
-    except (OSError, ValueError):  # too long for a file's name, so it is a text
-        is_file = False
-    named = path.suffix.lower() == ".txt" and not argument.split()[1:]
-    if is_file != named:
-        raise FedmsError(
-            f"{path}: is a file, but texts are read from .txt files alone"
-            if is_file
-            else f"{path}: no such file"
-        )
-    return _lines(path.read_bytes(), argument) if is_file else [argument]
-
-
-def _lines(data: bytes, where: str) -> list[str]:
-    """All lines that are not blank. Raises FedmsError if the data is not UTF-8."""
-    try:
-        return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise FedmsError(f"{where}: not a text in UTF-8 (byte {error.start})") from None
 
 
 def _width() -> int:

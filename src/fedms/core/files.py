@@ -40,7 +40,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     with _errors_name(path):
         try:
             _put(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.replace(temporary, path)  # noqa: PTH105 (every change of a file is a call of this module's `os`)
+            os.replace(temporary, path)  # noqa: PTH105 - tests watch every change of a file in `os`
         except BaseException:
             remove(temporary)
             raise

@@ -254,14 +254,8 @@ def _label(
 
     wanted: list[tuple[float, float, str, dict[str, Any]]] = []
     for mark in labelled:
-        wanted.append(
-            (
-                mark.x,
-                mark.y,
-                mark.text,
-                {"color": mark.colour, "weight": "bold" if mark.row is baseline else "normal"},
-            )
-        )
+        weight = "bold" if mark.row is baseline else "normal"
+        wanted.append((mark.x, mark.y, mark.text, {"color": mark.colour, "weight": weight}))
     ends = next((mark.curve for mark in marks if mark.row is baseline and len(mark.curve) > 1), [])
     for prior, x, y in (ends[0], ends[-1]) if ends and not frame else ():
         wanted.append((x, y, f"prior {prior:g}", {"color": MUTED, "style": "italic"}))

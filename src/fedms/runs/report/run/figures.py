@@ -280,26 +280,13 @@ def frontier(run: FinishedRun) -> Picture | None:
     with style("frontier"):
         figure = Figure(figsize=(WIDTH, 3.6))
         axes = figure.subplots()
-        axes.plot(
-            [p[0] for p in points],
-            [p[1] for p in points],
-            color=MUTED,
-            marker="o",
-            markersize=4.5,
-            linewidth=1.4,
-        )
+        curve = [point[0] for point in points], [point[1] for point in points]
+        axes.plot(*curve, color=MUTED, marker="o", markersize=4.5, linewidth=1.4)
         ends = (points[0], "global expert", -8, 0), (points[-1], "local expert", 0, 8)
         for (x, y, prior), name, right, up in ends if points[0][:2] != points[-1][:2] else ():
             if prior != used:
-                label(
-                    axes,
-                    x,
-                    y,
-                    f"prior {prior:g}" + (f" ({name})" if prior in (0, 1) else ""),
-                    right,
-                    up,
-                    color=MUTED,
-                )
+                text = f"prior {prior:g}" + (f" ({name})" if prior in (0, 1) else "")
+                label(axes, x, y, text, right, up, color=MUTED)
         if used is not None and own is not None and everyone is not None:
             axes.plot(
                 [everyone],
