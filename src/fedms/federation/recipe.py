@@ -12,6 +12,8 @@ from fedms.config import Config
 from fedms.federation.method import Method, Stage
 from fedms.federation.methods import of
 from fedms.federation.prediction import Predictor, find_predictor
+from fedms.training.objectives.base import Objective
+from fedms.training.objectives.classification import Classification
 
 OwnKnowledge = Literal["sums", "counts", "references"]
 """What a model knows of its client's own training data: feature sums, label counts, or some features."""
@@ -29,6 +31,8 @@ class Recipe:
     """With the stages as they are run: `freeze-a` has no A in those that would share it."""
     predictor: Predictor
     """What predicts for a client in the end."""
+    objective: Objective
+    """What an expert's outputs are compared with, in training and in evaluation."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -135,4 +139,4 @@ def recipe_for(config: Config, method: Method | None = None) -> Recipe:
         ConfigError: the method or its predictor is not known.
     """
     method = of(config) if method is None else method
-    return Recipe(config, method, find_predictor(method.predicts))
+    return Recipe(config, method, find_predictor(method.predicts), Classification())

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import numpy as np
+
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
 from fedms.federation.exchanges.checks import check_shapes, check_whole
@@ -44,7 +46,9 @@ class EvaluationExchange(Exchange[Asked, Hits, float]):
         expert = expert_at_start(view, view.recipe.stages[view.version[0]])
         logits = view.runner.outputs(expert, samples, view.boundary).logits
         assert logits is not None
-        return Hits(len(samples), int((logits.argmax(1) == samples.labels).sum()))
+        objective = view.recipe.objective
+        targets = objective.targets(samples, np.arange(len(samples)))
+        return Hits(len(samples), int(objective.score(logits, targets)))
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """No more hits than samples."""

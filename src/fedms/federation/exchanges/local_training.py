@@ -155,7 +155,8 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             view.config.training.proximal if stage.pull else 0.0,
             loss,
             also,
-            remedy=_remedy(view, stage),
+            view.recipe.objective,
+            _remedy(view, stage),
         )
         order = seeds.numpy_generator(view.config.seed, "batches", stage.budget, view.version[1], view.client)
         return Begun(stage, samples, expert, plan, order, gate)
