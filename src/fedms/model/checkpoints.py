@@ -60,10 +60,13 @@ class Checkpoint:
         import transformers
 
         loader = getattr(transformers, self.family.model_class)
+        declared = self.declared
+        if declared.model_type == "clip":  # of a full CLIP, only the image tower is loaded
+            declared = declared.vision_config
         try:
             model, info = loader.from_pretrained(
                 self.source,
-                config=self.declared,
+                config=declared,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
