@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import fedms
@@ -156,10 +157,29 @@ def test_resume_is_suggested_only_where_it_helps(place):
 
 def test_a_worker_that_opens_other_data_says_so_and_does_not_train(place, capfd):
     config = config_of(place)
-    data = open_world(config).glance()
+    data = open_world(config).glance
     rows(place / "texts.csv", lambda body: body[:-1])
     worker = WorkerProcess(config, data, place / "run", 0, 1, None)
     with pytest.raises(FedmsError, match="ended with code 1 as it started"):
         worker.ask(b"usage")
     worker.close()
     assert "changed since the run began: it holds 119 samples, not 120" in capfd.readouterr().err
+
+
+def test_a_worker_sees_that_a_picture_was_exchanged(checkpoint, tmp_path, capfd):
+    for number in range(60):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((12, 12), number).save(path)
+    shutil.copytree(checkpoint("vit"), tmp_path / "vit")
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    config = run_config(tmp_path / "vit", tmp_path / "pictures")
+    data = open_world(config).glance
+    assert open_world(config).glance == data
+    Image.effect_noise((14, 14), 3).save(tmp_path / "pictures" / "a" / "0.png")
+    worker = WorkerProcess(config, data, tmp_path / "run", 0, 1, None)
+    with pytest.raises(FedmsError, match="ended with code 1 as it started"):
+        worker.ask(b"usage")
+    worker.close()
+    assert "changed since the run began: samples or their labels are different" in capfd.readouterr().err

@@ -12,14 +12,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 
 from fedms.config.sections import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.files import FORMATS, SHEET_HINT, SHEETS, read_file
 from fedms.data.hub import read_saved
-from fedms.data.images import SUFFIXES, open_file
+from fedms.data.images import SUFFIXES, PictureFile
 from fedms.data.splits import SPLITS, Source, joined
 from fedms.data.table import Table
 
@@ -179,7 +178,7 @@ class _Pictures:
         self.left: list[Path] = []
 
     def as_source(self) -> Source:
-        openers = [partial(open_file, path) for path in self.paths]
+        openers = [PictureFile(path) for path in self.paths]
         table = Table(str(self.folder), len(self.paths), {"label": self.labels}, {"image": openers})
         return Source({"train": [table]}, _left_out(self.folder, self.left))
 

@@ -18,6 +18,8 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,17 @@ class Images(Sequence[Any]):
         """
         return [_digest(opener, f"{where}: row {row + 1}") for opener, row, where in self._places]
 
+    def glance(self) -> list[bytes]:
+        """What is known of each picture without reading it: the size and the time of change of its file.
+
+        A picture that is stored in a table has the table's file; one from the hub has none.
+        """
+        seen = cache(_stamp)
+        return [
+            seen(opener.path if isinstance(opener, PictureFile) else Path(where))
+            for opener, _, where in self._places
+        ]
+
 
 def decode(picture: Image.Image | str | Path | Opener, where: str) -> Image.Image:
     """One picture as a model's processor gets it: whole, upright, 8-bit RGB.
@@ -98,6 +111,16 @@ def open_file(path: str | Path) -> Image.Image:
     """The picture in a file; its pixels are not decoded yet."""
     check_no_pointer(Path(path))
     return Image.open(path)
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """An opener of the picture in a file."""
+
+    path: Path
+
+    def __call__(self) -> Image.Image:
+        return open_file(self.path)
 
 
 def open_bytes(content: bytes) -> Image.Image:
@@ -173,6 +196,15 @@ def _digest(opener: Opener, where: str) -> bytes:
 
     image = decode(glance, where)
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
+
+
+def _stamp(path: Path) -> bytes:
+    """Size and time of change of a file; of nothing where there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return b""
+    return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 class _Strict:

@@ -60,6 +60,10 @@ class Dataset:
             return self.inputs.check()
         return [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in self.inputs]
 
+    def glance(self) -> list[bytes]:
+        """As `check`, but of pictures only what is known without reading them [n]."""
+        return self.inputs.glance() if isinstance(self.inputs, Images) else self.check()
+
 
 def load(config: DataConfig, seed: int) -> Dataset:
     """Read the source that the config names.

@@ -86,7 +86,7 @@ class LocalEngine:
             self._host = ClientHost(self.world, self._folder, prefixes=self._prefixes)
         else:
             config, folder, prefixes = self.world.config, self._folder, self._prefixes
-            data = self.world.glance()
+            data = self.world.glance
             self.processes = [
                 WorkerProcess(config, data, folder, number, workers, prefixes) for number in range(workers)
             ]

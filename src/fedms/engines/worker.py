@@ -101,7 +101,7 @@ def serve(stdin: IO[bytes], stdout: IO[bytes], places: list[str]) -> None:
         plain = json.loads(declared)
         receive(plain)
         world = open_world(load_config(yaml.safe_load(first)))
-        if change := DataIdentity.of_dict(plain["data"]).change(world.glance()):
+        if change := DataIdentity.of_dict(plain["data"]).change(world.glance):
             raise FedmsError(f"data {world.config.data.source} changed since the run began: {change}")
         host = ClientHost(world, folder, number, workers, prefixes)
     except FedmsError as error:
