@@ -186,8 +186,8 @@ def test_fedncm_is_the_nearest_mean_of_all_clients_data_pooled(finished):  # noq
 
 def test_the_rounds_of_a_linear_probe_run_no_block(finished):  # noqa: F811
     lines = RunFolder(finished(method="linear-probe")).metrics()
-    assert [line["train_flops"] > 0 for line in lines if line["stage"] == "statistics"] == [True], (
-        "which fills the cache"
+    assert [line["train_flops"] > 0 for line in lines if line["stage"] == "statistics"] == [True, False], (
+        "the first fills the cache"
     )
     assert [line["train_flops"] for line in lines if line["stage"] == "global"] == [0]
 

@@ -13,6 +13,8 @@ from fedms.federation.prediction import PRIORS, SCALES, scale_at
 from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.model.arrays import block_of
+from fedms.model.heads import statistics_head
+from fedms.model.statistics import FeatureSums
 
 CLIENTS = [f"client-{number:02d}" for number in range(30)]
 
@@ -110,9 +112,8 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
         }
 
     first = sent(CLIENTS[:2])
-    assert all(
-        arrays.keys() == {f"global/{name}" for name in (*trained, "head.log_scale")}
-        for arrays in first.values()
+    assert all(arrays.keys() == {f"global/{name}" for name in trained} for arrays in first.values()), (
+        "the scale of the head is there already"
     )
     assert all(torch.equal(first["client-00"][f"global/{name}"], trained[name]) for name in trained)
     second = sent(CLIENTS[:3])
@@ -154,6 +155,25 @@ def test_only_a_sparse_global_stage_grows(server, method, stage):
     assert made.activation.active == 1
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_rederived_head_alone_is_sent_again(server, share):
+    made = begun(server())
+    made.begin(made.method.stages[1])
+    made.record_delivery([], [Update(client) for client in CLIENTS[:1]])
+    before = {name: array.clone() for name, array in made.frozen.items()}
+    x = torch.randn(30, made.backbone.feature_size, generator=torch.Generator().manual_seed(0))
+    discriminant = FeatureSums.of(x, torch.arange(30) % 3, 3).discriminant()
+    made.learn(discriminant)
+    made.rederive_head(share)
+    derived = statistics_head(discriminant)
+    for name in ("head.weight", "head.bias"):
+        torch.testing.assert_close(made.frozen[name], torch.lerp(before[name], derived[name], share))
+    tasks = made.tasks(EXCHANGES["train"], CLIENTS[:2], made.method.stages[1], 1)
+    sent = [{name for name in task.arrays if name.startswith("global/")} for task in tasks]
+    heads = {f"global/head.{name}" for name in ("weight", "bias", "log_scale")}
+    assert sent == [heads if share else set(), {f"global/{name}" for name in before}]
+
+
 def test_a_restored_server_is_the_same(server):
     made = begun(server("fedms", "activation.rule=every", "activation.every=1"))
     made.observe(made.method.stages[0], 1, 0.5)
@@ -162,7 +182,7 @@ def test_a_restored_server_is_the_same(server):
     other = server()
     other.restore(*made.checkpoint())
     (arrays, meta), (again, same) = made.checkpoint(), other.checkpoint()
-    assert meta == same and meta["delivered"] == CLIENTS[:4]
+    assert meta == same and meta["delivered"] == dict.fromkeys(CLIENTS[:4], made.edition)
     assert arrays.keys() == again.keys() and all(torch.equal(arrays[name], again[name]) for name in arrays)
 
 

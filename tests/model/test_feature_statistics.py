@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedms.model.discriminant import TEMPERATURES, Discriminant, mixed_prior
+from fedms.model.discriminant import SHRINKAGES, TEMPERATURES, Discriminant, mixed_prior, posterior_mean
 from fedms.model.evidence import MEAN_STRENGTH, Evidence
 from fedms.model.statistics import FeatureSums, normalise
 
@@ -21,6 +21,11 @@ def samples(count=400, spread=0.5, seed=0, classes=CLASSES, size=SIZE):
     shape = torch.randn(size, size, generator=torch.Generator().manual_seed(98)) * spread
     labels = torch.randint(0, classes, (count,), generator=generator)
     return centres[labels] + torch.randn(count, size, generator=generator) @ shape, labels
+
+
+def known(moment: torch.Tensor | None) -> torch.Tensor:
+    assert moment is not None
+    return moment
 
 
 def same(left: FeatureSums, right: FeatureSums, tolerance=1e-12):
@@ -41,7 +46,7 @@ def test_the_sums_are_what_they_say():
     for c in range(CLASSES + 1):
         assert made.counts[c] == int((labels == c).sum())
         np.testing.assert_allclose(made.sums[c], exact[labels.numpy() == c].sum(0), atol=1e-12)
-    np.testing.assert_allclose(made.second, sum(np.outer(row, row) for row in exact), atol=1e-10)
+    np.testing.assert_allclose(known(made.second), sum(np.outer(row, row) for row in exact), atol=1e-10)
 
 
 @pytest.mark.parametrize("skewed", [False, True])
@@ -73,10 +78,12 @@ def test_a_limited_rank_keeps_the_trace_and_the_leading_directions(rank):
     arrays = made.to_arrays(rank)
     back = FeatureSums.from_arrays(arrays)
     assert sum(array.numel() for array in arrays.values()) == CLASSES + CLASSES * SIZE + SIZE * rank + 1
-    torch.testing.assert_close(back.second.trace(), made.second.trace(), rtol=1e-5, atol=0)
-    values, vectors = torch.linalg.eigh(made.second)
+    torch.testing.assert_close(known(back.second).trace(), known(made.second).trace(), rtol=1e-5, atol=0)
+    values, vectors = torch.linalg.eigh(known(made.second))
     top = vectors[:, -rank:]
-    torch.testing.assert_close(top.T @ back.second @ top, torch.diag(values[-rank:]), rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(
+        top.T @ known(back.second) @ top, torch.diag(values[-rank:]), rtol=1e-4, atol=1e-2
+    )
     torch.testing.assert_close(back.counts, made.counts)
 
 
@@ -84,7 +91,7 @@ def test_more_rank_is_closer():
     x, labels = samples()
     made = FeatureSums.of(x, labels, CLASSES)
     errors = [
-        float((FeatureSums.from_arrays(made.to_arrays(rank)).second - made.second).norm())
+        float((known(FeatureSums.from_arrays(made.to_arrays(rank)).second) - known(made.second)).norm())
         for rank in (1, 3, 5, 6)
     ]
     assert errors == sorted(errors, reverse=True)
@@ -151,7 +158,7 @@ def test_a_diagonal_covariance_would_miss_what_the_full_one_sees():
     x = along * torch.tensor([1.0, 1.0]) + across * torch.tensor([1.0, -1.0])
     statistics = FeatureSums.of(x[:1000], labels[:1000], 2)
     full = statistics.discriminant(1e-4)
-    diagonal = replace(full, precision=torch.diag(1 / torch.diag(torch.linalg.inv(full.precision))))
+    diagonal = replace(full, covariance=torch.diag(known(full.covariance).diagonal()))
     own = FeatureSums.of(x[:1000][labels[:1000] == 0], labels[:1000][labels[:1000] == 0], 2)
     seen, missed = Evidence(full, own).log_ratio(x[1000:]), Evidence(diagonal, own).log_ratio(x[1000:])
     truth = labels[1000:]
@@ -179,19 +186,59 @@ def test_one_sample_and_equal_samples_stay_finite():
 def test_the_temperature_with_the_best_likelihood_is_picked():
     (x, labels), (new, truth) = samples(spread=1.0), samples(2000, spread=1.0, seed=1)
     discriminant = FeatureSums.of(x, labels, CLASSES).discriminant(1e-3)
-    likelihood = discriminant.log_likelihood(new, truth)
+    likelihood = discriminant.log_likelihood(new, truth, [1e-3])
     by_hand = []
     for t in TEMPERATURES:
         logits = replace(discriminant, temperature=t).scores(new) + discriminant.prior.log()
         by_hand.append(float(logits.log_softmax(1)[torch.arange(len(new)), truth].sum()))
-    np.testing.assert_allclose(likelihood.numpy(), by_hand, rtol=1e-4)
-    assert discriminant.calibrated(likelihood).temperature == TEMPERATURES[int(np.argmax(by_hand))] == 1.0
-    parts = discriminant.log_likelihood(new[:500], truth[:500]) + discriminant.log_likelihood(
-        new[500:], truth[500:]
+    np.testing.assert_allclose(likelihood[0].numpy(), by_hand, rtol=1e-4)
+    best = discriminant.calibrated(likelihood, [1e-3])
+    assert best.temperature == TEMPERATURES[int(np.argmax(by_hand))] == 1.0
+    parts = discriminant.log_likelihood(new[:500], truth[:500], [1e-3]) + discriminant.log_likelihood(
+        new[500:], truth[500:], [1e-3]
     )
     torch.testing.assert_close(parts, likelihood, rtol=1e-4, atol=1e-2)
-    overconfident = replace(discriminant, precision=4 * discriminant.precision)
-    assert overconfident.calibrated(overconfident.log_likelihood(new, truth)).temperature == 4.0
+    overconfident = replace(discriminant, covariance=known(discriminant.covariance) / 4, shrinkage=1e-9)
+    likelihood = overconfident.log_likelihood(new, truth, [1e-9])
+    assert overconfident.calibrated(likelihood, [1e-9]).temperature == 4.0
+
+
+def test_the_shrinkage_with_the_best_likelihood_is_picked_where_dimensions_exceed_samples():
+    (x, labels), (new, truth) = (
+        (normalise(x), labels) for x, labels in (samples(12, 3.0, 0, 3, 60), samples(900, 3.0, 1, 3, 60))
+    )
+    discriminant = FeatureSums.of(x, labels, 3).discriminant()
+    likelihood = discriminant.log_likelihood(new, truth, SHRINKAGES)
+    best = discriminant.calibrated(likelihood, SHRINKAGES)
+    assert best.shrinkage >= 0.5, "the covariance has 9 directions of 60"
+    by_shrinkage = likelihood.max(1).values
+    assert by_shrinkage.argmax() == SHRINKAGES.index(best.shrinkage)
+    assert by_shrinkage.max() > by_shrinkage[0] + 10, "which little shrinkage would overfit"
+
+
+def test_without_a_second_moment_the_discriminant_is_that_of_shrinkage_one():
+    x, labels = samples()
+    x = normalise(x)
+    full, plain = (FeatureSums.of(x, labels, CLASSES, second) for second in (True, False))
+    back = FeatureSums.from_arrays(plain.to_arrays())
+    assert back.second is None and FeatureSums.total([full, back]).second is None
+    one, other = full.discriminant(1.0), plain.discriminant()
+    torch.testing.assert_close(one.scores(x), other.scores(x), rtol=1e-4, atol=1e-4)
+    sent = Discriminant.from_arrays(other.to_arrays())
+    assert sent.covariance is None and torch.equal(sent.precision, other.precision)
+
+
+def test_a_class_name_is_worth_some_samples_of_its_class():
+    x, labels = samples()
+    names = torch.randn(CLASSES + 1, SIZE, generator=torch.Generator().manual_seed(5))
+    sums = FeatureSums.of(x, labels, CLASSES + 1)
+    plain, anchored = sums.discriminant(), sums.discriminant(names=names, anchor=2.0)
+    moved = names + (plain.means - names)[:CLASSES].mean(0)
+    for c in range(CLASSES):
+        count = float(sums.counts[c])
+        torch.testing.assert_close(anchored.means[c], (count * plain.means[c] + 2 * moved[c]) / (count + 2))
+    torch.testing.assert_close(anchored.means[CLASSES], moved[CLASSES])
+    assert torch.equal(known(anchored.covariance), known(plain.covariance))
 
 
 def test_discriminant_arrays_round_trip():
@@ -293,6 +340,30 @@ def test_the_evidence_is_higher_on_own_than_on_foreign_data(federation, means):
     assert own.mean() > evidence.log_ratio(other).mean() + 0.3
 
 
+@pytest.mark.parametrize("left_out", [True, False])
+def test_a_posterior_replaces_what_the_discriminant_says_of_the_label_counts(federation, left_out):
+    everyone, x, labels, (other, classes) = federation
+    own = FeatureSums.of(x, labels, CLASSES)
+
+    def posterior(x):  # of the discriminant itself: then nothing changes
+        return (everyone.scores(x) + everyone.prior.log()).log_softmax(1)
+
+    def sure(x):  # one that knows the truth
+        return torch.full((len(x), CLASSES), -20.0).scatter(1, classes[:, None], 0.0)
+
+    def ratio(evidence):
+        return evidence.log_ratio_left_out(x, labels) if left_out else evidence.log_ratio(other)
+
+    torch.testing.assert_close(
+        ratio(Evidence(everyone, own, posterior=posterior)), ratio(Evidence(everyone, own)), atol=1e-4, rtol=0
+    )
+    by_means, by_counts = Evidence(everyone, own), Evidence(everyone, own, means=False)
+    made = Evidence(everyone, own, posterior=sure).log_ratio(other)
+    expected = by_means.log_ratio(other) - by_counts.log_ratio(other)
+    expected += (by_means.prior / everyone.prior)[classes].log()
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
+
+
 def test_a_client_whose_classes_look_different_is_told_by_its_means_but_not_by_its_counts():
     x, labels = samples(spread=1.0)
     everyone = FeatureSums.of(x, labels, CLASSES).discriminant()
@@ -323,6 +394,12 @@ def test_the_mixed_prior_moves_from_everyones_to_the_clients():
     torch.testing.assert_close(mixed_prior(own, everyone, 1.0), torch.tensor([0.75, 0.25, 0.0]))
     for prior in (0.0, 0.3, 1.0):
         assert mixed_prior(own, everyone, prior).sum() == pytest.approx(1)
+
+
+def test_the_posterior_mean_counts_everyones_shares_as_samples():
+    own, everyone = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.5])
+    torch.testing.assert_close(posterior_mean(own, everyone, 4), torch.tensor([3.8, 2.2, 2.0]) / 8)
+    assert torch.equal(posterior_mean(torch.zeros(3), everyone, 1), everyone), "no samples of its own"
 
 
 def test_a_second_moment_that_travelled_in_part_still_gives_a_usable_discriminant():

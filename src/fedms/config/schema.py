@@ -130,6 +130,10 @@ class Config(Section):
             raise ValueError(
                 "gate.network: must be true when gate.evidence is `none`, or the gate knows nothing"
             )
+        if self.gate.evidence == "posterior" and self.gate.features == "backbone":
+            raise ValueError(
+                "gate.evidence: `posterior` needs gate.features: global, which the global expert's head reads"
+            )
         self._check_compare()
         return self
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from pydantic import (
     BaseModel,
@@ -34,6 +35,10 @@ class Section(BaseModel):
         if isinstance(value, int) and value > LARGEST_INTEGER:
             raise PydanticCustomError("whole", "should be at most {largest}", {"largest": LARGEST_INTEGER})
         return value
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class ModelConfig(Section):
@@ -192,7 +197,8 @@ class ActivationConfig(Section):
     """Number of active blocks at the start (k), or `all`."""
     blocks_local: int | Literal["all"] | None = None
     """Number of active blocks in the local stage of a sparsely activated method, or `all`. It is at least the
-    number at the end of the global stage, which is also the default."""
+    number at the end of the global stage, which is also the default. 0 trains heads alone, on features that
+    are computed once."""
     step: int = Field(1, ge=1)
     """Blocks added in each step (delta)."""
     order: Literal["top-down", "bottom-up"] = "top-down"
@@ -218,14 +224,13 @@ class ActivationConfig(Section):
     @field_validator("blocks", "blocks_local", mode="before")
     @classmethod
     def _check_blocks(cls, value: object, info: ValidationInfo) -> object:
-        allowed = "`all`" if info.field_name == "blocks" else "`all`, or null"
-        if (
-            value != "all"
-            and not (type(value) is int and value >= 1)
-            and not (value is None and info.field_name == "blocks_local")
-        ):
+        local = info.field_name == "blocks_local"
+        least, allowed = (0, "`all`, or null") if local else (1, "`all`")
+        if value != "all" and not (type(value) is int and value >= least) and not (value is None and local):
             raise PydanticCustomError(
-                "blocks", "should be a whole number of at least 1, or {allowed}", {"allowed": allowed}
+                "blocks",
+                "should be a whole number of at least {least}, or {allowed}",
+                {"least": least, "allowed": allowed},
             )
         return value
 
@@ -265,20 +270,53 @@ class HeadConfig(Section):
     kind: Literal["statistics", "means", "text-init", "text", "linear"] = "statistics"
     """How the head starts: `statistics` (federated discriminant), `means` (class means), `text-init`
     (class-name embeddings, then trained), `text` (class-name embeddings, frozen) or `linear` (zeros)."""
-    label_prior: float = Field(0.9, ge=0, lt=1)
-    """Weight of the client's own label shares in the first bias of its local expert; 0 ignores them."""
+    rederive: Literal["auto", "never"] = "auto"
+    """Whether the global expert's head may become the discriminant of the trained features, or a mixture of
+    both heads, where the likelihood of the clients' validation labels says so. It applies to heads of kind
+    `statistics` and `means`."""
+    label_prior: float | Literal["auto", "none"] = "auto"
+    """How many samples everyone's label shares count in a client's label prior, which enters the first bias
+    of its local expert. `auto` chooses 1, 3 or 10 by the likelihood of the clients' validation labels; `none`
+    leaves the label prior out."""
+
+    @field_validator("label_prior", mode="before")
+    @classmethod
+    def _check_label_prior(cls, value: object) -> object:
+        if value not in ("auto", "none") and not (_is_number(value) and value > 0):
+            raise PydanticCustomError("label_prior", "should be a number above 0, `auto` or `none`")
+        return value
 
 
 class StatisticsConfig(Section):
     """Federated feature statistics and the discriminant."""
 
-    shrinkage: float | None = Field(None, gt=0, le=1)
-    """Weight of the identity in the covariance; default: d / (d + n), at least 0.05."""
+    shrinkage: float | Literal["auto"] = "auto"
+    """Weight of the identity in the covariance. `auto` chooses it by the likelihood of the clients'
+    validation labels."""
+    anchor: float = Field(0.0, ge=0)
+    """Weight of a class's name in the mean of its frozen features, in samples; 0 ignores names. Needs a text
+    model."""
+    second_moment: bool = True
+    """Whether clients send the second moment of their features. Without it the covariance is a multiple of
+    the identity."""
     rank: int | None = Field(None, ge=1)
     """Number of eigenvectors in which the second moment is sent, with one rest; default: the whole symmetric
     matrix."""
     clients: int | None = Field(None, ge=1)
     """Largest number of clients that send sums, drawn with the seed; default: all clients."""
+
+    @field_validator("shrinkage", mode="before")
+    @classmethod
+    def _check_shrinkage(cls, value: object) -> object:
+        if value != "auto" and not (_is_number(value) and 0 < value <= 1):
+            raise PydanticCustomError("shrinkage", "should be above 0 and at most 1, or `auto`")
+        return value
+
+    @model_validator(mode="after")
+    def _check(self) -> StatisticsConfig:
+        if not self.second_moment and self.shrinkage not in ("auto", 1):
+            raise ValueError("shrinkage: must be 1 or `auto` with `second_moment: false`")
+        return self
 
 
 class GateConfig(Section):
@@ -287,8 +325,9 @@ class GateConfig(Section):
     objective: Literal["own-or-everyone", "likelihood"] = "own-or-everyone"
     """What the gate learns: whether an input comes from own data or everyone's data, or to raise the
     likelihood of the mixture. The gate collapses with `likelihood`."""
-    evidence: Literal["statistics", "counts", "none"] = "statistics"
-    """Source of the evidence log r: feature statistics, label counts alone, or none."""
+    evidence: Literal["statistics", "posterior", "counts", "none"] = "statistics"
+    """Source of the evidence log r: feature statistics, the same with the global expert's posterior in place
+    of the discriminant's, label counts alone, or none."""
     features: Literal["global", "backbone"] = "global"
     """Input of the gate: the pooled feature of the global expert, or of the frozen backbone."""
     prior: float = Field(0.5, ge=0, le=1)

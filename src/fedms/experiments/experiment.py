@@ -29,7 +29,9 @@ from fedms.federation.exchanges import (
     CALIBRATION,
     EVALUATION,
     FINAL_TEST,
+    HEAD,
     INTERPOLATION,
+    LABEL_PRIOR,
     STATISTICS,
     TRAINING,
     WEIGHTS,
@@ -43,6 +45,7 @@ from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.arrays import Arrays
+from fedms.model.statistics import normalise
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.result import make_result
@@ -201,12 +204,22 @@ class Experiment:
             steps.append(Step(start_head))
         for stage in stages[1 if self.reused else 0 :]:
             steps.append(Step(partial(server.begin, stage)))
-            if recipe.begins_with_statistics(stage):
-                steps.append(Step(partial(self._statistics, stage, "global"), closes=True))
+            if stage == recipe.first_local_stage:
+                steps += self._between(stage)
             numbers = range(1, recipe.rounds(stage) + 1)
             steps += [Step(partial(self._round, stage, number), closes=True) for number in numbers]
             steps.append(Step(partial(self._keep_stage, stage)))
-        return [*steps, Step(server.settle)]
+        steps.append(Step(server.settle))
+        return steps if recipe.first_local_stage else [*steps, *self._between(None)]
+
+    def _between(self, stage: Stage | None) -> list[Step]:
+        """What comes between the global expert's training and this local stage, or the end."""
+        recipe, steps = self.recipe, []
+        if recipe.rederives_head or (stage and recipe.begins_with_statistics(stage)):
+            steps.append(Step(partial(self._statistics, stage, "global"), closes=True))
+        if stage and recipe.chooses_label_prior:
+            steps.append(Step(partial(self._label_prior, stage), closes=True))
+        return steps
 
     @property
     def _pictures(self) -> bool:
@@ -237,11 +250,14 @@ class Experiment:
     def _take(self, reuse: RunFolder | None) -> None:
         """Take the first stage from another run, as if it had been trained here."""
         assert reuse is not None
-        first = self.recipe.stages[0].name
+        first, label_prior = self.recipe.stages[0].name, self.server.label_prior
         self.server.restore(*reuse.stage(first))
+        self.server.label_prior = label_prior  # which the other run may have fixed
         self.server.ledger.forget_clients()  # these have received nothing yet, and computed nothing
         self._note_base()
-        self._close(*(record for record in reuse.metrics() if record["stage"] in ("statistics", first)))
+        lines = reuse.metrics()
+        last = max(place for place, line in enumerate(lines) if line["stage"] == first)
+        self._close(*lines[: last + 1])
 
     def _facts(self) -> dict[str, Any]:
         stages = [{"stage": stage.name, "rounds": self.recipe.rounds(stage)} for stage in self.recipe.stages]
@@ -276,23 +292,31 @@ class Experiment:
 
     def _statistics(self, stage: Stage | None, features: Features, evaluation: bool = False) -> None:
         """Clients send their sums once; then the same clients' validation data choose the discriminant's
-        temperature.
+        shrinkage and temperature, and its share in the global expert's head.
         """
-        server, recipe = self.server, self.recipe
-        clients = server.sampling.some("statistics", self.config.statistics.clients)
+        server, recipe, config = self.server, self.recipe, self.config.statistics
+        clients = server.sampling.some("statistics", config.clients)
         line = Line("statistics", 0, 0, len(server.active(stage)), clients)
         asked = FeaturesAsked(features)
-        discriminant = STATISTICS.result(
-            self.rounds.ask(line, STATISTICS, clients, stage, evaluation=evaluation, asked=asked), recipe
-        )
+        ask = partial(self.rounds.ask, line, clients=clients, stage=stage, evaluation=evaluation)
+        sums = STATISTICS.result(ask(STATISTICS, asked=asked), recipe)
+        named = features == "backbone" and config.anchor > 0
+        names = normalise(self.world.class_embeddings) if named else None
+        discriminant = sums.discriminant(None, names, config.anchor)
         server.expect_discriminant()
-        arrays = discriminant.to_arrays()
-        answers = self.rounds.ask(
-            line, CALIBRATION, clients, stage, evaluation=evaluation, arrays=arrays, asked=asked
-        )
-        server.learn(replace(discriminant, temperature=CALIBRATION.result(answers, recipe)))
+        answers = ask(CALIBRATION, asked=asked, arrays=discriminant.to_arrays())
+        server.learn(discriminant.calibrated(CALIBRATION.result(answers, recipe), recipe.shrinkages))
         if features == "backbone":
             self._note_base()
+        elif recipe.rederives_head:
+            server.rederive_head(HEAD.result(ask(HEAD), recipe))
+        self._close(line.record())
+
+    def _label_prior(self, stage: Stage) -> None:
+        """Validation chooses how many samples everyone's label shares count in a client's own."""
+        line = Line("label-prior", 0, 0, len(self.server.active(stage)), self._validators())
+        answers = self.rounds.ask(line, LABEL_PRIOR, line.cohort, stage)
+        self.server.label_prior = LABEL_PRIOR.result(answers, self.recipe)
         self._close(line.record())
 
     def _note_base(self) -> None:

@@ -52,7 +52,7 @@ KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
     "federation": {"rounds_local", "cohort_local"},
     "training": {"local_learning_rate"},
     "activation": {"blocks_local"},
-    "head": {"label_prior"},
+    "head": {"label_prior", "rederive"},
     "gate": True,
     "mixture": True,
     "evaluation": {"everyone", "validation"},

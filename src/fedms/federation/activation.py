@@ -32,8 +32,10 @@ class Activation:
         return self._first(self.active)
 
     def local_blocks(self) -> list[int]:
-        """The active blocks of a local stage, ascending. They include those of the global expert."""
+        """The active blocks of a local stage, ascending: none, or the global expert's and maybe more."""
         blocks = self.config.blocks_local
+        if blocks == 0:
+            return []
         return self._first(self.depth if blocks == "all" else max(self.active, blocks or 0))
 
     def _first(self, k: int) -> list[int]:

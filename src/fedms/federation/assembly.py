@@ -24,7 +24,7 @@ REFERENCES = 5
 
 def model_so_far(view: ClientView, interpolation: float = 1.0) -> PersonalModel:
     """The client's model as it stands, without what it knows of its own data."""
-    arrays = received_with_temperature(view) | only(view.kept | view.arrays, "gate.")
+    arrays = received_calibrated(view) | only(view.kept | view.arrays, "gate.")
     if view.recipe.method.gate == "learned":
         arrays = fresh_client_gate(view) | arrays
     if view.recipe.has_local:
@@ -85,11 +85,13 @@ def own_evidence(view: ClientView, samples: Samples) -> tuple[PersonalModel, Ten
     return model, x, evidence.log_ratio_left_out(x, samples.labels) if evidence else torch.zeros(len(x))
 
 
-def received_with_temperature(view: ClientView) -> Arrays:
-    """What the client was sent, with the temperature that the server chose since."""
-    received = dict(view.received)
-    if view.situation.temperature is not None:
-        received["discriminant.temperature"] = torch.tensor([view.situation.temperature], dtype=torch.float64)
+def received_calibrated(view: ClientView) -> Arrays:
+    """What the client was sent, with the shrinkage and temperature that the server chose since."""
+    received, calibration = dict(view.received), view.situation.calibration
+    if calibration is not None and "discriminant.numbers" in received:
+        numbers = received["discriminant.numbers"].clone()
+        numbers[1:] = torch.tensor(calibration, dtype=numbers.dtype)
+        received["discriminant.numbers"] = numbers
     return received
 
 

@@ -17,8 +17,9 @@ from fedms.federation.client_folder import ClientFolder, Version
 from fedms.federation.messages import Situation
 from fedms.federation.recipe import Recipe
 from fedms.federation.tiers import trainable
-from fedms.model.arrays import Arrays
+from fedms.model.arrays import Arrays, strip
 from fedms.model.backbone import Backbone
+from fedms.model.expert import Expert
 from fedms.training.runner import Runner
 
 RECEIVED, STATE = "received", "state"
@@ -79,6 +80,14 @@ class ClientView:
     def blocks(self) -> list[int]:
         """The blocks that this client trains, ascending."""
         return trainable(list(self.situation.active), self.capacity, self.config.activation.order)
+
+    @property
+    def global_expert(self) -> Expert | None:
+        """The frozen global expert, or the frozen backbone with the head from which all start; None before
+        it came.
+        """
+        arrays = strip(self.received, "global/")
+        return Expert(arrays, self.recipe.scale) if "head.weight" in arrays else None
 
     def samples(self, split: str) -> Samples:
         """The client's own train, validation or test samples."""

@@ -11,7 +11,7 @@ from fedms.federation.client_view import ClientView
 from fedms.federation.method import LORA, Stage
 from fedms.federation.recipe import HEADS_FROM_NAMES
 from fedms.model.arrays import Arrays, block_of, prefixed, strip
-from fedms.model.discriminant import label_shift
+from fedms.model.discriminant import posterior_mean
 from fedms.model.expert import Expert
 from fedms.model.heads import nearest_head, statistics_head, zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, group, part_of, trained_names
@@ -42,7 +42,10 @@ def local_start(view: ClientView, stage: Stage) -> Arrays:
     if "head.weight" not in sent:
         return fresh | _own_head(view)
     start = fresh | (sent if view.config.mixture.local_start == "global" else _heads(sent))
-    return start | {"head.bias": start["head.bias"] + _label_prior(view) / start["head.log_scale"].exp()}
+    if view.situation.label_prior is None:
+        return start
+    shift = label_prior_shift(view, view.situation.label_prior)
+    return start | {"head.bias": start["head.bias"] + shift / start["head.log_scale"].exp()}
 
 
 def training_names(view: ClientView, stage: Stage) -> list[str]:
@@ -75,11 +78,14 @@ def _others(view: ClientView, stage: Stage, own: Arrays, average: Arrays) -> Arr
     return prefixed(rest, "beside.")
 
 
-def _label_prior(view: ClientView) -> Tensor:
-    """log p_k(c) - log q(c), softened: how much likelier each class is here than with everyone, [C]."""
+def label_prior_shift(view: ClientView, samples: float) -> Tensor:
+    """log p_k(c) - log q(c), [C]: how much likelier each class is here than with everyone.
+
+    p_k is a posterior mean in which everyone's shares q count as `samples`.
+    """
     counts = torch.bincount(view.samples("train").labels, minlength=view.classes).float()
-    uniform = torch.full_like(counts, 1 / len(counts))
-    return label_shift(counts, view.received.get("everyone.prior", uniform), view.config.head.label_prior)
+    everyone = view.received.get("everyone.prior", torch.full_like(counts, 1 / len(counts)))
+    return posterior_mean(counts, everyone, samples).log() - everyone.log()
 
 
 def _own_head(view: ClientView) -> Arrays:
@@ -95,11 +101,11 @@ def _own_head(view: ClientView) -> Arrays:
         samples = view.samples(split)
         features = view.runner.frozen_outputs("backbone", None, samples, view.boundary).features
         found[split] = features, samples.labels
-    sums = FeatureSums.of(*found["train"], view.classes)
-    own = sums.discriminant(view.config.statistics.shrinkage)
+    own = FeatureSums.of(*found["train"], view.classes, view.config.statistics.second_moment).discriminant()
     if kind == "means":
         return nearest_head(own.means)
-    return statistics_head(own.calibrated(own.log_likelihood(*found["validation"])))
+    shrinkages = view.recipe.shrinkages
+    return statistics_head(own.calibrated(own.log_likelihood(*found["validation"], shrinkages), shrinkages))
 
 
 def _heads(arrays: Arrays) -> Arrays:

@@ -15,25 +15,24 @@ class Ledger:
     """Records by client.
 
     Attributes:
-        delivered: clients that have what is frozen.
+        delivered: by client, the newest edition of what is frozen that has reached it.
         informed: clients that have the discriminant as it now stands.
         booked: by client, what it has computed once and keeps, by name: which one of it has been counted.
         declared: by client, how many samples it says that it holds, by split.
     """
 
     def __init__(self) -> None:
-        self.delivered: set[str] = set()
+        self.delivered: dict[str, int] = {}
         self.informed: set[str] = set()
         self.booked: dict[str, dict[str, str]] = {}
         self.declared: dict[str, dict[str, int]] = {}
 
-    def record_delivery(self, tasks: Sequence[Task], updates: Sequence[Update], frozen: bool) -> None:
-        """Record that clients who answered have received the frozen arrays, if there are any, and the
+    def record_delivery(self, tasks: Sequence[Task], updates: Sequence[Update], edition: int) -> None:
+        """Record that clients who answered have received this edition of what is frozen, and the
         discriminant.
         """
         answered = {update.client for update in updates}
-        if frozen:
-            self.delivered |= answered
+        self.delivered |= dict.fromkeys(sorted(answered), edition)
         informed = {task.client for task in tasks if "discriminant.means" in task.arrays}
         self.informed |= informed & answered
 
@@ -73,7 +72,7 @@ class Ledger:
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            "delivered": sorted(self.delivered),
+            "delivered": self.delivered,
             "informed": sorted(self.informed),
             "booked": self.booked,
             "declared": self.declared,
@@ -81,5 +80,5 @@ class Ledger:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint."""
-        self.delivered, self.informed = set(state["delivered"]), set(state["informed"])
+        self.delivered, self.informed = dict(state["delivered"]), set(state["informed"])
         self.booked, self.declared = state["booked"], state["declared"]

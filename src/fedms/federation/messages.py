@@ -29,8 +29,10 @@ class Situation:
     """The active blocks, ascending."""
     boundary: int
     """The lowest block that is not the frozen backbone's alone."""
-    temperature: float | None = None
-    """Of the discriminant, once there is one."""
+    calibration: tuple[float, float] | None = None
+    """Shrinkage and temperature of the discriminant, once there is one."""
+    label_prior: float | None = None
+    """How many samples everyone's label shares count in a client's; None leaves the label prior out."""
     averaged: Mapping[str, Any] | None = None
     """Stage and round of the present average, and its weights by block, for a client that takes itself out of
     it."""
@@ -38,17 +40,20 @@ class Situation:
     def to_settings(self) -> dict[str, Any]:
         """As plain values of a task."""
         settings: dict[str, Any] = {"active": list(self.active), "boundary": self.boundary}
-        settings |= {} if self.temperature is None else {"temperature": self.temperature}
+        settings |= {} if self.calibration is None else {"calibration": list(self.calibration)}
+        settings |= {} if self.label_prior is None else {"label_prior": self.label_prior}
         return settings | ({} if self.averaged is None else {"averaged": dict(self.averaged)})
 
     @classmethod
     def of(cls, task: Task) -> Situation:
         """What the task says."""
         settings = task.settings
+        calibration = settings.get("calibration")
         return cls(
             tuple(settings["active"]),
             settings["boundary"],
-            settings.get("temperature"),
+            None if calibration is None else (calibration[0], calibration[1]),
+            settings.get("label_prior"),
             settings.get("averaged"),
         )
 

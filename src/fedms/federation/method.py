@@ -58,6 +58,13 @@ class Stage:
         """Whether both matrices of a pair are shared, so that their product can be averaged."""
         return {*LORA} <= {*self.shares} and self.average == "replaces"
 
+    def trains_head_alone(self, config: Config) -> bool:
+        """Whether no block is active, and nothing trains in an expert but its head."""
+        active = self.activation == "all" or (
+            self.activation == "sal" and config.activation.blocks_local != 0
+        )
+        return not active and {*self.trains} <= {*LORA, "head", "gate"}
+
     def without(self, group: Group) -> Stage:
         """The same stage without this group."""
         trains, shares = (
@@ -107,6 +114,15 @@ class Method:
     def stage(self, name: str) -> Stage:
         """The stage of this name."""
         return next(stage for stage in self.stages if stage.name == name)
+
+    def trains_heads_alone(self, config: Config) -> bool:
+        """Whether local experts differ from the global one in their heads alone."""
+        local = [stage for stage in self.stages if stage.expert == "local"]
+        return (
+            0 < len(local) < len(self.stages)
+            and config.mixture.local_start == "global"
+            and all(stage.trains_head_alone(config) for stage in local)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The method as values of JSON."""

@@ -5,10 +5,12 @@ everyone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedms.config import Config
 from fedms.data.federated import Samples
@@ -64,7 +66,7 @@ class PersonalModel:
         """The client's own expert; the global one before the client has trained one."""
         return self.experts.get("local", self.global_expert)
 
-    @property
+    @cached_property
     def discriminant(self) -> Discriminant:
         return Discriminant.from_arrays(self.arrays)
 
@@ -74,8 +76,14 @@ class PersonalModel:
         gate = self.config.gate
         if self.method.gate != "learned" or gate.objective == "likelihood" or gate.evidence == "none":
             return None
-        own = FeatureSums(self.arrays["own.counts"], self.arrays["own.sums"], torch.empty(0))
-        return Evidence(self.discriminant, own, means=gate.evidence == "statistics")
+        own = FeatureSums(self.arrays["own.counts"], self.arrays["own.sums"], None)
+        posterior = self._posterior if gate.evidence == "posterior" else None
+        return Evidence(self.discriminant, own, gate.evidence != "counts", posterior)
+
+    def _posterior(self, x: Tensor) -> Tensor:
+        """log p(c | x) of the global expert from its features [n, d], [n, C]."""
+        assert self.global_expert is not None
+        return F.log_softmax(self.global_expert.logits(x), dim=1)
 
     def gate_features(self, runner: Runner, samples: Samples, boundary: int) -> Tensor:
         """What the gate reads, [n, d]."""

@@ -12,6 +12,7 @@ from fedms.config import Config
 from fedms.federation.method import Method, Stage
 from fedms.federation.methods import of
 from fedms.federation.prediction import Predictor, find_predictor
+from fedms.model.discriminant import SHRINKAGES
 from fedms.training.objectives.base import Objective
 from fedms.training.objectives.classification import Classification
 
@@ -42,6 +43,11 @@ class Recipe:
     def last_stage(self) -> Stage | None:
         """The last stage; None for a method that trains nothing."""
         return self.stages[-1] if self.stages else None
+
+    @property
+    def first_local_stage(self) -> Stage | None:
+        """The first stage in which clients train experts of their own; None where there is none."""
+        return next((stage for stage in self.stages if stage.expert == "local"), None)
 
     def place(self, stage: str) -> int:
         """The place of a stage in the method. What comes after all stages counts on."""
@@ -99,6 +105,26 @@ class Recipe:
     def begins_with_statistics(self, stage: Stage) -> bool:
         """Whether this stage begins with sums of the global expert's features, for its gate."""
         return "gate" in stage.trains and self.gate_reads_statistics and self.config.gate.features == "global"
+
+    @property
+    def shrinkages(self) -> tuple[float, ...]:
+        """Candidates for the discriminant's shrinkage."""
+        statistics = self.config.statistics
+        if not statistics.second_moment:
+            return (1.0,)
+        return SHRINKAGES if statistics.shrinkage == "auto" else (statistics.shrinkage,)
+
+    @property
+    def rederives_head(self) -> bool:
+        """Whether the discriminant of the trained features may become the global expert's head."""
+        head = self.config.head
+        trained = any(stage.expert == "global" and "head" in stage.trains for stage in self.stages)
+        return head.rederive == "auto" and head.kind in HEADS_FROM_SUMS and trained
+
+    @property
+    def chooses_label_prior(self) -> bool:
+        """Whether validation chooses how many samples everyone's label shares count in a client's."""
+        return self.config.head.label_prior == "auto" and self.has_local and self.has_common_start
 
     @property
     def predicts_from_discriminant(self) -> bool:

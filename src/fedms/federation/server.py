@@ -21,7 +21,7 @@ from fedms.model.arrays import Arrays, block_of, prefixed, strip
 from fedms.model.backbone import Backbone
 from fedms.model.discriminant import Discriminant
 from fedms.model.gate import ADAPTER, fresh_gate
-from fedms.model.heads import nearest_head, statistics_head, zero_head
+from fedms.model.heads import mixed_head, nearest_head, statistics_head, zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, group, trained_names
 
 
@@ -33,8 +33,13 @@ class Server:
         ledger: what is known of each client.
         shared: what the present stage averages.
         frozen: what no stage averages any more: the start of what is private, and the settled global expert.
+        edition: counts the changes of `frozen`.
+        frozen_in: the edition in which each frozen array came, so that a client is sent what it lacks.
         discriminant: of the federation's sums, once clients have sent them.
         settled: whether the global expert is finished and frozen.
+        head_share: the share of the re-derived head in the global expert's, once it is chosen.
+        label_prior: how many samples everyone's label shares count in a client's; None leaves the label prior
+            out.
         averaged: stage, round and weights by block of the present average, where clients take themselves out
             of it; and the clients in it.
         adapter: the pairs from which the global expert starts (`model.adapter`).
@@ -57,6 +62,11 @@ class Server:
         self.activation = Activation(recipe.config.activation, backbone.depth)
         self.shared: Arrays = {}
         self.frozen: Arrays = {}
+        self.edition = 0
+        self.frozen_in: dict[str, int] = {}
+        self.head_share: float | None = None
+        wanted = recipe.config.head.label_prior
+        self.label_prior = None if wanted == "none" else 1.0 if wanted == "auto" else wanted
         self.discriminant: Discriminant | None = None
         self.settled = False
         self.averaged: dict[str, Any] = {}
@@ -85,12 +95,14 @@ class Server:
         return self.activation.blocks() if stage.expert == "global" else self.activation.local_blocks()
 
     def boundary(self, stage: Stage | None) -> int:
-        """The lowest block that is not the frozen backbone's alone; 0 with soft prompts, which stand below
-        all blocks.
+        """The lowest block that trains in this stage or an earlier one; 0 with soft prompts, which stand
+        below all blocks.
         """
         if self.recipe.has_prompt:
             return 0
-        return min(self.active(stage), default=self.backbone.depth)
+        stages = self.recipe.stages
+        so_far = stages[: stages.index(stage) + 1] if stage else ()
+        return min((block for each in so_far for block in self.active(each)), default=self.backbone.depth)
 
     def tasks(
         self,
@@ -107,8 +119,8 @@ class Server:
         made = []
         for client in clients:
             sent = self._cut(arrays or {}, client)
-            if self.frozen and client not in self.ledger.delivered:
-                sent |= prefixed(self._cut(self.frozen, client), "global/")
+            if lacking := self._lacking(client):
+                sent |= prefixed(self._cut(lacking, client), "global/")
                 if self.discriminant:
                     sent["everyone.prior"] = self.discriminant.prior.clone()  # which may go along itself
             if self.discriminant and client not in self.ledger.informed and self._reads_sums(exchange, stage):
@@ -119,18 +131,32 @@ class Server:
 
     def _situation(self, stage: Stage | None, client: str) -> Situation:
         last = stage or self.recipe.last_stage
-        temperature = self.discriminant.temperature if self.discriminant else None
+        known = self.discriminant
+        calibration = (known.shrinkage, known.temperature) if known else None
         averaged = None
         if client in self.averaged.get("clients", ()):
             averaged = {key: value for key, value in self.averaged.items() if key != "clients"}
-        return Situation(tuple(self.active(last)), self.boundary(last), temperature, averaged)
+        active, boundary = tuple(self.active(last)), self.boundary(last)
+        return Situation(active, boundary, calibration, self.label_prior, averaged)
+
+    def _lacking(self, client: str) -> Arrays:
+        """Frozen arrays that the client does not have yet."""
+        seen = self.ledger.delivered.get(client, 0)
+        return {name: array for name, array in self.frozen.items() if self.frozen_in[name] > seen}
+
+    def _freeze(self, arrays: Arrays) -> None:
+        """These arrays are averaged no more; clients are sent them once."""
+        self.edition += 1
+        self.frozen |= arrays
+        self.frozen_in |= dict.fromkeys(arrays, self.edition)
 
     def _reads_sums(self, exchange: Exchange[Any, Any, Any], stage: Stage | None) -> bool:
         """Whether a client needs the discriminant for this, even if it had no part in making it, or failed
         then.
         """
         local = exchange.kind == "train" and stage is not None and stage.expert == "local"
-        return (local or exchange.kind in ("weigh", "test")) and self.recipe.predicts_from_discriminant
+        needed = (local or exchange.kind in ("weigh", "test")) and self.recipe.predicts_from_discriminant
+        return needed or exchange.kind == "head"
 
     def _cut(self, arrays: Arrays, client: str) -> Arrays:
         """Pairs at the rank that the client can take."""
@@ -145,7 +171,7 @@ class Server:
 
     def record_delivery(self, tasks: Sequence[Task], updates: Sequence[Update]) -> None:
         """Record what has reached the clients that answered."""
-        self.ledger.record_delivery(tasks, updates, bool(self.frozen))
+        self.ledger.record_delivery(tasks, updates, self.edition)
 
     # state
 
@@ -169,7 +195,7 @@ class Server:
         """
         names = trained_names(self.backbone, stage.shares, self.active(stage), self.config.head.kind)
         fresh = self._fresh(stage)
-        self.frozen |= {name: array for name, array in self.shared.items() if name not in names}
+        self._freeze({name: array for name, array in self.shared.items() if name not in names})
         self.shared = {name: (fresh | self.shared)[name] for name in names}
 
     def _fresh(self, stage: Stage) -> Arrays:
@@ -182,8 +208,15 @@ class Server:
         """The shared expert becomes the frozen global one that later stages stand on."""
         if self.settled or not self.recipe.has_global:
             return
-        self.frozen, self.shared, self.settled = self.frozen | self.shared, {}, True
-        self.ledger.delivered.clear()
+        self._freeze(self.shared)
+        self.shared, self.settled = {}, True
+
+    def rederive_head(self, share: float) -> None:
+        """Put this share of the discriminant into the settled global expert's head."""
+        assert self.discriminant is not None
+        self.head_share = share
+        if share:
+            self._freeze(mixed_head(self.frozen, statistics_head(self.discriminant), share))
 
     def start_head(self, classes: int, class_embeddings: Tensor | None) -> None:
         """The head from which everybody starts."""
@@ -231,7 +264,7 @@ class Server:
         self.ledger.informed.clear()
 
     def learn(self, discriminant: Discriminant) -> None:
-        """Take over the discriminant that has been sent and calibrated."""
+        """Take over the discriminant that clients have been sent, at its shrinkage and temperature."""
         self.discriminant = discriminant
 
     # checkpoints
@@ -245,6 +278,10 @@ class Server:
             "activation": self.activation.state(),
             **self.ledger.state(),
             "settled": self.settled,
+            "edition": self.edition,
+            "frozen_in": self.frozen_in,
+            "head_share": self.head_share,
+            "label_prior": self.label_prior,
             "averaged": self.averaged,
         }
 
@@ -255,3 +292,5 @@ class Server:
         self.activation.restore(meta["activation"])
         self.ledger.restore(meta)
         self.settled, self.averaged = meta["settled"], meta["averaged"]
+        self.edition, self.frozen_in = meta["edition"], dict(meta["frozen_in"])
+        self.head_share, self.label_prior = meta["head_share"], meta["label_prior"]

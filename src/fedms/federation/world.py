@@ -125,6 +125,8 @@ def open_world(config: Config) -> World:
         raise ConfigError(
             f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: {allowed}"
         )
+    if backbone.kind == "image" and config.statistics.anchor:
+        raise ConfigError(f"statistics.anchor: needs a text model; with {config.model.name} allowed: 0")
     check_depth(config.activation, backbone.depth, config.model.name)
     backbone.to_device(config.device, getattr(torch, config.precision))
     judged = config.evaluation

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,9 @@ from fedms.model.statistics import FeatureSums
 MEAN_STRENGTH = 5.0
 """Weight of the federation's class mean in a client's class mean, in samples."""
 
+Posterior = Callable[[Tensor], Tensor]
+"""From features [n, d] to log p(c | x), [n, C]."""
+
 
 class Evidence:
     """log r(x): the log-ratio of the likelihoods of x under this client's and everyone's mixture of classes.
@@ -19,10 +24,24 @@ class Evidence:
         log r = log sum_c p_k(c) e(x; m_kc) - log sum_c q_c e(x; mu_c),   e(x; m) = exp(-(x-m)ᵀ P (x-m) / 2T)
 
     The term xᵀ P x cancels. With `means=False` both mixtures use mu_c, so only the label counts matter.
+
+    With a posterior p_G, it says in place of the discriminant what the label counts mean:
+
+        log r' = log r - log r_counts + log sum_c p_G(c | x) p_k(c) / q_c,
+
+    with log r_counts the log r of `means=False`. So log r - log r_counts is what the client's own class means
+    add to its label counts.
     """
 
-    def __init__(self, everyone: Discriminant, own: FeatureSums, means: bool = True) -> None:
+    def __init__(
+        self,
+        everyone: Discriminant,
+        own: FeatureSums,
+        means: bool = True,
+        posterior: Posterior | None = None,
+    ) -> None:
         self.everyone = everyone
+        self.posterior = posterior
         self.counts = own.counts.float()
         self.sums = own.sums.float()
         self.means = (
@@ -35,7 +54,7 @@ class Evidence:
 
     def log_ratio(self, x: Tensor) -> Tensor:
         """[n, d] -> [n], for samples outside the client's sums."""
-        return torch.logsumexp(self.everyone.scores(x, self.means) + self.prior.log(), 1) - self._everyone(x)
+        return self._log_ratio(x, self.everyone.scores(x, self.means), self.prior.log())
 
     def log_ratio_left_out(self, x: Tensor, labels: Tensor) -> Tensor:
         """[n, d], [n] -> [n], for samples in the client's sums: each by the sums without that sample."""
@@ -50,7 +69,15 @@ class Evidence:
             )[:, None]
             projected = left @ self.everyone.precision
             scores[rows, labels] = (projected * (x - 0.5 * left)).sum(1) / self.everyone.temperature
-        return torch.logsumexp(scores + prior.clamp_min(1e-12).log(), 1) - self._everyone(x)
+        return self._log_ratio(x, scores, prior.clamp_min(1e-12).log())
 
-    def _everyone(self, x: Tensor) -> Tensor:
-        return torch.logsumexp(self.everyone.scores(x) + self.everyone.prior.log(), 1)
+    def _log_ratio(self, x: Tensor, own: Tensor, log_prior: Tensor) -> Tensor:
+        """From scores [n, C] by the client's means, and its label prior [C] or [n, C]."""
+        everyone = self.everyone.prior.log()
+        if self.posterior is None:
+            return torch.logsumexp(own + log_prior, 1) - torch.logsumexp(
+                self.everyone.scores(x) + everyone, 1
+            )
+        by_counts = torch.logsumexp(self.everyone.scores(x) + log_prior, 1)
+        by_posterior = torch.logsumexp(self.posterior(x) + log_prior - everyone, 1)
+        return torch.logsumexp(own + log_prior, 1) - by_counts + by_posterior

@@ -21,6 +21,9 @@ from fedms.model.arrays import Arrays, split_name
 from fedms.model.lora import Pair
 from fedms.model.statistics import normalise
 
+ABOVE = ("head.", "beside.head.", "attention.")
+"""How the names of arrays begin that work on the pooled feature."""
+
 
 class Expert:
     """Arrays that turn the backbone into a classifier.
@@ -51,6 +54,11 @@ class Expert:
                     A, self.arrays[f"{stem}.lora_B"], self.scale, residual, beside, weight, mixer
                 )
         return found
+
+    @property
+    def body(self) -> Arrays:
+        """The arrays that decide its features: all but those that work on the pooled feature."""
+        return {name: array for name, array in self.arrays.items() if not name.startswith(ABOVE)}
 
     def _two(self, first: str, second: str) -> tuple[Tensor, Tensor] | None:
         return (self.arrays[first], self.arrays[second]) if first in self.arrays else None

@@ -13,6 +13,8 @@ from fedms.model.discriminant import Discriminant
 
 NEAREST_SCALE = 20.0
 """First scale of the cosine to a class's reference (CLIP trains it to about 14 to 100)."""
+HEAD_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Candidates for the share of the re-derived head in the global expert's; validation likelihood picks one."""
 
 
 def head(weight: Tensor, bias: Tensor | None = None, log_scale: float = 0.0) -> Arrays:
@@ -36,6 +38,17 @@ def statistics_head(discriminant: Discriminant) -> Arrays:
         -0.5 * (projected * discriminant.means).sum(1) / discriminant.temperature + discriminant.prior.log()
     )
     return head(projected / discriminant.temperature, bias)
+
+
+def mixed_head(trained: Arrays, derived: Arrays, share: float) -> Arrays:
+    """A head between a trained one (share 0) and one from statistics (share 1), whose logits mix linearly."""
+    if share == 0:
+        return trained
+    scale = trained["head.log_scale"].exp()
+    weight, bias = (
+        torch.lerp(trained[name] * scale, derived[name], share) for name in ("head.weight", "head.bias")
+    )
+    return head(weight, bias)
 
 
 def nearest_head(references: Tensor, frozen: bool = False) -> Arrays:

@@ -34,22 +34,24 @@ class FeatureSums:
     """[C]"""
     sums: Tensor
     """[C, d]"""
-    second: Tensor
-    """[d, d], symmetric"""
+    second: Tensor | None
+    """[d, d], symmetric; None where it is not known"""
 
     @classmethod
-    def of(cls, x: Tensor, labels: Tensor, classes: int) -> FeatureSums:
-        """The sums of normalised features x [n, d] with labels [n]."""
+    def of(cls, x: Tensor, labels: Tensor, classes: int, second: bool = True) -> FeatureSums:
+        """The sums of normalised features x [n, d] with labels [n], with S or without."""
         x = x.double()
         counts = torch.bincount(labels, minlength=classes).double()
         sums = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, labels, x)
-        return cls(counts, sums, x.T @ x)
+        return cls(counts, sums, x.T @ x if second else None)
 
     @classmethod
     def total(cls, parts: Iterable[FeatureSums]) -> FeatureSums:
+        """The sums over the samples of all parts; S only where all know it."""
         first, *rest = parts
         for part in rest:
-            first = cls(first.counts + part.counts, first.sums + part.sums, first.second + part.second)
+            second = None if first.second is None or part.second is None else first.second + part.second
+            first = cls(first.counts + part.counts, first.sums + part.sums, second)
         return first
 
     def to_arrays(self, rank: int | None = None) -> dict[str, Tensor]:
@@ -59,6 +61,8 @@ class FeatureSums:
         eigenvalues.
         """
         arrays = {"statistics.counts": self.counts.float(), "statistics.sums": self.sums.float()}
+        if self.second is None:
+            return arrays
         size = self.second.shape[0]
         if rank is None or rank >= size:
             rows, columns = torch.triu_indices(size, size)
@@ -79,22 +83,43 @@ class FeatureSums:
                 sums,
                 factor @ factor.T + arrays["statistics.rest"].double() * torch.eye(size, dtype=torch.float64),
             )
+        if "statistics.second" not in arrays:
+            return cls(counts, sums, None)
         rows, columns = torch.triu_indices(size, size)
         second = torch.zeros(size, size, dtype=torch.float64)
         second[rows, columns] = arrays["statistics.second"].double()
         return cls(counts, sums, second + second.triu(1).T)
 
-    def discriminant(self, shrinkage: float | None = None) -> Discriminant:
-        """The linear discriminant of these sums; `shrinkage` is the identity's share of the covariance."""
+    def discriminant(
+        self, shrinkage: float | None = None, names: Tensor | None = None, anchor: float = 0.0
+    ) -> Discriminant:
+        """The linear discriminant of these sums, at temperature 1.
+
+        Args:
+            shrinkage: the identity's share of the covariance. Default: d / (d + n), at least 0.05; 1 without
+                a second moment.
+            names: normalised embeddings of the class names, [C, d].
+            anchor: each name counts as this many samples of its class. Names are moved by the mean difference
+                between class means and names, since texts and names lie in different places.
+        """
         n, size = float(self.counts.sum()), self.sums.shape[1]
-        counts = self.counts[:, None].clamp_min(1e-9)
-        means = torch.where(self.counts[:, None] > 0, self.sums / counts, self.sums.sum(0) / max(n, 1))
-        covariance = (self.second - (means * self.counts[:, None]).T @ means) / max(n, 1)
-        values, vectors = torch.linalg.eigh(covariance)
-        if values[0] < 0:  # a second moment of limited rank can be smaller than the means imply
-            covariance = (vectors * values.clamp_min(0)) @ vectors.T
-        share = shrinkage if shrinkage is not None else max(0.05, size / (size + n))
-        isotropic = covariance.diagonal().mean().clamp_min(1e-6) * torch.eye(size, dtype=torch.float64)
-        covariance = (1 - share) * covariance + share * isotropic
+        held = self.counts > 0
+        means = self.sums / self.counts[:, None].clamp_min(1e-9)
+        means[~held] = self.sums.sum(0) / max(n, 1)
+        covariance, spread = None, n * size
+        if self.second is not None:
+            spread = float(self.second.diagonal().sum())
+            covariance = (self.second - (means * self.counts[:, None]).T @ means) / max(n, 1)
+            values, vectors = torch.linalg.eigh(covariance)
+            if values[0] < 0:  # a second moment of limited rank can be smaller than the means imply
+                covariance = (vectors * values.clamp_min(0)) @ vectors.T
+        between = float((means.square().sum(1) * self.counts).sum())
+        variance = max((spread - between) / max(n, 1) / size, 1e-6)
+        if names is not None and anchor > 0:
+            moved = names.double() + (means[held] - names.double()[held]).mean(0)
+            means = (self.sums + anchor * moved) / (self.counts[:, None] + anchor)
         prior = self.counts.clamp_min(0.5) / self.counts.clamp_min(0.5).sum()
-        return Discriminant(means.float(), torch.linalg.inv(covariance).float(), prior.float())
+        if covariance is None:
+            return Discriminant(means.float(), None, variance, prior.float())
+        share = max(0.05, size / (size + n)) if shrinkage is None else shrinkage
+        return Discriminant(means.float(), covariance.float(), variance, prior.float(), share)

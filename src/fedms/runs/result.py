@@ -44,6 +44,8 @@ def make_result(
         "clients": len(world.clients),
         "rounds": sum(recipe.rounds(stage) for stage in recipe.stages),
         "prior": selection.prior,
+        "head_share": server.head_share,
+        "label_prior": server.label_prior if recipe.has_local and recipe.has_common_start else None,
         "interpolation": selection.interpolation if method.predicts == "mixture" else None,
         "evidence_scales": list(selection.evidence_scales) if learned else None,
         **_accuracies(answers, "test"),

@@ -51,9 +51,11 @@ class Member:
 
     @property
     def kind(self) -> BatchKey | None:
-        """Clients of one kind can train as one stack; None if this client cannot train in a stack."""
+        """Clients of one kind can train as one stack; None if this client cannot train in a stack, or has
+        the kept features of the global expert.
+        """
         plan = self.plan
-        if plan.phases or plan.loss or plan.also or not can_stack(self.expert):
+        if plan.phases or plan.loss or plan.also or plan.head_alone or not can_stack(self.expert):
             return None
         shapes = sorted((name, tuple(array.shape)) for name, array in self.expert.arrays.items())
         return tuple(plan.names), tuple(shapes)

@@ -57,6 +57,8 @@ class Plan:
     also: Sequence[tuple[Tensor, float]] = ()
     """Further leaves with their learning rates"""
     objective: Objective = field(default_factory=Classification)
+    head_alone: bool = False
+    """Whether the expert differs from the frozen global one in its head alone"""
     remedy: str = "lower training.learning_rate"
     """What to do if training diverges, for the message"""
 
@@ -133,6 +135,9 @@ def train_expert(
     count = per_epoch * config.epochs
     phases = plan.phases if count >= len(plan.phases) else ()  # else the last phase would never train
     trained = reached(plan.names)
+    features = None
+    if not trained:  # they stay the same
+        features = moved(runner.outputs(expert, samples, boundary, plan.head_alone).features, device)
     for epoch in range(config.epochs):
         for number, picks in enumerate(batches(lengths, config.batch_size, order), epoch * per_epoch):
             if phases:
@@ -140,7 +145,10 @@ def train_expert(
                 for name, leaf in steps.leaves.items():
                     leaf.requires_grad_(group(name) in phase)
                 trained = reached([name for name in plan.names if group(name) in phase])
-            logits = expert.logits(runner.feature(expert, samples, boundary, picks, trained))
+            if features is None:
+                logits = expert.logits(runner.feature(expert, samples, boundary, picks, trained))
+            else:
+                logits = expert.logits(features[moved(torch.from_numpy(picks), device)])
             if plan.loss:
                 loss = plan.loss(picks, logits)
             else:

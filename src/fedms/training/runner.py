@@ -35,17 +35,14 @@ class Outputs:
 @dataclass(frozen=True)
 class _Held:
     key: str
-    outputs: Outputs
+    features: Tensor
+    """[n, d]"""
     used: dict[str, tuple[str, int]]
     """Its entries in `Runner.once`."""
 
     @property
     def bytes(self) -> int:
-        return sum(
-            each.numel() * each.element_size()
-            for each in (self.outputs.features, self.outputs.logits)
-            if each is not None
-        )
+        return self.features.numel() * self.features.element_size()
 
 
 @dataclass
@@ -66,7 +63,7 @@ class Runner:
     """The backbone of this process with its prefix cache.
 
     `boundary` is the lowest active block; all blocks below it are frozen, and their outputs are cached.
-    Outputs of frozen experts are kept within `budget` bytes. The least recently used go first, and are
+    Features of frozen experts are kept within `budget` bytes. The least recently used go first, and are
     computed again when they are needed.
     """
 
@@ -151,9 +148,22 @@ class Runner:
             self._spent += flops.residuals(self.backbone, count, tokens, kept) * (2 if trained else 1)
         self._spent += flops.backward(self.backbone, count, tokens, rank, trained or [])
 
+    def outputs(
+        self, expert: Expert | None, samples: Samples, boundary: int, head_alone: bool = False
+    ) -> Outputs:
+        """Features and logits of all samples, on the CPU; without an expert, only the backbone's features.
+
+        Args:
+            head_alone: whether the expert differs from the frozen global one in its head alone. Then it has
+                the global one's features, which are kept.
+        """
+        if head_alone:
+            return self.frozen_outputs("global", expert, samples, boundary)
+        return self._outputs(expert, self._features(expert, samples, boundary))
+
     @torch.no_grad()
-    def outputs(self, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """Features and logits of all samples, on the CPU; without an expert, only the backbone's features."""
+    def _features(self, expert: Expert | None, samples: Samples, boundary: int) -> Tensor:
+        """Normalised pooled features of all samples, [n, d], on the CPU."""
         expert = expert.to(self.backbone.device) if expert else None
         features = torch.empty(len(samples), self.backbone.feature_size)
         parts = batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH)
@@ -161,11 +171,14 @@ class Runner:
             features[np.concatenate(parts)] = torch.cat(
                 [self.feature(expert, samples, boundary, picks) for picks in parts]
             ).cpu()
-        logits = expert.logits(features.to(self.backbone.device)).cpu() if expert else None
-        return Outputs(normalise(features), logits)
+        return normalise(features)
+
+    @torch.no_grad()
+    def _outputs(self, expert: Expert | None, features: Tensor) -> Outputs:
+        return Outputs(features, expert.to(torch.device("cpu")).logits(features) if expert else None)
 
     def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """As `outputs`, but kept for the role until its expert or boundary changes.
+        """As `outputs`, but features are kept for the role until its expert's body or boundary changes.
 
         For experts that stay frozen over many rounds.
         """
@@ -173,14 +186,14 @@ class Runner:
         held = self._held.get((role, samples.owner))
         if held is None or held.key != key:
             before, self.cache.used, earlier = self.flops, {}, self.cache.used
-            outputs = self.outputs(expert, samples, boundary)
+            features = self._features(expert, samples, boundary)
             spent = self.flops - before
             self._spent -= spent
-            held = _Held(key, outputs, self.cache.used | {f"{role} {samples.owner}": (key, spent)})
+            held = _Held(key, features, self.cache.used | {f"{role} {samples.owner}": (key, spent)})
             self.cache.used = earlier
         self._hold((role, samples.owner), held)
         self.cache.used |= held.used
-        return held.outputs
+        return self._outputs(expert, held.features)
 
     def _hold(self, name: tuple[str, str], held: _Held) -> None:
         """Keep the outputs, as the most recently used."""
@@ -202,8 +215,9 @@ def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor
 
 
 def _digest(expert: Expert | None) -> str:
+    """Of all that decides an expert's features."""
     sha = hashlib.sha256()
-    for name, array in sorted(expert.arrays.items() if expert else []):
+    for name, array in sorted(expert.body.items() if expert else []):
         sha.update(name.encode())
         sha.update(array.detach().cpu().numpy().tobytes())
     return sha.hexdigest()[:16]

@@ -9,6 +9,7 @@ from fedms.federation.exchanges.base import Exchange
 from fedms.federation.exchanges.evaluation import EvaluationExchange
 from fedms.federation.exchanges.local_training import TrainingExchange
 from fedms.federation.exchanges.selection import InterpolationExchange, WeightsExchange
+from fedms.federation.exchanges.settling import HeadExchange, LabelPriorExchange
 from fedms.federation.exchanges.statistics import CalibrationExchange, StatisticsExchange
 from fedms.federation.exchanges.testing import FinalTestExchange
 
@@ -16,13 +17,25 @@ STATISTICS = StatisticsExchange()
 CALIBRATION = CalibrationExchange()
 TRAINING = TrainingExchange()
 EVALUATION = EvaluationExchange()
+HEAD = HeadExchange()
+LABEL_PRIOR = LabelPriorExchange()
 INTERPOLATION = InterpolationExchange()
 WEIGHTS = WeightsExchange()
 FINAL_TEST = FinalTestExchange()
 
 EXCHANGES: dict[str, Exchange[Any, Any, Any]] = {
     exchange.kind: exchange
-    for exchange in (STATISTICS, CALIBRATION, TRAINING, EVALUATION, INTERPOLATION, WEIGHTS, FINAL_TEST)
+    for exchange in (
+        STATISTICS,
+        CALIBRATION,
+        TRAINING,
+        EVALUATION,
+        HEAD,
+        LABEL_PRIOR,
+        INTERPOLATION,
+        WEIGHTS,
+        FINAL_TEST,
+    )
 }
 """By kind, as tasks name them."""
 

@@ -23,7 +23,7 @@ from fedms.federation.assembly import (
     model_so_far,
     only,
     own_evidence,
-    received_with_temperature,
+    received_calibrated,
     with_own_knowledge,
 )
 from fedms.federation.client_view import ClientView
@@ -156,6 +156,7 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             loss,
             also,
             view.recipe.objective,
+            stage.expert == "local" and view.recipe.method.trains_heads_alone(view.config),
             _remedy(view, stage),
         )
         order = seeds.numpy_generator(view.config.seed, "batches", stage.budget, view.version[1], view.client)
@@ -288,7 +289,7 @@ def _keep(view: ClientView, stage: Stage, expert: Expert, gate: Arrays) -> None:
 def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Validation:
     """The personal model on the client's validation data; `spent` are the operations before it."""
     samples = view.samples("validation")
-    arrays = received_with_temperature(view) | dict(trained)
+    arrays = received_calibrated(view) | dict(trained)
     model = with_own_knowledge(view, PersonalModel(arrays, view.recipe.method, view.config))
     outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
     correct = round(outputs.accuracy(samples.labels, view.config.gate.prior) * len(samples))

@@ -59,9 +59,10 @@ class InterpolationExchange(Exchange[Asked, InterpolationLikelihood, float]):
     def answer(self, view: ClientView, asked: Asked) -> InterpolationLikelihood:
         """Log-likelihood of the client's validation labels under its local expert, at each interpolation."""
         samples = view.samples("validation")
+        head_alone = view.recipe.method.trains_heads_alone(view.config)
         likelihood = []
         for expert in local_experts(view, *INTERPOLATIONS):
-            logits = view.runner.outputs(expert, samples, view.boundary).logits
+            logits = view.runner.outputs(expert, samples, view.boundary, head_alone).logits
             assert logits is not None
             likelihood.append(-float(F.cross_entropy(logits, samples.labels, reduction="sum")))
         return InterpolationLikelihood(len(samples), torch.tensor(likelihood))

@@ -1,9 +1,9 @@
-"""Clients send sums of their training features once; then the discriminant's temperature is chosen on
-validation data.
+"""Clients send sums of their training features once; then the discriminant's shrinkage and temperature are
+chosen on validation data.
 
 What leaves a client: class counts, class feature sums and the second moment of its training features
-(exchange `statistics`), and the log-likelihood of its validation labels at each temperature of a grid
-(exchange `calibrate`).
+(exchange `statistics`), and the log-likelihood of its validation labels at each shrinkage and temperature of
+a grid (exchange `calibrate`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected, Likelihood
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes
 from fedms.federation.messages import Task, Update
-from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
 from fedms.model.discriminant import TEMPERATURES, Discriminant
 from fedms.model.statistics import FeatureSums
@@ -51,8 +50,11 @@ class Sums(Answer):
         return cls(int(update.weight), update.arrays)
 
 
-class StatisticsExchange(Exchange[FeaturesAsked, Sums, Discriminant]):
-    """Sums of training features become the federation's discriminant, not calibrated yet."""
+class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
+    """Sums of training features become the federation's sums.
+
+    Only the total is read, so a secure sum would do.
+    """
 
     kind = "statistics"
     split = "train"
@@ -62,19 +64,24 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, Discriminant]):
     def answer(self, view: ClientView, asked: FeaturesAsked) -> Sums:
         """Sums over the client's training features."""
         samples = view.samples("train")
-        sums = FeatureSums.of(_features(view, asked, "train"), samples.labels, view.classes)
-        return Sums(len(samples), sums.to_arrays(view.config.statistics.rank))
+        statistics = view.config.statistics
+        x = _features(view, asked, "train")
+        sums = FeatureSums.of(x, samples.labels, view.classes, statistics.second_moment)
+        return Sums(len(samples), sums.to_arrays(statistics.rank))
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """Sums over the declared number of features, each of length sqrt(d)."""
-        size, rank = expected.backbone.feature_size, expected.recipe.config.statistics.rank
+        size, statistics = expected.backbone.feature_size, expected.recipe.config.statistics
+        rank = statistics.rank
         samples = expected.declared["train"]
         classes = expected.classes
         shapes: dict[str, tuple[int, ...]] = {
             "statistics.counts": (classes,),
             "statistics.sums": (classes, size),
         }
-        if rank is None or rank >= size:
+        if not statistics.second_moment:
+            pass
+        elif rank is None or rank >= size:
             shapes["statistics.second"] = (size * (size + 1) // 2,)
         else:
             shapes |= {"statistics.factor": (size, rank), "statistics.rest": (1,)}
@@ -87,30 +94,29 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, Discriminant]):
             raise RefusalError(f"statistics.counts are not {samples} samples counted")
         if (arrays["statistics.sums"].norm(dim=1) > counts * math.sqrt(size) * (1 + ROUNDING)).any():
             raise RefusalError("statistics.sums are larger than its samples' features can make them")
-        most = samples * size * (1 + ROUNDING)
+        most, large = samples * size * (1 + ROUNDING), False
         if "statistics.second" in arrays:
             large = float(arrays["statistics.second"].abs().max()) > most
-        else:
+        elif "statistics.rest" in arrays:
             rest = float(arrays["statistics.rest"])
             large = float(arrays["statistics.factor"].square().sum()) > most or not 0 <= rest <= most
         if large:
             raise RefusalError("the second moment is larger than its samples' features can make it")
 
-    def combine(self, answers: Sequence[Sums], recipe: Recipe) -> Discriminant:
-        """The discriminant of all clients' sums, at temperature 1."""
-        total = FeatureSums.total(FeatureSums.from_arrays(answer.sums) for answer in answers)
-        return total.discriminant(recipe.config.statistics.shrinkage)
+    def combine(self, answers: Sequence[Sums], recipe: Recipe) -> FeatureSums:
+        """The sums over all clients' samples."""
+        return FeatureSums.total(FeatureSums.from_arrays(answer.sums) for answer in answers)
 
 
 @dataclass(frozen=True)
 class CalibrationLikelihood(Likelihood):
-    """By temperature of `TEMPERATURES`."""
+    """By shrinkage of `Recipe.shrinkages` and temperature of `TEMPERATURES`, flattened."""
 
     name: ClassVar[str] = "calibrate.log_likelihood"
 
 
-class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, float]):
-    """The likelihood of validation labels chooses the discriminant's temperature."""
+class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, Tensor]):
+    """The likelihood of validation labels chooses the discriminant's shrinkage and temperature."""
 
     kind = "calibrate"
     split = "validation"
@@ -118,23 +124,24 @@ class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, float])
     answered = CalibrationLikelihood
 
     def answer(self, view: ClientView, asked: FeaturesAsked) -> CalibrationLikelihood:
-        """Log-likelihood of the client's validation labels under the discriminant, at each temperature."""
+        """Log-likelihood of the client's validation labels under the discriminant, at each candidate."""
         samples = view.samples("validation")
         everyone = Discriminant.from_arrays(view.received)
-        likelihood = everyone.log_likelihood(_features(view, asked, "validation"), samples.labels)
-        return CalibrationLikelihood(len(samples), likelihood)
+        x = _features(view, asked, "validation")
+        likelihood = everyone.log_likelihood(x, samples.labels, view.recipe.shrinkages)
+        return CalibrationLikelihood(len(samples), likelihood.flatten())
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood a temperature."""
-        CalibrationLikelihood.check(update, len(TEMPERATURES), expected.declared["validation"])
+        """A log-likelihood a candidate."""
+        candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
+        CalibrationLikelihood.check(update, candidates, expected.declared["validation"])
 
-    def combine(self, answers: Sequence[CalibrationLikelihood], recipe: Recipe) -> float:
-        """The temperature of the best likelihood on all clients' validation data."""
-        return TEMPERATURES[int(CalibrationLikelihood.total(answers).argmax())]
+    def combine(self, answers: Sequence[CalibrationLikelihood], recipe: Recipe) -> Tensor:
+        """Log-likelihood of all clients' validation labels, [shrinkages, temperatures]."""
+        return CalibrationLikelihood.total(answers).view(-1, len(TEMPERATURES))
 
 
 def _features(view: ClientView, asked: FeaturesAsked, split: str) -> Tensor:
     """Features that the federation's statistics are about, [n, d]."""
-    model = PersonalModel(view.received, view.recipe.method, view.config)
-    expert = model.global_expert if asked.features == "global" else None
+    expert = view.global_expert if asked.features == "global" else None
     return view.runner.frozen_outputs(asked.features, expert, view.samples(split), view.boundary).features

@@ -30,7 +30,11 @@ METHODS = (
         "arXiv 2306.03937",
         (),
         "global",
-        settings={"head.kind": "means", "statistics.rank": 1},  # class means need no covariance
+        settings={
+            "head.kind": "means",
+            "statistics.second_moment": False,  # class means need no covariance
+            "statistics.shrinkage": "auto",
+        },
     ),
     Method(
         "linear-probe",
