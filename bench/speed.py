@@ -73,6 +73,7 @@ class Round:
 
     def __init__(self, config: Config, folder: Path, cohort: int, world: World | None = None) -> None:
         self.world = world or open_world(config)
+        self.world.backbone.use(config.engine.kernels)
         self.engine = LocalEngine(self.world, folder)
         self.stage = of(config).stages[0]
         self.server = Server(

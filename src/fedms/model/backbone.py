@@ -9,13 +9,14 @@ after the last block work on each token alone and stay in float32, so a feature 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedms.core.errors import ConfigError
 from fedms.model.families import Family
+from fedms.model.kernels import FrozenLinear, Kernel, fastest, has_onednn
 from fedms.model.lora import LoraLinear, Pair
 
 MASKED = torch.finfo(torch.bfloat16).min
@@ -60,6 +61,7 @@ class Backbone(nn.Module):
         targets: names of the layers that can carry a LoRA pair, the same in every block.
         positions: number of tokens of the longest text that it can read; None for images.
         device, dtype: its device, and the type of its hidden states.
+        kernel: computes the products of the blocks' frozen layers.
         checkpoint: source of the tokenizer or image processor; None for a model that was built in memory.
     """
 
@@ -86,6 +88,8 @@ class Backbone(nn.Module):
         self.block_linear_weights = sum(
             module.weight.numel() for module in self.blocks[0].modules() if isinstance(module, nn.Linear)
         )
+        self.frozen = [_frozen(self.blocks, name) for name in _linear_layers(self.blocks)]
+        self.kernel: Kernel = "torch"
         self.layers: dict[tuple[int, str], LoraLinear] = {}
         for number, block in enumerate(self.blocks):
             for target in self.targets:
@@ -117,6 +121,26 @@ class Backbone(nn.Module):
         for path in (self.family.embeddings, *self.family.before, self.family.blocks):
             self.model.get_submodule(path).to(dtype)
         self.device, self.dtype = torch.device(device), dtype
+        self.use("torch")
+        return self
+
+    def use(self, kernel: Literal["auto"] | Kernel) -> Backbone:
+        """Compute the frozen layers' products by this kernel, or by the one that is fastest in a measurement.
+
+        Raises:
+            ConfigError: oneDNN is asked for where it has no products for this backbone.
+        """
+        possible = self.device.type == "cpu" and self.dtype == torch.float32
+        if kernel == "onednn" and not (possible and has_onednn()):
+            raise ConfigError(
+                "engine.kernels: onednn needs device: cpu, precision: float32 and a PyTorch with oneDNN; "
+                "allowed: auto, torch"
+            )
+        if kernel == "auto":
+            kernel = fastest(self.frozen) if possible and self.frozen else "torch"
+        for layer in self.frozen:
+            layer.use(kernel)
+        self.kernel = kernel
         return self
 
     def attach(self, pairs: Mapping[tuple[int, str], Pair]) -> None:
@@ -187,6 +211,18 @@ def _positions(embeddings: nn.Module) -> int:
     """RoBERTa starts to count after the padding's position, so it has fewer positions than table rows."""
     table: Any = embeddings.get_submodule("position_embeddings")
     return int(table.num_embeddings) - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _linear_layers(module: nn.Module) -> list[str]:
+    return [name for name, each in module.named_modules() if isinstance(each, nn.Linear)]
+
+
+def _frozen(blocks: nn.Module, name: str) -> FrozenLinear:
+    """Replace this linear layer by the same one that is never trained; return the new layer."""
+    parent, _, last = name.rpartition(".")
+    layer = FrozenLinear.of(cast(nn.Linear, blocks.get_submodule(name)))
+    setattr(blocks.get_submodule(parent), last, layer)
+    return layer
 
 
 def _insert(block: nn.Module, target: str) -> LoraLinear:
