@@ -407,6 +407,10 @@ class EngineConfig(Section):
     stack: int | None = Field(None, ge=1, le=1024)
     """Largest number of clients that one process trains together in a batch. Default: 1, or with
     `deterministic: false` the fastest number in a measurement."""
+    kernels: Literal["auto", "torch", "onednn"] = "auto"
+    """What computes the products of frozen layers on a CPU in float32: PyTorch's own choice (MKL on x86), or
+    oneDNN. `auto` measures both once and takes oneDNN where it is much faster. The last bits differ, so a
+    resumed run keeps the kernel that it began with."""
 
 
 class LogConfig(Section):

@@ -97,10 +97,13 @@ def run(
         identity = world.check()
         if first is not None:
             first.check_identity(identity, config)
+        kernel = world.backbone.use(folder.kernel() or config.engine.kernels).kernel
+        if config.engine.kernels not in ("auto", kernel):
+            log.warning("engine.kernels: this run began with %s and keeps it", kernel)
         adapter = adapter_pairs(config, world.backbone)
         with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
             folder.identify(identity, config)
-            folder.describe(describe_environment(config, engine.workers))
+            folder.describe(describe_environment(config, engine.workers, kernel))
             # the watcher comes last: it may end the run after a round
             watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
             return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
