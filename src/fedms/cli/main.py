@@ -186,10 +186,10 @@ def partition(
     if out is not None and out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {out}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
-    from fedms.experiments import experiment
+    from fedms.experiments import description
     from fedms.runs.report.tables import partition_summary, partition_table
 
-    described = experiment.describe_partition(checked)
+    described = description.describe_partition(checked)
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:

@@ -146,11 +146,11 @@ class TrainingConfig(Section):
 
     epochs: int = Field(1, ge=1)
     """Passes over a client's own training data in each round."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(8, ge=1)
     """Samples in each training step."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Learning rate of AdamW for the LoRA matrices."""
-    head_learning_rate: float = Field(1e-4, gt=0)
+    head_learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of AdamW for the head of the global expert. A head that starts from zero needs about
     2e-3."""
     local_learning_rate: float = Field(1e-3, gt=0)

@@ -1,6 +1,7 @@
 """The frozen transformer as a list of blocks that can run from any block upward.
 
-Hidden states are [batch, tokens, d]. A mask is None without padding, else additive [batch, 1, 1, tokens].
+Hidden states are [batch, tokens, d]. A mask is None without padding, else additive [batch, 1, 1, tokens]. A
+packed batch (`model/packing.py`) is [1, tokens, d], and its `Packing` stands in place of the mask.
 
 Embeddings and blocks may be in bfloat16. Hidden states and attached pairs have that type then. The modules
 after the last block work on each token alone and stay in float32, so a feature is always float32.
@@ -9,6 +10,7 @@ after the last block work on each token alone and stay in float32, so a feature 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -18,6 +20,7 @@ from fedms.core.errors import ConfigError
 from fedms.model.families import Family
 from fedms.model.kernels import FrozenLinear, Kernel, fastest, has_onednn
 from fedms.model.lora import LoraLinear, Pair
+from fedms.model.packing import Packing, packed_attention
 
 MASKED = torch.finfo(torch.bfloat16).min
 """Value that a mask adds at padding. It is finite in both precisions; the lowest float32 is not."""
@@ -106,6 +109,11 @@ class Backbone(nn.Module):
         return self.family.kind
 
     @property
+    def packs(self) -> bool:
+        """Whether it runs packed batches. On a GPU their many small calls of attention would cost more."""
+        return self.family.packs and self.device.type == "cpu"
+
+    @property
     def prompt(self) -> str:
         """What precedes every text, by the model's own word."""
         return self.checkpoint.prompt if self.checkpoint is not None else ""
@@ -166,15 +174,21 @@ class Backbone(nn.Module):
         size = self.model.config.image_size  # type: ignore[union-attr]
         return not self.family.resizes_positions and tuple(pixels.shape[-2:]) != (size, size)
 
-    def run(self, hidden: Tensor, mask: Tensor | None, start: int = 0, stop: int | None = None) -> Tensor:
+    def run(
+        self, hidden: Tensor, mask: Tensor | Packing | None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
         """The input of block `start` -> the output of block `stop` - 1."""
-        mask = None if mask is None else mask.to(hidden.dtype)
-        for block in self.blocks[start:stop]:
-            hidden = block(hidden, mask)
+        packed = isinstance(mask, Packing)
+        mask = mask.to(hidden.dtype) if isinstance(mask, Tensor) else mask
+        with packed_attention(self.model.config) if packed else nullcontext():
+            for block in self.blocks[start:stop]:
+                hidden = block(hidden, mask)
         return hidden
 
-    def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The last block's output -> the feature, float32 [batch, feature_size]."""
+    def pool(self, hidden: Tensor, mask: Tensor | Packing | None) -> Tensor:
+        """The last block's output -> the feature of each sample, float32 [samples, feature_size]."""
+        if isinstance(mask, Packing):
+            return torch.cat([self.pool(texts, None) for texts in mask.rectangles(hidden[0], 0)])
         token = hidden[:, 0] if self.pooling == "cls" else hidden
         token = self._after(token.to(torch.promote_types(token.dtype, torch.float32)))
         if self.pooling == "last":
