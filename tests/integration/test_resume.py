@@ -360,19 +360,25 @@ def test_a_run_with_a_first_stage_from_another_goes_on_without_it(finished, perf
         assert outcome(out) == outcome(whole)
 
 
-METHODS = ("mixture-constant", "fedavg-finetune", "local", "statistics")
+WARM = (
+    "activation.rule=warm",
+    "activation.blocks=1",
+    "activation.warm_rounds=1",
+    "federation.rounds_global=3",
+)
+METHODS = [(f"method={name}",) for name in ("mixture-constant", "fedavg-finetune", "local", "statistics")]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_other_methods_go_on_too(tiny, finished, tmp_path, method):
-    config = tiny(f"method={method}")
+@pytest.mark.parametrize("keys", [*METHODS, WARM], ids="-".join)
+def test_other_methods_go_on_too(tiny, finished, tmp_path, keys):
+    config = tiny(*keys)
     for _ in range(20):
         try:
             experiment.run(config, tmp_path / "run", Notes(1), resume=True)
         except KeyboardInterrupt:
             continue
         break
-    assert outcome(tmp_path / "run") == outcome(finished(f"method={method}").folder)
+    assert outcome(tmp_path / "run") == outcome(finished(*keys).folder)
 
 
 @pytest.mark.parametrize(

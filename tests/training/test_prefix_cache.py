@@ -16,6 +16,7 @@ from fedms.model.expert import Expert
 from fedms.model.parts import fresh_lora
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.prefix_store import reserve
+from fedms.training.runner import Runner
 
 AMPLE = 2**30
 PICKS = np.array([5, 0, 90, 17, 5])
@@ -87,6 +88,32 @@ def test_an_expert_left_attached_does_not_reach_the_cache(make, backbone, inputs
     expected = direct(backbone, inputs, owned.rows[PICKS], 2)
     backbone.attach(Expert(arrays, 1.0).pairs())
     same_where_real(make().hidden(owned, 2, PICKS), expected)
+
+
+def test_frozen_pairs_below_the_boundary_are_part_of_the_prefix(make, backbone, inputs):
+    arrays = {
+        name: torch.ones_like(array) * 0.05 for name, array in fresh_lora(backbone, range(3), 4, 0).items()
+    }
+    expert, other = Expert(arrays, 1.0), Expert({name: 2 * array for name, array in arrays.items()}, 1.0)
+    cache, owned = make(), samples()
+    backbone.attach(expert.pairs())
+    ids, mask = inputs.batch(owned.rows[PICKS])
+    with torch.no_grad():
+        expected = backbone.run(backbone.embed(ids), mask, 0, 2), mask
+        feature = backbone.feature(ids, mask)
+    below = expert.below(2)
+    assert below is not None and {block for block, _ in below.pairs} == {0, 1} and expert.below(0) is None
+    same_where_real(cache.hidden(owned, 2, PICKS, below), expected)
+    once = cache.flops
+    cache.hidden(owned, 2, PICKS, Expert(dict(arrays), 1.0).below(2))
+    assert cache.flops == once, "equal pairs have the same prefix"
+    made = Runner(backbone, cache).feature(expert, owned, 2, PICKS)
+    torch.testing.assert_close(made, feature, atol=2e-5, rtol=1e-4)
+    plain, changed = (cache.hidden(owned, 2, PICKS, each)[0] for each in (None, other.below(2)))
+    assert cache.flops > 2.5 * once, "other pairs have another one"
+    assert not torch.allclose(plain, expected[0], atol=1e-3) and not torch.allclose(
+        changed, expected[0], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("memory", [0, AMPLE])

@@ -119,8 +119,8 @@ class Runner:
 
         `trained` are the blocks to which a loss will be propagated back.
         """
-        hidden, mask = self.cache.hidden(samples, boundary, picks)
-        pairs = expert.pairs(picks) if expert else {}
+        hidden, mask = self.cache.hidden(samples, boundary, picks, expert.below(boundary) if expert else None)
+        pairs = expert.pairs(picks, boundary) if expert else {}
         prompt = expert.prompt if expert else None
         self.backbone.attach(pairs)
         if prompt is not None:
@@ -134,8 +134,9 @@ class Runner:
         self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray
     ) -> Tensor:
         """As `feature`, by a packed batch, for an expert that `packs`."""
-        hidden, packing = self.cache.packed(samples, boundary, picks)
-        pairs = expert.pairs() if expert else {}
+        below = expert.below(boundary) if expert else None
+        hidden, packing = self.cache.packed(samples, boundary, picks, below)
+        pairs = expert.pairs(start=boundary) if expert else {}
         self.backbone.attach(pairs)
         for count, tokens in packing.shapes:
             self.book(pairs, count, tokens, boundary, None)
