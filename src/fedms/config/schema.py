@@ -14,13 +14,13 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fedms.config.comparison import CompareConfig
+from fedms.config.data import DataConfig, PartitionConfig
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
-    DataConfig,
     EngineConfig,
     EvaluationConfig,
     GateConfig,
@@ -29,7 +29,6 @@ from fedms.config.sections import (
     LoraConfig,
     MixtureConfig,
     ModelConfig,
-    PartitionConfig,
     Section,
     StatisticsConfig,
     TrainingConfig,
@@ -104,7 +103,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        self.federation.check(self.partition.clients)
+        if self.partition.clients is not None:
+            self.federation.check(self.partition.clients)
         if self.deterministic and (self.engine.stack or 1) > 1:
             raise ValueError(
                 "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"

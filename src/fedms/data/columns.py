@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt, plural
 from fedms.core.paths import alike

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
-from fedms.data import sources
-from fedms.data.partition import partition
 from fedms.engines.base import Engine
 from fedms.engines.local import check_plugins
 from fedms.engines.registry import open_engine
@@ -43,7 +41,7 @@ from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
-from fedms.federation.world import World, open_world
+from fedms.federation.world import World, divided, open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
 from fedms.runs.environment import describe_environment
@@ -124,8 +122,7 @@ def describe_partition(config: Config) -> dict[str, Any]:
         classes, clients, counts [client][class], splits [client][train, validation, test].
     """
     find(config.method)
-    dataset = sources.load(config.data, config.seed)
-    parts = partition(dataset, config.partition, config.seed)
+    dataset, parts = divided(config)
     for note in dataset.notes:
         log.warning(note)
     return {
