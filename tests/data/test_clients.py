@@ -86,6 +86,13 @@ def test_a_client_keeps_the_splits_that_it_has(tmp_path):
     assert sorted(map(len, found["alone"].values())) == [2, 4, 14]
 
 
+def test_a_client_draws_the_same_splits_without_the_others(tmp_path):
+    for name in ("north", "south", "west"):
+        write(tmp_path / "all" / f"{name}.csv", rows(name, count=30 + len(name)))
+    write(tmp_path / "one" / "south.csv", rows("south", count=35))
+    assert held(tmp_path / "one")["south"] == held(tmp_path / "all")["south"]
+
+
 def test_classes_are_the_sorted_union_and_one_client_may_know_a_class_alone(tmp_path):
     write(tmp_path / "one.csv", rows("one", "cb"))
     write(tmp_path / "two.csv", rows("two", "da"))

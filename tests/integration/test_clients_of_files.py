@@ -1,5 +1,6 @@
 """A whole run whose clients are files: named as they are, resumable, and unlike a run on changed files."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,43 @@ from pathlib import Path
 import pytest
 
 import fedms
+from fedms.config.schema import changed
 from fedms.core.errors import FedmsError
 from fedms.experiments import experiment
 from fedms.runs.reading.run import read_run
-from tiny_run import run_config, write_texts
+from tiny_run import finished, run_config, write_texts  # noqa: F401 (a fixture)
 
 RULE = {"partition": {"rule": "files"}}
+
+
+MEASURED = ("seconds", "evaluation_seconds", "peak_memory_bytes")
+
+
+@pytest.mark.parametrize(("family", "workers"), [("bert", 1), ("bert", 2), ("vit", 1)])
+def test_written_files_give_the_same_result_to_the_last_bit(
+    family: str,
+    workers: int,
+    finished: Callable[..., Path],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    run = finished(family, evaluation__everyone=10)
+    before = fedms.load_config(run / "config.yaml")
+    experiment.write_partition(before, tmp_path / "written")
+    [public] = (tmp_path / "written").glob("public.*")
+    keys = {
+        "data.source": str(tmp_path / "written" / "sites"),
+        "data.classes": tuple(json.loads((tmp_path / "written" / "classes.json").read_text())),
+        "partition.rule": "files",
+        "partition.clients": None,
+        "evaluation.everyone": None,
+        "evaluation.public": str(public),
+        "engine.workers": workers,
+    }
+    result = experiment.run(changed(before, keys), tmp_path / "run")
+    first = read_run(run).result
+    for key in MEASURED:
+        del first[key], result[key]
+    assert result == first
 
 
 @pytest.fixture(scope="module")

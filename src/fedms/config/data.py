@@ -23,6 +23,9 @@ class DataConfig(Section):
     """Column with the image; default: found by type."""
     label: str | None = None
     """Column with the class; default: found by name (`label`, `category`, `intent`, ...)."""
+    classes: tuple[str, ...] = ()
+    """Names of all classes, in the order of the labels; a label that is none of them is an error. Empty:
+    those of the training samples, sorted."""
     limit: int | None = Field(None, ge=1)
     """Largest number of samples of each split, drawn with the seed; default: all samples."""
     separator: str | None = None
@@ -30,6 +33,16 @@ class DataConfig(Section):
     """
     encoding: str | None = None
     """Encoding of CSV, TSV and JSON files, such as `cp1252` or `utf-16`; default: UTF-8."""
+
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        plain = all(name and name == name.strip() for name in value)
+        if value and (len(value) < 2 or len(set(value)) < len(value) or not plain):
+            raise PydanticCustomError(
+                "classes", "Input should be at least two different names, without outer blanks"
+            )
+        return value
 
     @field_validator("separator")
     @classmethod

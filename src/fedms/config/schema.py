@@ -44,6 +44,7 @@ KEYS_SHARED_BY_ALL_ROWS = (
     "partition",
     "compare",
     "evaluation.everyone",
+    "evaluation.public",
     "evaluation.validation",
 )
 """Keys and sections in which rows of a comparison must not differ: it pairs results on the same test data."""
@@ -133,6 +134,10 @@ class Config(Section):
         if self.gate.evidence == "posterior" and self.gate.features == "backbone":
             raise ValueError(
                 "gate.evidence: `posterior` needs gate.features: global, which the global expert's head reads"
+            )
+        if self.evaluation.public is not None and self.evaluation.everyone is not None:
+            raise ValueError(
+                "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
         self._check_compare()
         return self

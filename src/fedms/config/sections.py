@@ -290,6 +290,9 @@ class EvaluationConfig(Section):
     everyone: int | None = Field(None, ge=1)
     """Largest number of test samples of everyone's data, drawn with the seed, for accuracy_global; default:
     all samples."""
+    public: str | None = None
+    """File of test samples that everybody may hold, for accuracy_global in place of everyone's test data; its
+    columns are those of the data."""
     validation: bool = False
     """Whether the final models are also scored on validation data, to choose settings without test data.
     `tune` always does so."""

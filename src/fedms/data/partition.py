@@ -104,8 +104,13 @@ def _splits(
 
     def drawn(sizes: np.ndarray, purpose: str) -> np.ndarray:
         rows, chosen = np.flatnonzero(trained), none.copy()
-        generator = seeds.numpy_generator(seed, "partition", purpose)
-        chosen[rows] = _cut(owner[rows], labels[rows], sizes, generator)
+        if dataset.owner is None:
+            generator = seeds.numpy_generator(seed, "partition", purpose)
+            chosen[rows] = _cut(owner[rows], labels[rows], sizes, generator)
+            return chosen
+        for i, own in enumerate(_by_client(owner, trained, clients)):  # as a site that has no other file
+            generator = seeds.numpy_generator(seed, "partition", purpose, names[i])
+            chosen[own] = _cut(np.zeros_like(own), labels[own], sizes[i : i + 1], generator)
         return chosen
 
     tested = tested | drawn(to_test, "test")

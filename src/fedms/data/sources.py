@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from fedms.config.data import DataConfig
 from fedms.core import seeds
 from fedms.core.errors import FedmsError
 from fedms.data.clients import read_clients
-from fedms.data.columns import about_labels, classes, places, roles, same_value, values
+from fedms.data.columns import about_labels, check_declared, classes, places, roles, same_value, values
 from fedms.data.files import FORMATS, SHEETS, read_file
 from fedms.data.folders import read_folder
 from fedms.data.hub import read_hub
@@ -57,6 +57,8 @@ class Dataset:
     """The clients that a source of one file a client names, sorted."""
     owner: np.ndarray | None = None
     """int64 [n], indices into `clients`; None when the source does not say whose the samples are."""
+    is_public: np.ndarray | None = None
+    """bool [n]; samples of nobody, on which everybody's model is tested: see `with_public`."""
 
     def check(self) -> list[bytes]:
         """Read each sample once: better now than after an hour.
@@ -106,13 +108,17 @@ def load(config: DataConfig, seed: int, by_client: bool = False) -> Dataset:
     image, text, label = roles(config, tables[0])
 
     found = values(tables, label, "label")
-    labels = same_value(found)
+    labels = same_value([*found, *config.classes])[: len(found)]
     sizes = {split: sum(table.rows for table in tables) for split, tables in splits.items()}
     learned = sum(size for split, size in sizes.items() if split != "test")
     names = () if by_client else tables[0].class_names.get(label, ())  # each client's file could order them
     declared = dict.fromkeys(name.strip() for name in names)
     inputs = places(tables, image) if image else values(tables, text or "", "text")
-    class_names = classes(config.source, set(labels[:learned]), set(labels[learned:]), declared)
+    if config.classes:
+        check_declared(tables, labels, config.classes)
+    class_names = config.classes or classes(
+        config.source, set(labels[:learned]), set(labels[learned:]), declared
+    )
     index = {name: i for i, name in enumerate(class_names)}
 
     split_of = np.repeat([*sizes], [*sizes.values()])
@@ -136,6 +142,41 @@ def load(config: DataConfig, seed: int, by_client: bool = False) -> Dataset:
         is_validation=split_of[rows] == "validation" if "validation" in sizes else None,
         clients=tuple(map(str, clients)) if by_client else (),
         owner=owner[rows].astype(np.int64) if by_client else None,
+    )
+
+
+def with_public(dataset: Dataset, source: str, config: DataConfig) -> Dataset:
+    """The data set with the samples of a public file behind its own, in their order. They are nobody's.
+
+    Raises:
+        FedmsError: there is no such file, it cannot be read, a label in it is not a class of the data set, or
+            it holds pictures and the data set texts, or the reverse.
+    """
+    if not Path(source).expanduser().is_file():
+        raise FedmsError(f"evaluation.public: no such file: {source}")
+    changes = {"source": source, "classes": dataset.class_names, "limit": None}
+    public = load(config.model_copy(update=changes), 0)
+    if public.kind != dataset.kind:
+        raise FedmsError(
+            f"evaluation.public: {source} holds a column of {public.kind}, the data are {dataset.kind}"
+        )
+    own, more = len(dataset.labels), len(public.labels)
+
+    def longer(values: np.ndarray | None, fill: Any) -> np.ndarray | None:
+        return None if values is None else np.concatenate([values, np.full(more, fill, values.dtype)])
+
+    mine, theirs = dataset.inputs, public.inputs
+    both = mine + theirs if isinstance(mine, Images) and isinstance(theirs, Images) else [*mine, *theirs]
+    return replace(
+        dataset,
+        inputs=both,
+        labels=np.concatenate([dataset.labels, public.labels]),
+        columns={name: np.append(there, [""] * more) for name, there in dataset.columns.items()},
+        is_test=longer(dataset.is_test, False),
+        is_validation=longer(dataset.is_validation, False),
+        owner=longer(dataset.owner, -1),
+        is_public=np.arange(own + more) >= own,
+        notes=(*dataset.notes, *public.notes),
     )
 
 

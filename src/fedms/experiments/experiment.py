@@ -14,6 +14,8 @@ from torch import Tensor
 
 from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
+from fedms.data.federated import federated
+from fedms.data.written import check_can_write, write_clients
 from fedms.engines.base import Engine
 from fedms.engines.local import check_plugins
 from fedms.engines.registry import open_engine
@@ -131,6 +133,17 @@ def describe_partition(config: Config) -> dict[str, Any]:
         "counts": parts.counts(dataset.labels, len(dataset.class_names)).tolist(),
         "splits": [[len(client.train), len(client.validation), len(client.test)] for client in parts.clients],
     }
+
+
+def write_partition(config: Config, folder: Path) -> None:
+    """Write each client's samples, everyone's test samples and the class names: `fedms.data.written`.
+
+    Raises:
+        FedmsError: the folder is not empty or cannot be written, or the data cannot be read.
+    """
+    check_can_write(folder)
+    dataset, parts = divided(config)
+    write_clients(federated(dataset, parts, ("test",), config.evaluation.everyone, config.seed), folder)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class World:
 
     @cached_property
     def everyone(self) -> dict[str, Samples]:
-        """All clients' validation and test samples together, at most `evaluation.everyone` of each."""
+        """All clients' validation and test samples together, at most `evaluation.everyone` of each; or the
+        samples of `evaluation.public` for test."""
         return {split: self.data.everyone(split) for split in self.config.evaluation.splits}
 
 
@@ -120,6 +121,8 @@ def divided(config: Config) -> tuple[Dataset, Partition]:
         config.federation.check(len(parts.clients))
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.evaluation.public is not None:
+        dataset = sources.with_public(dataset, config.evaluation.public, config.data)
     return dataset, parts
 
 
