@@ -12,6 +12,7 @@ from fedms.config import Config, load_config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.federated import SPLITS, FederatedDataset, federated
 from fedms.experiments.experiment import write_partition
+from fedms.federation.identity import DataIdentity
 from fedms.federation.world import divided
 
 AWKWARD = (
@@ -154,3 +155,20 @@ def test_a_public_file_must_be_there_and_of_the_same_kind_and_classes(tmp_path: 
         opened(tmp_path / "public.csv")
     with pytest.raises(ConfigError, match=r"evaluation.everyone: must be null with evaluation.public"):
         load_config({"evaluation": {"everyone": 5, "public": "some.csv"}})
+
+
+def test_a_changed_public_file_is_other_data(tmp_path: Path) -> None:
+    write_partition(original(texts(tmp_path), text="words", label="kind"), tmp_path / "written")
+    config = read_back(tmp_path / "written")
+
+    def identity() -> DataIdentity:
+        dataset, _ = divided(config)
+        return DataIdentity.of(dataset, dataset.check(), config.partition.column)
+
+    before, public = identity(), tmp_path / "written" / "public.jsonl"
+    assert before.change(identity()) is None
+    lines = public.read_text().splitlines(keepends=True)
+    public.write_text("".join(lines[::-1]))
+    assert before.change(identity()) == "its samples come in another order"
+    public.write_text("".join(lines[1:]))
+    assert before.change(identity()) == "it holds 98 samples, not 99"

@@ -203,6 +203,8 @@ def partition(
     from fedms.runs.report.tables import partition_summary, partition_table
 
     described = experiment.describe_partition(checked)
+    if write is not None:
+        experiment.write_partition(checked, write)
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:
@@ -219,7 +221,6 @@ def partition(
             raise
         typer.echo(f"picture  {out}")
     if write is not None:
-        experiment.write_partition(checked, write)
         typer.echo(f"sites    {write / 'sites'}")
 
 
