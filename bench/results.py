@@ -71,6 +71,8 @@ EVERY_DENSE: dict[str, Any] = {
 SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
 """Limits that let a hundred runs finish in an afternoon."""
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "assistant": ("assistant", COMMON, CORE),
+    "assistant-never": ("assistant", [*COMMON, "head.rederive=never"], CORE),
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
     "pacs": ("pacs", [*PACS, "data.limit=2400"], DENSE),

@@ -210,7 +210,7 @@ def damages(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
     """Ways to damage what a stopped run has left, one of each kind of file."""
     newest = max((folder / "server").glob("state-*"), key=lambda path: int(path.stem.split("-")[1]))
     state = next((folder / "clients").glob("*/state-1-1.safetensors"))
-    received = next((folder / "clients").glob("*/received-1-0.safetensors"))
+    received = next((folder / "clients").glob("*/received-1-*.safetensors"))
 
     def flip(path: Path) -> None:
         data = bytearray(path.read_bytes())
@@ -376,7 +376,8 @@ def test_other_methods_go_on_too(tiny, finished, tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    "kind", ["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
+    "kind",
+    ["statistics", "calibrate", "head", "label-prior", "train", "evaluate", "interpolate", "weigh", "test"],
 )
 def test_a_run_that_ends_within_an_exchange_comes_to_the_same(config, finished, tmp_path, monkeypatch, kind):
     """Some clients have answered, and what they keep is newer than the server's checkpoint."""

@@ -10,11 +10,11 @@ import torch
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.data.federated import Samples
-from fedms.model import flops
+from fedms.model import flops, packing
 from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert
 from fedms.model.parts import fresh_lora
-from fedms.training.prefix_cache import FILL_BATCH, PrefixCache
+from fedms.training.prefix_cache import PrefixCache
 from fedms.training.prefix_store import reserve
 
 AMPLE = 2**30
@@ -168,12 +168,16 @@ def test_memory_fills_first_then_the_disk_then_nothing_is_kept(make, backbone, i
 
 @pytest.mark.parametrize("memory", [0, AMPLE])
 def test_the_prefix_is_computed_once_and_counted(make, backbone, inputs, memory):
-    cache, owned = make(memory), samples(count=FILL_BATCH)
+    cache, owned = make(memory), samples(count=64)
     cache.hidden(owned, 2, PICKS[:2])
-    longest = int(inputs.lengths(owned.rows).max())
-    assert cache.flops == flops.forward(backbone, FILL_BATCH, longest, 0, 2)
+    assert cache.flops == cache.used[owned.owner][1] == unpadded(backbone, inputs, owned.rows)
     cache.hidden(owned, 2, np.arange(20))
-    assert cache.flops == flops.forward(backbone, FILL_BATCH, longest, 0, 2)
+    assert cache.flops == unpadded(backbone, inputs, owned.rows)
+
+
+def unpadded(backbone, inputs, rows):
+    """Operations of two blocks over these texts, none of them padded."""
+    return sum(flops.forward(backbone, 1, int(length), 0, 2) for length in inputs.lengths(rows))
 
 
 def test_beyond_the_budget_only_what_is_asked_for_is_computed(make, backbone, inputs):
@@ -296,19 +300,20 @@ def test_images_are_cached_by_their_patches(checkpoint, tmp_path):
         same_where_real((hidden, mask), direct(backbone, Pixels(), np.array([69, 3]), 1))
 
 
-def test_several_owners_are_computed_in_common_batches_and_booked_alone(make, backbone, inputs):
+def test_several_owners_are_computed_in_common_batches_and_booked_alone(make, backbone, inputs, monkeypatch):
     owners = [samples(f"client-{n}/train", 9, seed=n) for n in range(5)]
     alone, together = make(folder="alone"), make(folder="together")
+    batch, computed = inputs.batch, []
+    monkeypatch.setattr(inputs, "batch", lambda rows: (computed.append(rows), batch(rows))[1])
     together.fill(owners, 2)
-    lengths = np.concatenate([inputs.lengths(each.rows) for each in owners])
-    assert together.flops == together.kept_flops == flops.forward(backbone, 45, int(lengths.max()), 0, 2), (
-        "one batch"
-    )
+    assert len(computed) == 1, "one batch"
+    spent = unpadded(backbone, inputs, np.concatenate([each.rows for each in owners]))
+    assert together.flops == together.kept_flops == spent
     for owned in owners:
         same_where_real(together.hidden(owned, 2, PICKS[:2]), alone.hidden(owned, 2, PICKS[:2]))
     assert together.used == alone.used and together.flops == together.kept_flops
     together.fill(owners, 2)
-    assert together.flops == flops.forward(backbone, 45, int(lengths.max()), 0, 2), "they were there"
+    assert together.flops == spent, "they were there"
 
 
 def test_who_has_no_room_does_not_keep_the_others_from_theirs(make, backbone, inputs):
@@ -324,6 +329,7 @@ def test_who_has_no_room_does_not_keep_the_others_from_theirs(make, backbone, in
 
 def test_what_failed_half_way_is_not_taken_for_whole(make, backbone, inputs, monkeypatch):
     cache, owners = make(), [samples(f"client-{n}/train", 70, seed=n) for n in range(3)]
+    monkeypatch.setattr(packing, "TOKENS", 300)
     batch, calls = inputs.batch, []
 
     def broken(rows):

@@ -208,7 +208,8 @@ class Server:
         """The shared expert becomes the frozen global one that later stages stand on."""
         if self.settled or not self.recipe.has_global:
             return
-        self._freeze(self.shared)
+        # all of it, so that a run with another's first stage, whose clients have nothing yet, sends the same
+        self._freeze(self.frozen | self.shared)
         self.shared, self.settled = {}, True
 
     def rederive_head(self, share: float) -> None:
@@ -279,7 +280,7 @@ class Server:
             **self.ledger.state(),
             "settled": self.settled,
             "edition": self.edition,
-            "frozen_in": self.frozen_in,
+            "frozen_in": dict(sorted(self.frozen_in.items())),
             "head_share": self.head_share,
             "label_prior": self.label_prior,
             "averaged": self.averaged,

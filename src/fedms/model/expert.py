@@ -68,6 +68,11 @@ class Expert:
         """Soft prompt [tokens, d] before every sample's tokens, or None."""
         return self.arrays.get("prompt.tokens")
 
+    @property
+    def packs(self) -> bool:
+        """Whether it works on each token alone, so that it can run over packed batches."""
+        return self.prompt is None and self.weight is None
+
     def logits(self, features: Tensor) -> Tensor:
         """[n, d] -> [n, C]"""
         x = normalise(features)

@@ -28,6 +28,7 @@ from fedms.core.files import dtype_name
 from fedms.data.federated import Samples
 from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
+from fedms.model.packing import Packing, chunks, shapes
 from fedms.training.device import moved
 from fedms.training.inputs import Inputs, batches
 from fedms.training.prefix_store import PrefixStore, allocated, mapped
@@ -93,18 +94,36 @@ class PrefixCache:
         Raises:
             ValueError: `picks` is empty.
         """
+        hidden, mask = self._hidden(samples, boundary, picks, packed=False)
+        assert not isinstance(mask, Packing)
+        return hidden, mask
+
+    def packed(self, samples: Samples, boundary: int, picks: np.ndarray) -> tuple[Tensor, Packing]:
+        """As `hidden`, as a packed batch [1, tokens, d]; for a backbone that `packs`."""
+        hidden, packing = self._hidden(samples, boundary, picks, packed=True)
+        assert isinstance(packing, Packing)
+        return hidden, packing
+
+    def _hidden(
+        self, samples: Samples, boundary: int, picks: np.ndarray, packed: bool
+    ) -> tuple[Tensor, Tensor | Packing | None]:
         if len(picks) == 0:
             raise ValueError(f"{samples.owner}: no samples were asked for")
         self.fill([samples], boundary)
         entry = self._entries.get(samples.owner)
         if entry is None:
-            hidden, mask = self._compute(samples.rows[picks], boundary)
+            hidden, mask = self._compute(samples.rows[picks], boundary, packed)
             return hidden.to(self.dtype).to(self.backbone.dtype), mask  # rounded as if it had been kept
         self.used[samples.owner] = str(boundary), entry.flops
-        return self._gathered(entry, picks)
+        return self._gathered(entry, picks, packed)
 
-    def _gathered(self, entry: _Entry, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def _gathered(
+        self, entry: _Entry, picks: np.ndarray, packed: bool
+    ) -> tuple[Tensor, Tensor | Packing | None]:
         starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
+        if packed:
+            tokens = torch.from_numpy(np.concatenate([*map(np.arange, starts, ends)]))
+            return self._states(entry)[tokens][None].to(self.backbone.dtype), Packing(ends - starts)
         longest = int((ends - starts).max())
         # padding repeats a sample's last token; the mask hides it
         lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
@@ -114,28 +133,34 @@ class PrefixCache:
         return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
 
     @torch.no_grad()
-    def _compute(self, rows: np.ndarray, boundary: int) -> tuple[Tensor, Tensor | None]:
-        inputs, mask = self.inputs.batch(rows)
+    def _compute(
+        self, rows: np.ndarray, boundary: int, packed: bool
+    ) -> tuple[Tensor, Tensor | Packing | None]:
+        inputs, padding = self.inputs.batch(rows)
         device = self.backbone.device
-        mask = None if mask is None else moved(mask, device)
+        mask: Tensor | Packing | None = None if padding is None else moved(padding, device)
+        hidden = self.backbone.embed(moved(inputs, device))
+        if packed:
+            mask = Packing(self.inputs.lengths(rows))
+            hidden = mask.pack(hidden)
+        return self._run(hidden, mask, 0, boundary), mask
+
+    def _run(self, hidden: Tensor, mask: Tensor | Packing | None, start: int, boundary: int) -> Tensor:
         self.backbone.attach({})
-        hidden = self.backbone.run(self.backbone.embed(moved(inputs, device)), mask, 0, boundary)
-        self.flops += flops.forward(self.backbone, len(rows), hidden.shape[1], 0, boundary)
-        return hidden, mask
+        for count, tokens in shapes(hidden, mask):
+            self.flops += flops.forward(self.backbone, count, tokens, start, boundary)
+        return self.backbone.run(hidden, mask, start, boundary)
 
     @torch.no_grad()
-    def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray) -> Tensor:
+    def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray, packed: bool) -> Tensor:
         """Continue from the states at a lower boundary.
 
         The bits are those of one pass, since padding has no effect on real tokens.
         """
-        hidden, mask = self._gathered(lower, picks)
-        self.backbone.attach({})
-        self.flops += flops.forward(self.backbone, len(picks), hidden.shape[1], lower.boundary, boundary)
-        return self.backbone.run(hidden, mask, lower.boundary, boundary)
+        return self._run(*self._gathered(lower, picks, packed), lower.boundary, boundary)
 
     def fill(self, several: Sequence[Samples], boundary: int) -> None:
-        """Compute these owners' prefixes and keep them, as far as there is room.
+        """Compute these owners' prefixes and keep them, as far as there is room. Texts are packed on a CPU.
 
         Several owners are computed in common batches. That is less work for small owners, but the last bits
         then depend on the other owners (`deterministic: false`).
@@ -170,11 +195,15 @@ class PrefixCache:
         places = [
             (self._states(entry), *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)
         ]
-        for picks in batches(np.array([end - start for _, start, end in places]), FILL_BATCH):
-            hidden = self._go_on(lower, boundary, picks) if lower else self._compute(rows[picks], boundary)[0]
-            for line, (values, start, end) in zip(
-                hidden.to(places[0][0].device), (places[pick] for pick in picks), strict=True
-            ):
+        lengths, packed = np.array([end - start for _, start, end in places]), self.backbone.packs
+        for picks in self._batches(lengths):
+            hidden = (
+                self._go_on(lower, boundary, picks, packed)
+                if lower
+                else self._compute(rows[picks], boundary, packed)[0]
+            ).to(places[0][0].device)
+            lines = torch.split(hidden[0], lengths[picks].tolist()) if packed else hidden
+            for line, (values, start, end) in zip(lines, (places[pick] for pick in picks), strict=True):
                 values[start:end] = line[: end - start]
         self.kept_flops += self.flops - before
         for _, entry in made:
@@ -193,12 +222,18 @@ class PrefixCache:
             (found for boundary in below if (found := self._stored(samples, boundary, made.offsets))), None
         )
 
+    def _batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """The batches in which prefixes are computed."""
+        return chunks(lengths) if self.backbone.packs else batches(lengths, FILL_BATCH)
+
     def _takes(self, lengths: np.ndarray, boundary: int) -> int:
         """Operations to compute an owner's states from the inputs."""
-        filled = batches(lengths, FILL_BATCH)
+        computed = lengths.copy()
+        for picks in () if self.backbone.packs else self._batches(lengths):
+            computed[picks] = lengths[picks].max()
+        each = zip(*np.unique(computed, return_counts=True), strict=True)
         return sum(
-            flops.forward(self.backbone, len(picks), int(lengths[picks].max()), 0, boundary)
-            for picks in filled
+            flops.forward(self.backbone, int(count), int(tokens), 0, boundary) for tokens, count in each
         )
 
     def _stored(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
