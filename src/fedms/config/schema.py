@@ -14,13 +14,13 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fedms.config.comparison import CompareConfig
+from fedms.config.data import DataConfig, PartitionConfig
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
-    DataConfig,
     EngineConfig,
     EvaluationConfig,
     GateConfig,
@@ -29,7 +29,6 @@ from fedms.config.sections import (
     LoraConfig,
     MixtureConfig,
     ModelConfig,
-    PartitionConfig,
     Section,
     StatisticsConfig,
     TrainingConfig,
@@ -45,6 +44,7 @@ KEYS_SHARED_BY_ALL_ROWS = (
     "partition",
     "compare",
     "evaluation.everyone",
+    "evaluation.public",
     "evaluation.validation",
 )
 """Keys and sections in which rows of a comparison must not differ: it pairs results on the same test data."""
@@ -104,7 +104,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        self.federation.check(self.partition.clients)
+        if self.partition.clients is not None:
+            self.federation.check(self.partition.clients)
         if self.deterministic and (self.engine.stack or 1) > 1:
             raise ValueError(
                 "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"
@@ -133,6 +134,10 @@ class Config(Section):
         if self.gate.evidence == "posterior" and self.gate.features == "backbone":
             raise ValueError(
                 "gate.evidence: `posterior` needs gate.features: global, which the global expert's head reads"
+            )
+        if self.evaluation.public is not None and self.evaluation.everyone is not None:
+            raise ValueError(
+                "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
         self._check_compare()
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt, plural
 from fedms.core.paths import alike
@@ -100,6 +100,19 @@ def same_value(found: Sequence[str]) -> list[str]:
     if there.isdisjoint(whole.values()):
         return stripped
     return [whole.get(value, value) for value in stripped]
+
+
+def check_declared(tables: Sequence[Table], found: Sequence[str], declared: Collection[str]) -> None:
+    """Raise FedmsError where a label over all tables is not a declared class."""
+    place = next((place for place, value in enumerate(found) if value not in declared), None)
+    if place is None:
+        return
+    value = excerpt(repr(found[place]))
+    for table in tables:
+        if place < table.rows:
+            break
+        place -= table.rows
+    raise FedmsError(f"{table.where}: row {place + 1} has the label {value}, which is not in data.classes")
 
 
 def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> list[str]:

@@ -108,16 +108,29 @@ class World:
 
     @cached_property
     def everyone(self) -> dict[str, Samples]:
-        """All clients' validation and test samples together, at most `evaluation.everyone` of each."""
+        """All clients' validation and test samples together, at most `evaluation.everyone` of each; or the
+        samples of `evaluation.public` for test."""
         return {split: self.data.everyone(split) for split in self.config.evaluation.splits}
+
+
+def divided(config: Config) -> tuple[Dataset, Partition]:
+    """The data set, and who holds what. Errors are the user's to mend (FedmsError)."""
+    dataset = sources.load(config.data, config.seed, by_client=config.partition.rule == "files")
+    parts = partition(dataset, config.partition, config.seed)
+    try:
+        config.federation.check(len(parts.clients))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.evaluation.public is not None:
+        dataset = sources.with_public(dataset, config.evaluation.public, config.data)
+    return dataset, parts
 
 
 def open_world(config: Config) -> World:
     """Load data and model, divide the data. Errors are the user's to mend (FedmsError)."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise FedmsError("device: cuda is not available here; allowed: cpu")
-    dataset = sources.load(config.data, config.seed)
-    parts = partition(dataset, config.partition, config.seed)
+    dataset, parts = divided(config)
     prepare(config.device, config.deterministic)
     backbone = load_backbone(config.model, config.lora)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
