@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fedms.config.comparison import CompareConfig
+from fedms.config.engine import EngineConfig
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
@@ -21,7 +22,6 @@ from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
     DataConfig,
-    EngineConfig,
     EvaluationConfig,
     GateConfig,
     HeadConfig,
@@ -105,6 +105,8 @@ class Config(Section):
     @model_validator(mode="after")
     def _check(self) -> Config:
         self.federation.check(self.partition.clients)
+        if self.federation.sites and self.engine.name != "flower":
+            raise ValueError("federation.sites: needs engine.name: flower")
         if self.deterministic and (self.engine.stack or 1) > 1:
             raise ValueError(
                 "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"

@@ -75,6 +75,9 @@ class DataConfig(Section):
     """Column with the image; default: found by type."""
     label: str | None = None
     """Column with the class; default: found by name (`label`, `category`, `intent`, ...)."""
+    classes: tuple[str, ...] = ()
+    """All class names, in the order of the labels; default: those that the data have, sorted. Sites that do
+    not hold all classes need them here, or agree on them when a run starts."""
     limit: int | None = Field(None, ge=1)
     """Largest number of samples of each split, drawn with the seed; default: all samples."""
     separator: str | None = None
@@ -373,6 +376,12 @@ class EvaluationConfig(Section):
     validation: bool = False
     """Whether the final models are also scored on validation data, to choose settings without test data.
     `tune` always does so."""
+    public: str | None = None
+    """A file of samples that everybody may hold, for accuracy_global in place of all clients' test data. Real
+    sites hold a copy of their own; without one accuracy_global is null there. A column `split` may say
+    `validation` or `test`; default: test."""
+    public_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of that file; default: of the file as it is found when the run starts."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -394,19 +403,6 @@ class CacheConfig(Section):
     disk_mb: int = Field(20480, ge=0)
     """Disk space for kept outputs over all workers, in MiB. Outputs beyond it are computed again each
     time."""
-
-
-class EngineConfig(Section):
-    """The processes in which clients run."""
-
-    name: Literal["local"] = "local"
-    """Where clients run; `local` is this machine."""
-    workers: int | None = Field(None, ge=1, le=1024)
-    """Number of worker processes with one torch thread each; 1 works in this process. Default: one per core,
-    or with `deterministic: false` the fastest number in a measurement."""
-    stack: int | None = Field(None, ge=1, le=1024)
-    """Largest number of clients that one process trains together in a batch. Default: 1, or with
-    `deterministic: false` the fastest number in a measurement."""
 
 
 class LogConfig(Section):

@@ -120,18 +120,25 @@ def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> l
     return lines
 
 
-def classes(source: str, train: set[str], test: set[str], declared: Collection[str]) -> tuple[str, ...]:
-    """The classes that training samples have: in their declared order, the rest sorted.
+def classes(
+    source: str, train: set[str], test: set[str], declared: Collection[str], fixed: Sequence[str], least: int
+) -> tuple[str, ...]:
+    """The classes that training samples have: in their declared order, the rest sorted; or those of `fixed`.
 
     Raises:
-        FedmsError: a class of the test split has no training sample, or there is one class alone.
+        FedmsError: a class is not in `fixed`, a class of the test split has no training sample, or there are
+            fewer than `least`.
     """
+    if fixed:
+        if unknown := (train | test).difference(fixed):
+            raise FedmsError(f"{source}: class {min(unknown)!r} is not among data.classes")
+        return tuple(fixed)
     if test - train:
         raise FedmsError(
             f"{source}: class {min(test - train)!r} stands in the test split, but no training sample has it"
         )
     names = (*(name for name in declared if name in train), *sorted(train.difference(declared)))
-    if len(names) < 2:
+    if len(names) < least:
         raise FedmsError(
             f"{source}: every sample is of the class {names[0]!r}; at least 2 classes are needed"
         )

@@ -65,8 +65,8 @@ class Dataset:
         return self.inputs.glance() if isinstance(self.inputs, Images) else self.check()
 
 
-def load(config: DataConfig, seed: int) -> Dataset:
-    """Read the source that the config names.
+def load(config: DataConfig, seed: int, least: int = 2) -> Dataset:
+    """Read the source that the config names, which has `least` classes or more.
 
     A source is `assistant`, a file (CSV, TSV, JSONL, JSON, Parquet), a folder (files or folders named
     `train` and `test`, one sub-folder of images per class, a saved `datasets` folder, or a clone of a data
@@ -94,7 +94,7 @@ def load(config: DataConfig, seed: int) -> Dataset:
     train, test = labels[: sizes["train"]], labels[sizes["train"] :]
     declared = dict.fromkeys(name.strip() for name in tables[0].class_names.get(label, ()))
     inputs = places(tables, image) if image else values(tables, text or "", "text")
-    class_names = classes(config.source, set(train), set(test), declared)
+    class_names = classes(config.source, set(train), set(test), declared, config.classes, least)
     index = {name: i for i, name in enumerate(class_names)}
 
     kept = {split: _limited(size, config.limit, seed, split) for split, size in sizes.items()}
