@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,7 +143,7 @@ def signed(federation: Federation, age: float) -> dict[str, str]:
     from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
     file = federation.keys / "sites" / "north" / "north.key"
-    key = serialization.load_ssh_private_key(file.read_bytes(), None)
+    key: Any = serialization.load_ssh_private_key(file.read_bytes(), None)
     at = (datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age)).isoformat()
     return {
         FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public_key_to_bytes(key.public_key())).decode(),
@@ -237,10 +238,8 @@ def test_a_site_runs_no_code_that_was_sent(federation, tmp_path, monkeypatch):
         assert sites.homes.keys() == {"south"}, sites.trouble
         assert sites.hellos["south"].classes == ("x", "y")
         (letter,) = grid.send([Letter(sites.homes["south"], "task", b"no request")])
-        end, back = time.monotonic() + LONG / 4, []
-        while not back and time.monotonic() < end:
-            back = grid.collect([letter])
-            time.sleep(0.1)
+        time.sleep(5.0)  # a task that is none is not answered; 3 s are between two looks of a SuperNode
+        assert not grid.collect([letter])
         assert not marker.exists()
         assert not [*(federation.folder / "sites" / "south" / "flower").rglob("fedms_app.py")]
 
