@@ -82,6 +82,10 @@ class LocalPost:
     def collect(self, letters: Collection[str]) -> list[Return]:
         return [self._waiting.pop(each) for each in letters if each in self._waiting]
 
+    def put(self, letter: str, data: bytes) -> None:
+        """Let this come back for a letter."""
+        self._waiting[letter] = Return(letter, data)
+
     def close(self) -> None:
         self.closed = True
 
