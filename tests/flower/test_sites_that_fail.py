@@ -185,8 +185,8 @@ def test_a_site_whose_data_changed_is_refused(fleet, tmp_path):
         run(made.config, tmp_path / "run")
     made.post.on_letter = lambda letter: None
     del made.post.there[nodes["client-1"]]
-    with made.files["client-1"].open("a") as file:
-        file.write("light once more,light,train\n")
+    with (made.files["client-1"] / "train.jsonl").open("a") as file:
+        file.write('{"text": "light once more", "label": "light"}\n')
     made.come("client-1")
     with pytest.raises(FedmsError, match="its data changed since the run began"):
         run(made.config, tmp_path / "run", resume=True)
