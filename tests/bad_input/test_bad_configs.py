@@ -288,6 +288,22 @@ LINES: dict[str, tuple[list[str], int, str]] = {
         1,
         "used: already there and not empty",
     ),
+    "a partition into a file": (
+        ["partition", "good.yaml", "--write", "good.yaml"],
+        1,
+        "good.yaml: already there",
+    ),
+    "a partition into something else": (
+        ["partition", "good.yaml", "--write", "used"],
+        1,
+        "used: already there",
+    ),
+    "a partition where nothing can be": (["partition", "good.yaml", "--write", "/proc/x"], 1, "/proc/x: "),
+    "a partition into too long a name": (
+        ["partition", "good.yaml", "--write", "new/" + "x" * 300],
+        1,
+        "name too long",
+    ),
     "a picture of no kind": (
         ["partition", "good.yaml", "--out", "who.jpg"],
         2,

@@ -19,7 +19,7 @@ import pytest
 from holding import Mine
 from PIL import Image
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.sources import load
 from tiny_run import write_pictures

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedms.config import Config, load_config
-from fedms.config.sections import DataConfig, LoraConfig, ModelConfig, PartitionConfig
+from fedms.config.data import DataConfig, PartitionConfig
+from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays, read_json, write_arrays
 from fedms.core.paths import is_name

@@ -225,6 +225,18 @@ def test_the_partition_is_a_table_and_a_picture(play: Play, config: str) -> None
     assert Path("pictures/partition.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_partition_can_be_written_as_files(config: str) -> None:
+    fewer = ("--set", "partition.clients=2", "--set", "federation.cohort=2")
+    result = runner.invoke(app, ["partition", config, *fewer, "--write", "to/written"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith("sites    to/written/sites\n")
+    written = sorted(str(path.relative_to("to")) for path in Path("to").rglob("*.json*"))
+    splits = [
+        f"written/sites/client-{n}/{split}.jsonl" for n in "01" for split in ("test", "train", "validation")
+    ]
+    assert written == ["written/classes.json", "written/public.jsonl", *splits]
+
+
 def test_the_partition_looks_before_training_as_in_the_report_after_it(play: Play, config: str) -> None:
     play(fake_run)
     assert runner.invoke(app, ["run", config, "--out", "done", "--quiet"]).exit_code == 0

@@ -99,6 +99,14 @@ def test_an_empty_file_is_the_default_experiment(tmp_path):
     assert load_config(path) == Config()
 
 
+def test_a_cohort_has_ten_clients_or_all_where_there_are_fewer():
+    sizes = {n: load_config({"partition": {"clients": n}}).federation for n in (3, 10, 20)}
+    assert [each.cohort_size("global", n) for n, each in sizes.items()] == [3, 10, 10]
+    assert [each.cohort_size("local", n) for n, each in sizes.items()] == [3, 10, 20]
+    chosen = load_config({"federation": {"cohort": 12, "cohort_local": 4}}).federation
+    assert (chosen.cohort_size("global", 20), chosen.cohort_size("local", 20)) == (12, 4)
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         setattr(Config(), "seed", 1)  # noqa: B010 (mypy knows that the field is read-only)
@@ -179,7 +187,7 @@ WRONG = [
     ({"plugins": [".gates"]}, ("plugins: ", "must be the name of a module", ".gates")),
     ({"plugins": [1]}, ("plugins.0:", "valid string")),
     # combinations
-    ({"partition": {"clients": 5}}, ("federation.cohort:", "partition.clients", "5")),
+    ({"partition": {"clients": 5}, "federation": {"cohort": 6}}, ("federation.cohort: 6", "clients (5)")),
     ({"federation": {"cohort_local": 21}}, ("federation.cohort_local:", "partition.clients")),
     ({"federation": {"quorum": 11}}, ("federation.quorum: 11 is more than federation.cohort (10)",)),
     (

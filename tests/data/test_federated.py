@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedms.config.sections import DataConfig, PartitionConfig
+from fedms.config.data import DataConfig, PartitionConfig
 from fedms.core.errors import FedmsError
 from fedms.data.federated import SPLITS, FederatedDataset, OpenRows, Rows, federated
 from fedms.data.partition import ClientSplit, partition

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.folders import is_junk
 from fedms.data.sources import Dataset, load

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.images import decode
 from fedms.data.sources import load

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedms.config.sections import DataConfig, PartitionConfig
+from fedms.config.data import DataConfig, PartitionConfig
 from fedms.core.errors import FedmsError
 from fedms.data.columns import same_value
 from fedms.data.federated import repeated

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fedms.config import load_config
-from fedms.config.sections import PARTITION_RULES, PartitionConfig
+from fedms.config.data import PARTITION_RULES, PartitionConfig
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.partition import RULES, ClientSplit, Partition, Rule, partition, register_partition
 from fedms.data.partition_rules import allocate
@@ -302,7 +302,8 @@ def rule() -> Iterator[Callable[[str, Rule], None]]:
 
 def in_turn(dataset: Dataset, config: PartitionConfig, seed: int) -> tuple[list[str], np.ndarray]:
     """Rows go to the clients in turn."""
-    return [f"site-{i}" for i in range(config.clients)], np.arange(len(dataset.labels)) % config.clients
+    clients = config.clients or 0
+    return [f"site-{i}" for i in range(clients)], np.arange(len(dataset.labels)) % clients
 
 
 @pytest.mark.parametrize("test", [0, 60])
@@ -320,7 +321,10 @@ def test_a_rule_of_ones_own_is_named_in_the_config(rule: Callable[[str, Rule], N
 
 def test_a_wrong_rule_is_one_line_that_lists_what_is_allowed(rule: Callable[[str, Rule], None]) -> None:
     rule("in-turn", in_turn)
-    line = "partition.rule: input should be 'dirichlet', 'classes', 'column', 'equal' or 'in-turn', not 'iid'"
+    line = (
+        "partition.rule: input should be 'dirichlet', 'classes', 'column', 'equal', 'files' or 'in-turn', "
+        "not 'iid'"
+    )
     with pytest.raises(ConfigError) as caught:
         load_config({"partition": {"rule": "iid"}})
     assert str(caught.value) == line

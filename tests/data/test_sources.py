@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.sources import Dataset, load
 
@@ -301,7 +301,7 @@ def test_a_folder_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_the_hub_out_of_reach_is_one_line() -> None:
-    code = "import sys; from fedms.config.sections import DataConfig; from fedms.data.sources import load\n"
+    code = "import sys; from fedms.config.data import DataConfig; from fedms.data.sources import load\n"
     code += "try: load(DataConfig(source='nobody/nothing'), 0)\n"
     code += "except Exception as error: print(type(error).__name__, error)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedms.config import load_config
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset, load
 from fedms.data.text_tables import tabbed

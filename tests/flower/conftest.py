@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
@@ -13,37 +12,13 @@ import pytest
 from engines.conftest import settings  # noqa: F401 - the same three clients
 from fedms.config import Config
 from fedms.config.site import SiteConfig, load_site
-from fedms.data.public import digest
+from fedms.data.public import public_digest
 from fedms.engines.flower import opening
 from fedms.engines.flower.post import Letter, Node, Return
 from fedms.engines.flower.site import Site
 from fedms.engines.flower.wire import HELLO
+from fedms.experiments.experiment import write_partition
 from fedms.experiments.site import keep_finished
-from fedms.federation.world import World, open_world
-
-
-def write_sites(world: World, folder: Path) -> dict[str, Path]:
-    """A file a client with its rows and their splits, and public.csv with everyone's test rows."""
-    data, files = world.dataset, {}
-
-    def write(path: Path, rows: Sequence[tuple[int, str]]) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            lines = csv.writer(file)
-            lines.writerow(["text", "label", "split"])
-            lines.writerows(
-                [data.inputs[row], data.class_names[data.labels[row]], split] for row, split in rows
-            )
-        return path
-
-    for name, client in world.clients.items():
-        splits = [
-            (int(row), split) for split in ("train", "validation", "test") for row in getattr(client, split)
-        ]
-        files[name] = write(folder / name / "own.csv", sorted(splits))
-    everyone = [(int(row), split) for split, samples in world.everyone.items() for row in samples.rows]
-    write(folder / "public.csv", everyone)
-    return files
 
 
 class LocalPost:
@@ -82,6 +57,10 @@ class LocalPost:
     def collect(self, letters: Collection[str]) -> list[Return]:
         return [self._waiting.pop(each) for each in letters if each in self._waiting]
 
+    def put(self, letter: str, data: bytes) -> None:
+        """Let this come back for a letter."""
+        self._waiting[letter] = Return(letter, data)
+
     def close(self) -> None:
         self.closed = True
 
@@ -91,11 +70,12 @@ class Fleet:
 
     def __init__(self, config: Config, folder: Path, post: LocalPost) -> None:
         self.local, self.folder, self.post = config, folder, post
-        self.files = write_sites(open_world(config), folder / "data")
-        public = folder / "data" / "public.csv"
+        write_partition(config, folder / "data")
+        self.files = {path.name: path for path in sorted((folder / "data" / "sites").iterdir())}
+        public = folder / "data" / "public.jsonl"
         values = config.model_dump()
         values["engine"] |= {"name": "flower", "patience_seconds": 0.5}
-        values["evaluation"] |= {"public": str(public), "public_sha256": digest(public)}
+        values["evaluation"] |= {"public": str(public), "public_sha256": public_digest(str(public))}
         values["data"] = {"source": "nothing that is opened"}
         self.values = values
         self.config = Config.model_validate(values)

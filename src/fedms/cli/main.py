@@ -176,8 +176,16 @@ def partition(
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the picture of the report: .png, .svg or .csv."),
     ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option("--write", metavar="DIR", help="Write each client's samples as files; a new folder."),
+    ] = None,
 ) -> None:
-    """Show the samples and classes of each client."""
+    """Show the samples and classes of each client.
+
+    With --write, each client's splits, the class names and everyone's test samples are also written, for
+    `partition.rule: files`, `data.classes` and `evaluation.public`.
+    """
     from fedms.config import load_config
 
     checked = load_config(config, overrides or [], config.parent)
@@ -187,10 +195,17 @@ def partition(
     if out is not None and out.suffix not in SUFFIXES:
         raise ConfigError(f"--out {out}: must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}")
 
+    if write is not None:
+        from fedms.data.written import check_can_write
+
+        check_can_write(write)
+
     from fedms.experiments import experiment
     from fedms.runs.report.tables import partition_summary, partition_table
 
     described = experiment.describe_partition(checked)
+    if write is not None:
+        experiment.write_partition(checked, write)
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:
@@ -206,6 +221,8 @@ def partition(
             unmake(made)
             raise
         typer.echo(f"picture  {out}")
+    if write is not None:
+        typer.echo(f"sites    {write / 'sites'}")
 
 
 @app.command(cls=Command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
@@ -14,13 +16,15 @@ AGGREGATIONS = Names("federation.aggregation", "average", "exact", "freeze-a", "
 functions."""
 ROBUST_MEANS = Names("federation.robust", "none", "median", "trimmed-mean", "multi-krum", "norm-clip")
 """The values of `federation.robust`."""
+USUAL_COHORT = 10
+"""Clients of a cohort by default"""
 
 
 class FederationConfig(Section):
     """Rounds, cohorts, failures and aggregation."""
 
-    cohort: int = Field(10, ge=1)
-    """Clients asked in each round of the global stage."""
+    cohort: int | None = Field(None, ge=1)
+    """Clients asked in each round of the global stage; default: 10, or all clients if there are fewer."""
     cohort_local: int | None = Field(None, ge=1)
     """Clients asked in each round of the local stage; default: all clients."""
     oversample: int = Field(0, ge=0)
@@ -72,6 +76,12 @@ class FederationConfig(Section):
             )
         return value
 
+    def cohort_size(self, stage: Literal["global", "local"], clients: int) -> int:
+        """Clients asked in each round of a stage, of this number of clients."""
+        if stage == "local":
+            return self.cohort_local or clients
+        return self.cohort or min(USUAL_COHORT, clients)
+
     def check(self, clients: int) -> None:
         """Raise ValueError if a cohort is larger than the number of clients or smaller than the quorum, or if
         sites are named and there is another number of clients.
@@ -80,9 +90,10 @@ class FederationConfig(Section):
             raise ValueError(
                 f"federation.sites: {len(self.sites)} sites are named, but partition.clients is {clients}"
             )
-        for key in ("cohort", "cohort_local"):
-            value = getattr(self, key)
-            if value is not None and value > clients:
-                raise ValueError(f"federation.{key}: {value} is more than partition.clients ({clients})")
-            if value is not None and value < self.quorum:
-                raise ValueError(f"federation.quorum: {self.quorum} is more than federation.{key} ({value})")
+        stages: tuple[Literal["global", "local"], ...] = ("global", "local")
+        for key, stage in zip(("cohort", "cohort_local"), stages, strict=True):
+            size = self.cohort_size(stage, clients)
+            if size > clients:
+                raise ValueError(f"federation.{key}: {size} is more than partition.clients ({clients})")
+            if size < self.quorum:
+                raise ValueError(f"federation.quorum: {self.quorum} is more than federation.{key} ({size})")

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from fedms.config.comparison import CompareConfig
+from fedms.config.data import DataConfig, PartitionConfig
 from fedms.config.engine import EngineConfig
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
@@ -21,7 +22,6 @@ from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
-    DataConfig,
     EvaluationConfig,
     GateConfig,
     HeadConfig,
@@ -29,7 +29,6 @@ from fedms.config.sections import (
     LoraConfig,
     MixtureConfig,
     ModelConfig,
-    PartitionConfig,
     Section,
     StatisticsConfig,
     TrainingConfig,
@@ -45,6 +44,7 @@ KEYS_SHARED_BY_ALL_ROWS = (
     "partition",
     "compare",
     "evaluation.everyone",
+    "evaluation.public",
     "evaluation.validation",
 )
 """Keys and sections in which rows of a comparison must not differ: it pairs results on the same test data."""
@@ -102,9 +102,23 @@ class Config(Section):
     compare: CompareConfig = CompareConfig()
     """Rows, seeds and grid of a comparison."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_sites(cls, values: Any) -> Any:
+        """With as many clients as there are named sites, where the number is not given."""
+        named = values.get("federation") if isinstance(values, Mapping) else None
+        sites = named.get("sites") if isinstance(named, Mapping) else None
+        if not isinstance(sites, tuple | list) or not sites:
+            return values
+        held = values.get("partition") or {}
+        if isinstance(held, Mapping) and held.get("clients") is None:
+            return {**values, "partition": {**held, "clients": len(sites)}}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Config:
-        self.federation.check(self.partition.clients)
+        if self.partition.clients is not None:
+            self.federation.check(self.partition.clients)
         if self.federation.sites and self.engine.name != "flower":
             raise ValueError("federation.sites: needs engine.name: flower")
         if self.deterministic and (self.engine.stack or 1) > 1:
@@ -135,6 +149,10 @@ class Config(Section):
         if self.gate.evidence == "posterior" and self.gate.features == "backbone":
             raise ValueError(
                 "gate.evidence: `posterior` needs gate.features: global, which the global expert's head reads"
+            )
+        if self.evaluation.public is not None and self.evaluation.everyone is not None:
+            raise ValueError(
+                "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
         self._check_compare()
         return self

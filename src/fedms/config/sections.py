@@ -16,8 +16,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fedms.core.registry import Names
-
 LARGEST_INTEGER = 2**53
 """Largest whole number. Some readers of JSON cannot tell larger ones apart."""
 
@@ -61,87 +59,6 @@ class ModelConfig(Section):
     adapter: str | None = None
     """Folder of a PEFT adapter of rank `lora.rank` from which the global expert's pairs start; default: a
     random A, and a B of zeros. A block gets its pairs when it is activated."""
-
-
-class DataConfig(Section):
-    """The data set and its columns."""
-
-    source: str = "assistant"
-    """`assistant` (the embedded corpus), a name for Hugging Face `datasets` (`name:subset` for one of several
-    subsets), a file (CSV, TSV, JSONL, Parquet) or a folder."""
-    text: str | None = None
-    """Column with the text; default: found by name (`text`, `sentence`, ...)."""
-    image: str | None = None
-    """Column with the image; default: found by type."""
-    label: str | None = None
-    """Column with the class; default: found by name (`label`, `category`, `intent`, ...)."""
-    classes: tuple[str, ...] = ()
-    """All class names, in the order of the labels; default: those that the data have, sorted. Sites that do
-    not hold all classes need them here, or agree on them when a run starts."""
-    limit: int | None = Field(None, ge=1)
-    """Largest number of samples of each split, drawn with the seed; default: all samples."""
-    separator: str | None = None
-    """One character between the values of CSV and TSV files, or `tab`; default: `,` in .csv, a tab in .tsv.
-    """
-    encoding: str | None = None
-    """Encoding of CSV, TSV and JSON files, such as `cp1252` or `utf-16`; default: UTF-8."""
-
-    @field_validator("separator")
-    @classmethod
-    def _check_separator(cls, value: str | None) -> str | None:
-        if value is not None and value not in ("tab", "\\t") and (len(value) != 1 or value in '"\r\n\0'):
-            raise PydanticCustomError("separator", "Input should be one character, or `tab`")
-        return value
-
-    @field_validator("encoding")
-    @classmethod
-    def _check_encoding(cls, value: str | None) -> str | None:
-        try:
-            known = value is None or "text".encode(value).decode(value) == "text"
-        except (LookupError, ValueError):  # UnicodeError is a ValueError
-            known = False
-        if not known:
-            raise PydanticCustomError(
-                "encoding", "Input should be a text encoding, such as `cp1252` or `utf-16`"
-            )
-        return value
-
-
-PARTITION_RULES = Names("partition.rule", "dirichlet", "classes", "column", "equal")
-"""What `partition.rule` accepts. `fedms.data.partition` holds the functions, and adds the names of plug-ins
-here."""
-
-
-class PartitionConfig(Section):
-    """The assignment of samples to clients and splits."""
-
-    clients: int = Field(20, ge=1, le=1_000_000)
-    """Number of clients."""
-    rule: str = "dirichlet"
-    """`dirichlet` (label skew), `classes` (a few classes per client), `column` (by domain, user or the like),
-    `equal`, or the name of a plug-in."""
-    alpha: float | None = Field(0.1, gt=0)
-    """Concentration of the Dirichlet distribution; a small value gives a strong skew. With rule `column` it
-    is the skew among the clients of one value, and null is no skew."""
-    classes_per_client: int = Field(2, ge=1)
-    """Classes of each client, for rule `classes`."""
-    column: str | None = None
-    """For rule `column`: the column that assigns samples to clients. Each of its values gets `clients` /
-    values clients."""
-    validation: float = Field(0.1, gt=0, lt=0.5)
-    """Share of a client's training data that becomes its validation data."""
-    test: float = Field(0.2, gt=0, lt=0.5)
-    """Share of the samples that becomes test data, if the source has no test split."""
-    min_samples: int = Field(10, ge=3)
-    """Fewest samples of a client for train and validation together. An allocation with fewer is drawn
-    again."""
-
-    @field_validator("rule")
-    @classmethod
-    def _check_rule(cls, value: str) -> str:
-        if value not in PARTITION_RULES:
-            raise PydanticCustomError("rule", "Input should be {allowed}", {"allowed": str(PARTITION_RULES)})
-        return value
 
 
 class TrainingConfig(Section):
@@ -373,15 +290,14 @@ class EvaluationConfig(Section):
     everyone: int | None = Field(None, ge=1)
     """Largest number of test samples of everyone's data, drawn with the seed, for accuracy_global; default:
     all samples."""
+    public: str | None = None
+    """File of test samples that everybody may hold, for accuracy_global in place of everyone's test data; its
+    columns are those of the data. Real sites hold a copy; without one accuracy_global is null there."""
+    public_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of that file; default: of the file as it is found when the run starts."""
     validation: bool = False
     """Whether the final models are also scored on validation data, to choose settings without test data.
     `tune` always does so."""
-    public: str | None = None
-    """A file of samples that everybody may hold, for accuracy_global in place of all clients' test data. Real
-    sites hold a copy of their own; without one accuracy_global is null there. A column `split` may say
-    `validation` or `test`; default: test."""
-    public_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
-    """SHA-256 of that file; default: of the file as it is found when the run starts."""
 
     @property
     def splits(self) -> tuple[str, ...]:

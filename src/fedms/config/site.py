@@ -9,8 +9,9 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
+from fedms.config.data import DataConfig
 from fedms.config.overrides import first_wrong, tuples
-from fedms.config.sections import CacheConfig, DataConfig, Section
+from fedms.config.sections import CacheConfig, Section
 from fedms.config.yaml import read_yaml
 from fedms.core.errors import ConfigError
 from fedms.core.paths import is_name
@@ -24,8 +25,8 @@ class SiteConfig(Section):
     folder: str
     """Folder in which the site keeps everything; only its owner can read it."""
     data: DataConfig
-    """The site's samples. A column `split` may say `train`, `validation` or `test`; default: cut by the run's
-    seed and shares."""
+    """The site's samples: a file, or a folder of `train`, `validation` and `test` (README.md, rule `files`).
+    A split that is missing is cut by the run's seed and shares."""
     public: str | None = None
     """The site's copy of the public evaluation file."""
     models: tuple[str, ...] = Field(("minilm",), min_length=1)

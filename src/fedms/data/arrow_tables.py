@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from PIL import Image
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.images import Opener, open_bytes
 from fedms.data.table import Table, brief

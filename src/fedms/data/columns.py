@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt, plural
 from fedms.core.paths import alike
@@ -102,6 +102,19 @@ def same_value(found: Sequence[str]) -> list[str]:
     return [whole.get(value, value) for value in stripped]
 
 
+def check_declared(tables: Sequence[Table], found: Sequence[str], declared: Collection[str]) -> None:
+    """Raise FedmsError where a label over all tables is not a declared class."""
+    place = next((place for place, value in enumerate(found) if value not in declared), None)
+    if place is None:
+        return
+    value = excerpt(repr(found[place]))
+    for table in tables:
+        if place < table.rows:
+            break
+        place -= table.rows
+    raise FedmsError(f"{table.where}: row {place + 1} has the label {value}, which is not in data.classes")
+
+
 def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> list[str]:
     """Lines about labels that were spelled in several ways."""
     changed = sum(before != after for before, after in zip(found, spelled, strict=True))
@@ -121,24 +134,24 @@ def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> l
 
 
 def classes(
-    source: str, train: set[str], test: set[str], declared: Collection[str], fixed: Sequence[str], least: int
+    source: str, train: set[str], test: set[str], declared: Collection[str], alone: bool = False
 ) -> tuple[str, ...]:
-    """The classes that training samples have: in their declared order, the rest sorted; or those of `fixed`.
+    """The classes that training samples have: in their declared order, the rest sorted.
+
+    Args:
+        alone: these are all the samples of one client, which need not have every class.
 
     Raises:
-        FedmsError: a class is not in `fixed`, a class of the test split has no training sample, or there are
-            fewer than `least`.
+        FedmsError: a class of the test split has no training sample, or there is one class alone.
     """
-    if fixed:
-        if unknown := (train | test).difference(fixed):
-            raise FedmsError(f"{source}: class {min(unknown)!r} is not among data.classes")
-        return tuple(fixed)
+    if alone:
+        return (*sorted(train | test),)
     if test - train:
         raise FedmsError(
             f"{source}: class {min(test - train)!r} stands in the test split, but no training sample has it"
         )
     names = (*(name for name in declared if name in train), *sorted(train.difference(declared)))
-    if len(names) < least:
+    if len(names) < 2:
         raise FedmsError(
             f"{source}: every sample is of the class {names[0]!r}; at least 2 classes are needed"
         )

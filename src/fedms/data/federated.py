@@ -206,13 +206,18 @@ def federated(
     Args:
         dataset: all samples.
         parts: whose they are.
-        splits: `validation` or `test`: evaluate on these splits of all clients together.
+        splits: `validation` or `test`: evaluate on these splits of all clients together. Public samples, if
+            there are any, are the whole test split.
         limit: keep at most this many evaluation rows of each split, drawn by the seed; default: all.
         seed: the experiment's.
     """
     rows = Rows(np.arange(len(dataset.labels)), dataset.inputs, dataset.labels)
     chosen = {split: _evaluation_rows(parts, split, limit, seed) for split in splits}
+    if dataset.is_public is not None and "test" in chosen:
+        chosen["test"] = np.flatnonzero(dataset.is_public)
     evaluation = EvaluationRows(chosen, rows.select(np.concatenate([*chosen.values()]))) if chosen else None
+    if dataset.is_public is not None:
+        rows = rows.select(np.flatnonzero(~dataset.is_public))
     clients = {client.name: client for client in parts.clients}
     return FederatedDataset(dataset.kind, dataset.class_names, clients, rows, evaluation)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.arrow_tables import read_parquet
 from fedms.data.table import Table, check_no_pointer

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fedms.config.sections import DataConfig
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.data.files import FORMATS, SHEET_HINT, SHEETS, read_file
 from fedms.data.hub import read_saved
@@ -57,6 +57,11 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_ENTRIES
 
 
+def is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved this folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
 def read_folder(folder: Path, config: DataConfig) -> Source:
     """The tables of a folder by split.
 
@@ -64,17 +69,17 @@ def read_folder(folder: Path, config: DataConfig) -> Source:
         FedmsError: it holds no samples in a layout that we know, or some of them cannot be read.
         OSError: it cannot be listed.
     """
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+    if is_saved(folder):
         return read_saved(folder)
     entries = [entry for entry in sorted(folder.iterdir()) if not is_junk(entry.name)]
     entries = [entry for entry in entries if not entry.name.startswith("_")]
-    if files := _split_files(folder, entries):
+    if files := split_files(folder, entries):
         tables = {split: [read_file(path, config) for path in paths] for split, paths in files.items()}
         used = {path for paths in files.values() for path in paths}
         return joined(str(folder), tables, _left_out(folder, _not_used(entries, used)))
     folders = [path for path in entries if path.is_dir()]
     if any(path.name.lower() == "train" for path in folders):
-        return _split_folders(folder, folders, config)
+        return joined(str(folder), *split_folders(folder, folders, config))
     inner = [path for path in folders if _holds_splits(path)]
     if len(inner) == 1:  # a clone of a hub data set keeps its files in `data/`
         return read_folder(inner[0], config)
@@ -83,13 +88,13 @@ def read_folder(folder: Path, config: DataConfig) -> Source:
         raise FedmsError(f"{folder}: holds several data sets ({names}): name one, as in {inner[0]}")
     if not folders:
         raise FedmsError(_nothing_here(folder, entries))
-    return _image_folder(folder, complete=True).as_source()
+    return image_folder(folder, complete=True).as_source()
 
 
 # --- files of a split ---------------------------------------------------------------------------------------
 
 
-def _split_files(folder: Path, entries: Iterable[Path]) -> dict[str, list[Path]]:
+def split_files(folder: Path, entries: Iterable[Path]) -> dict[str, list[Path]]:
     """The files of each split, in the order of their names.
 
     Raises:
@@ -118,7 +123,7 @@ def _holds_splits(folder: Path) -> bool:
     """Whether tables by split lie in this folder: `train.csv`, or `train/0000.parquet`."""
     entries = [entry for entry in folder.iterdir() if not is_junk(entry.name)]
     train = [entry for entry in entries if entry.name.lower() == "train" and entry.is_dir()]
-    return bool(_split_files(folder, entries)) or any(_tables_in(path) for path in train)
+    return bool(split_files(folder, entries)) or any(_tables_in(path) for path in train)
 
 
 def _tables_in(folder: Path) -> list[Path]:
@@ -147,7 +152,9 @@ def _nothing_here(folder: Path, entries: Iterable[Path]) -> str:
 # --- folders of splits and of classes -----------------------------------------------------------------------
 
 
-def _split_folders(folder: Path, folders: Iterable[Path], config: DataConfig) -> Source:
+def split_folders(
+    folder: Path, folders: Iterable[Path], config: DataConfig
+) -> tuple[dict[str, list[Table]], list[str]]:
     """`train/`, `validation/`, `test/`: each holds tables, or one sub-folder of images per class."""
     tables: dict[str, list[Table]] = {}
     notes: list[str] = []
@@ -163,9 +170,9 @@ def _split_folders(folder: Path, folders: Iterable[Path], config: DataConfig) ->
                 raise FedmsError(f"{path}: holds files of several formats ({names}); keep one format")
             tables[split] = [read_file(file, config) for file in files]
         else:
-            found = _image_folder(path, complete=split == "train").as_source()
+            found = image_folder(path, complete=split == "train").as_source()
             tables[split], notes = found.splits["train"], notes + found.notes
-    return joined(str(folder), tables, notes)
+    return tables, notes
 
 
 class _Pictures:
@@ -183,7 +190,7 @@ class _Pictures:
         return Source({"train": [table]}, _left_out(self.folder, self.left))
 
 
-def _image_folder(folder: Path, complete: bool) -> _Pictures:
+def image_folder(folder: Path, complete: bool) -> _Pictures:
     """One sub-folder of images per class; `complete`: none of them may be empty."""
     found = _Pictures(folder)
     entries = sorted(folder.iterdir())

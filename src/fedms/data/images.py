@@ -63,6 +63,10 @@ class Images(Sequence[Any]):
         opener, row, where = self._places[index]
         return decode(opener, f"{where}: row {row + 1}")
 
+    def __add__(self, other: Images) -> Images:
+        """These pictures, then the others."""
+        return Images([*self._places, *other._places])
+
     def select(self, positions: Iterable[int]) -> Images:
         """The pictures at these positions; the places of the others are not held."""
         return Images([self._places[position] for position in positions])

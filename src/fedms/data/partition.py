@@ -7,19 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedms.config.sections import PARTITION_RULES, PartitionConfig
+from fedms.config.data import PARTITION_RULES, PartitionConfig
 from fedms.core import seeds
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
 from fedms.core.paths import is_name
-from fedms.data.partition_rules import bincount, by_shares, holdout_sizes, too_few
+from fedms.data.partition_rules import bincount, by_files, by_shares, holdout_sizes, too_few
 from fedms.data.sources import Dataset
 
 Rule = Callable[[Dataset, PartitionConfig, int], tuple[list[str], np.ndarray]]
 """From data set, config and seed to the clients' names [K] and each row's client, int64 [n] (places in the
 names). Where the source has a test split (`Dataset.is_test`), its rows are dealt out, too."""
 
-RULES: dict[str, Rule] = dict.fromkeys(("dirichlet", "classes", "column", "equal"), by_shares)
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(("dirichlet", "classes", "column", "equal"), by_shares),
+    "files": by_files,
+}
 """The rules that `partition.rule` can name; `register_partition` adds one."""
 
 
@@ -73,31 +76,53 @@ def partition(dataset: Dataset, config: PartitionConfig, seed: int) -> Partition
     PARTITION_RULES.check(config.rule)
     names, owner = RULES[config.rule](dataset, config, seed)
     owner = _checked(names, np.asarray(owner), dataset, config)
-    labels, test, clients = dataset.labels, dataset.is_test, len(names)
-    given = bincount(owner if test is None else owner[~test], clients)
-    tests = holdout_sizes(given, config.test) if test is None else bincount(owner[test], clients)
-    own = given - tests if test is None else given
-    for i in np.flatnonzero((own < config.min_samples) | (tests < 1))[:1]:
-        raise too_few(names[i], given[i], tests[i], test, config, "")
-    if test is None:
-        tested = _cut(owner, labels, tests, seeds.numpy_generator(seed, "partition", "test"))
-    else:
-        tested = test
-    rest = np.flatnonzero(~tested)
-    sizes = np.maximum(1, np.rint(own * config.validation).astype(np.int64))
-    validated = np.zeros(len(labels), dtype=bool)
-    validated[rest] = _cut(
-        owner[rest], labels[rest], sizes, seeds.numpy_generator(seed, "partition", "validation")
-    )
+    splits, clients = _splits(names, owner, dataset, config, seed), len(names)
+    rows = (_by_client(owner, mask, clients) for mask in splits)
+    return Partition(tuple(map(ClientSplit, names, *rows)))
 
-    splits = (_by_client(owner, mask, clients) for mask in (~tested & ~validated, validated, tested))
-    return Partition(tuple(map(ClientSplit, names, *splits)))
+
+def _splits(
+    names: list[str], owner: np.ndarray, dataset: Dataset, config: PartitionConfig, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Train, validation and test samples, each bool [n]. What a client's source does not give is drawn.
+
+    A test split that a rule deals out must reach all clients. Only files can give one to some clients alone.
+    """
+    labels, clients = dataset.labels, len(names)
+    none = np.zeros(len(labels), dtype=bool)
+    tested = none if dataset.is_test is None else dataset.is_test
+    validated = none if dataset.is_validation is None else dataset.is_validation
+    trained = ~tested & ~validated
+    left, tests, validations = (bincount(owner[mask], clients) for mask in (trained, tested, validated))
+    dealt_out = dataset.is_test is not None and dataset.owner is None
+    to_test = np.where(dealt_out | (tests > 0), 0, holdout_sizes(left, config.test))
+    own = left - to_test + validations
+    to_validate = np.where(validations > 0, 0, np.maximum(1, np.rint(own * config.validation))).astype(int)
+    few = (own < config.min_samples) | (tests + to_test < 1) | (left <= to_test)
+    for i in np.flatnonzero(few)[:1]:
+        raise too_few(names[i], (left + validations)[i], tests[i], not to_test[i], config, "")
+
+    def drawn(sizes: np.ndarray, purpose: str) -> np.ndarray:
+        rows, chosen = np.flatnonzero(trained), none.copy()
+        if dataset.owner is None:
+            generator = seeds.numpy_generator(seed, "partition", purpose)
+            chosen[rows] = _cut(owner[rows], labels[rows], sizes, generator)
+            return chosen
+        for i, own in enumerate(_by_client(owner, trained, clients)):  # as a site that has no other file
+            generator = seeds.numpy_generator(seed, "partition", purpose, names[i])
+            chosen[own] = _cut(np.zeros_like(own), labels[own], sizes[i : i + 1], generator)
+        return chosen
+
+    tested = tested | drawn(to_test, "test")
+    trained = trained & ~tested
+    validated = validated | drawn(to_validate, "validation")
+    return trained & ~validated, validated, tested
 
 
 def _checked(names: list[str], owner: np.ndarray, dataset: Dataset, config: PartitionConfig) -> np.ndarray:
     """Each row's client as int64; FedmsError where a rule returned something else than it must."""
     rule, rows = f"partition.rule {excerpt(config.rule)}", len(dataset.labels)
-    if len(names) != config.clients:
+    if config.clients not in (None, len(names)):
         raise FedmsError(f"{rule}: made {len(names)} clients, but partition.clients is {config.clients}")
     if bad := [name for name in names if not is_name(name)]:
         raise FedmsError(f"{rule}: {excerpt(repr(bad[0]))} cannot name a client's folder")
@@ -124,7 +149,7 @@ def _cut(
     order = np.lexsort((generator.random(len(owner)), labels, owner))
     client = owner[order]
     position = np.arange(len(owner)) - (np.cumsum(held) - held)[client]
-    start = generator.integers(0, held)[client]
+    start = generator.integers(0, np.maximum(held, 1))[client]
     reached = position * sizes[client] + start
     chosen = np.zeros(len(owner), dtype=bool)
     chosen[order] = (reached + sizes[client]) // held[client] > reached // held[client]

@@ -12,9 +12,10 @@ import unicodedata
 
 import numpy as np
 
-from fedms.config.sections import PartitionConfig
+from fedms.config.data import PartitionConfig
 from fedms.core import seeds
 from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.formatting import plural
 from fedms.data.sources import Dataset
 
 ATTEMPTS = 200
@@ -40,7 +41,8 @@ def by_shares(dataset: Dataset, config: PartitionConfig, seed: int) -> tuple[lis
         FedmsError: the column does not exist, or a client stays below the minimum.
     """
     labels, classes = dataset.labels, len(dataset.class_names)
-    values, group = _groups(dataset, config)
+    assert config.clients is not None, "only rule `files` leaves the number to the source"
+    values, group = _groups(dataset, config, config.clients)
     groups, members = max(len(values), 1), config.clients // max(len(values), 1)
     names = _names(values, members)
     test = dataset.is_test
@@ -52,7 +54,7 @@ def by_shares(dataset: Dataset, config: PartitionConfig, seed: int) -> tuple[lis
     for i in np.flatnonzero((own < members * config.min_samples) | (tests < members))[:1]:
         column = f" of {config.column} {values[i]!r}" if values else ""
         who = f"the {members} clients{column} together"
-        raise too_few(who, own[i], tests[i], test, config, "")
+        raise too_few(who, own[i], tests[i], test is not None, config, "")
 
     counts, test_counts = _draw(totals, test_totals, members, config, seed, names, dataset.class_names)
     owner = np.empty(len(labels), dtype=np.int64)
@@ -65,10 +67,31 @@ def by_shares(dataset: Dataset, config: PartitionConfig, seed: int) -> tuple[lis
     return names, owner
 
 
+def by_files(dataset: Dataset, config: PartitionConfig, seed: int) -> tuple[list[str], np.ndarray]:
+    """Each client has the samples of its own file or folder: `fedms.data.clients`.
+
+    Returns:
+        The clients' names, and each row's client, int64 [n].
+
+    Raises:
+        ConfigError: `partition.clients` is another number than the source has clients.
+        FedmsError: the data set was not read client by client.
+    """
+    if dataset.owner is None:
+        raise FedmsError("partition.rule files: the data set does not say whose its samples are")
+    held = len(dataset.clients)
+    if config.clients not in (None, held):
+        raise ConfigError(
+            f"partition.clients: {config.clients}, but data.source holds {plural(held, 'client')}; "
+            "with rule `files` the key can be left out"
+        )
+    return list(dataset.clients), dataset.owner
+
+
 # --- groups and names ---------------------------------------------------------------------------------------
 
 
-def _groups(dataset: Dataset, config: PartitionConfig) -> tuple[list[str], np.ndarray]:
+def _groups(dataset: Dataset, config: PartitionConfig, clients: int) -> tuple[list[str], np.ndarray]:
     """The column's values (none for the other rules) and each row's index into them, int64 [n]."""
     if config.rule != "column":
         return [], np.zeros(len(dataset.labels), dtype=np.int64)
@@ -82,9 +105,9 @@ def _groups(dataset: Dataset, config: PartitionConfig) -> tuple[list[str], np.nd
         sample = int(np.argmax(column == "")) + 1
         raise FedmsError(f"partition.column: sample {sample} has no value in column {config.column!r}")
     values, group = np.unique(column, return_inverse=True)
-    if config.clients % len(values):
+    if clients % len(values):
         raise ConfigError(
-            f"partition.clients: {config.clients} must be a multiple of {len(values)}, "
+            f"partition.clients: {clients} must be a multiple of {len(values)}, "
             f"the number of values in column {config.column!r}"
         )
     return [str(value) for value in values], group.astype(np.int64)
@@ -147,7 +170,7 @@ def _draw(
         names[worst],
         counts.sum(2).flat[worst],
         tests.flat[worst],
-        test_totals,
+        test_totals is not None,
         config,
         "a larger partition.alpha, " if skewed else "",
     )
@@ -249,14 +272,14 @@ def bincount(values: np.ndarray, length: int) -> np.ndarray:
     return np.bincount(values, minlength=length).astype(np.int64)
 
 
-def too_few(who: str, own: int, tests: int, split: object, config: PartitionConfig, alpha: str) -> FedmsError:
-    """The error for clients below the minimum. `alpha` names one more way out, or is empty."""
-    remedy = f"use fewer partition.clients, {alpha}a smaller partition.min_samples, or more data"
-    what = (
-        f"{own} samples and {tests} test samples"
-        if split is not None
-        else f"{own} samples to train and test on"
-    )
+def too_few(who: str, own: int, tests: int, split: bool, config: PartitionConfig, alpha: str) -> FedmsError:
+    """The error for clients below the minimum.
+
+    `split` says whether test samples come apart; `alpha` names one more way out, or is empty.
+    """
+    fewer = "" if config.rule == "files" else "fewer partition.clients, "
+    remedy = f"use {fewer}{alpha}a smaller partition.min_samples, or more data"
+    what = f"{own} samples and {tests} test samples" if split else f"{own} samples to train and test on"
     return FedmsError(
         f"{who} would hold {what}, but each client needs partition.min_samples ({config.min_samples}) "
         f"and a test: {remedy}"

@@ -1,61 +1,40 @@
-"""A public evaluation file: samples that every site may hold a copy of, so that personal models can be judged
-on more than their own data without anybody's data moving.
-"""
+"""Which public evaluation file it is: everybody who holds a copy must hold the same."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from fedms.config import Config
 from fedms.core.errors import FedmsError
-from fedms.data import sources
-from fedms.data.federated import EvaluationRows, Rows
-from fedms.data.sources import Dataset
-
-SPLIT = "split"
-"""The column that says which split a sample belongs to."""
 
 
-def read_public(path: Path, config: Config, class_names: tuple[str, ...], first: int) -> EvaluationRows:
-    """The evaluation rows in a public file, checked by the SHA-256 that the config names, if it names one.
-
-    Args:
-        first: the number of its first row; rows before it are others.
-
-    Raises:
-        FedmsError: the file cannot be read, is another one, has a class of its own, or lacks a split.
-    """
-    wanted = config.evaluation.public_sha256
-    if wanted and digest(path) != wanted:
-        raise FedmsError(f"{path}: is not the public file of evaluation.public_sha256")
-    named = config.data.model_copy(update={"source": str(path), "limit": None, "classes": class_names})
-    dataset = sources.load(named, config.seed)
-    numbers = first + np.arange(len(dataset.labels))
-    splits = {split: numbers[own] for split, own in by_split(dataset).items()}
-    if missing := [split for split in config.evaluation.splits if not len(splits.get(split, ()))]:
-        raise FedmsError(f"{path}: no sample is of the split {missing[0]!r} (column {SPLIT!r})")
-    chosen = {split: splits[split] for split in config.evaluation.splits}
-    return EvaluationRows(chosen, Rows(numbers, dataset.inputs, dataset.labels))
+def check_public(source: str, wanted: str | None) -> None:
+    """Raise FedmsError if this is another file than the one of that SHA-256, if one is named."""
+    if wanted is not None and public_digest(source) != wanted:
+        raise FedmsError(f"evaluation.public: {source} is not the file of evaluation.public_sha256")
 
 
-def by_split(dataset: Dataset) -> dict[str, np.ndarray]:
-    """The rows of each value of the column `split`, int64, ascending; without the column all are `test`."""
-    if SPLIT not in dataset.columns:
-        return {"test": np.arange(len(dataset.labels))}
-    column = dataset.columns[SPLIT]
-    return {str(value): np.flatnonzero(column == value) for value in np.unique(column)}
-
-
-def digest(path: Path) -> str:
-    """The SHA-256 of a file.
+def public_digest(source: str) -> str:
+    """The SHA-256 of a public file.
 
     Raises:
         FedmsError: it cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(Path(source).expanduser().read_bytes()).hexdigest()
     except OSError as error:
-        raise FedmsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise FedmsError(f"evaluation.public: {source}: cannot be read: {error.strerror}") from None
+
+
+def with_public_digest(config: Config) -> Config:
+    """The config with the SHA-256 of its public file, which says what accuracy_global was measured on.
+
+    Raises:
+        FedmsError: the file cannot be read, and the config does not name its SHA-256.
+    """
+    judged = config.evaluation
+    if judged.public is None or judged.public_sha256:
+        return config
+    found = public_digest(judged.public)
+    return config.model_copy(update={"evaluation": judged.model_copy(update={"public_sha256": found})})

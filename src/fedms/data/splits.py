@@ -20,7 +20,10 @@ SPLITS = {
 
 @dataclass
 class Source:
-    """The tables of `train`, and of `test` if the source has one; and lines about what was left out."""
+    """The tables of `train`, and of `test` if the source has one; and lines about what was left out.
+
+    Where each file is one client's, there can be `validation`, too, between them.
+    """
 
     splits: dict[str, list[Table]]
     notes: list[str] = field(default_factory=list)

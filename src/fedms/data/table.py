@@ -27,9 +27,17 @@ class Table:
     mixed: set[str] = field(default_factory=set)
     """Those of them that hold plain values in other rows"""
 
+    client: str = ""
+    """The client that holds it, where each file is one client's"""
+
+    @property
+    def columns(self) -> dict[str, None]:
+        """All columns, in their order, as keys."""
+        return dict.fromkeys([*self.scalars, *self.images, *self.nested])
+
     @property
     def names(self) -> str:
-        return ", ".join([*self.scalars, *self.images, *self.nested]) or "none"
+        return ", ".join(self.columns) or "none"
 
     def set_column(self, name: str, values: Sequence[Any]) -> None:
         """Keep a column of plain values, or note that it holds lists or objects."""

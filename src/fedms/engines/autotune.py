@@ -205,7 +205,7 @@ def _server(world: World, stage: Stage) -> Server:
 
 def _candidates(world: World, stage: Stage | None, scratch: Path) -> list[int]:
     """The stacks to measure; one client at a time where the clients cannot train in one batch."""
-    sizes = [size for size in STACKS if stage and size <= _cohort(world.config, stage)]
+    sizes = [size for size in STACKS if stage and size <= _cohort(world, stage)]
     if len(sizes) < 2:
         return [1]
     try:
@@ -220,12 +220,9 @@ def _stage(config: Config) -> Stage | None:
     return next((stage for stage in of(config).stages if {"A", "B", "head"} & {*stage.trains}), None)
 
 
-def _cohort(config: Config, stage: Stage) -> int:
+def _cohort(world: World, stage: Stage) -> int:
     """Clients of one round of the stage."""
-    federation = config.federation
-    if stage.budget == "global":
-        return federation.cohort
-    return federation.cohort_local or config.partition.clients
+    return world.config.federation.cohort_size(stage.budget, len(world.clients))
 
 
 def _planned(world: World) -> int:
@@ -233,5 +230,5 @@ def _planned(world: World) -> int:
     config, training = world.config, world.config.training
     steps = sum(-(-len(client.train) // training.batch_size) for client in world.clients.values())
     rounds = {"global": config.federation.rounds_global, "local": config.federation.rounds_local}
-    trained = sum(rounds[stage.budget] * _cohort(config, stage) for stage in of(config).stages)
+    trained = sum(rounds[stage.budget] * _cohort(world, stage) for stage in of(config).stages)
     return round(trained * steps / len(world.clients) * training.epochs)

@@ -64,7 +64,9 @@ class LocalEngine:
         self._samples = {name: len(client.train) for name, client in world.clients.items()}
         self._deadline = world.config.federation.deadline_seconds
         try:
-            self.choice = decide(world, worker_count(world.config), self._measure, folder / "cache")
+            self.choice = decide(
+                world, min(worker_count(world.config), len(world.clients)), self._measure, folder / "cache"
+            )
             self._open(self.choice.way.workers)
         except BaseException:
             self.close()
@@ -225,4 +227,4 @@ def worker_count(config: Config) -> int:
     """Worker processes: as configured, else one for each core; never more than there are clients."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = config.engine.workers or (1 if config.device == "cuda" else cores)
-    return min(wanted, config.partition.clients)
+    return min(wanted, config.partition.clients or wanted)

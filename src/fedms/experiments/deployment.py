@@ -16,6 +16,7 @@ import yaml
 from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.core.files import make_folder, write_bytes
+from fedms.data.public import with_public_digest
 from fedms.engines.flower.processes import (
     Child,
     Tls,
@@ -25,7 +26,6 @@ from fedms.engines.flower.processes import (
 )
 from fedms.experiments import experiment
 from fedms.experiments.observers import Observer
-from fedms.experiments.site_files import PUBLIC, write_site_files
 from fedms.runs.report.run.page import write_report
 
 SECRET = "secret"
@@ -80,16 +80,21 @@ class Deployment:
                 raise FedmsError(f"{self.place}: already there; go on with --resume, or name another --out")
             make_folder(self.place)
             self.place.chmod(0o700)
-            write_site_files(self.config, data)
-        return sorted(path.name for path in data.iterdir() if path.is_dir())
+            experiment.write_partition(self.config, data)
+        return sorted(path.name for path in (data / "sites").iterdir())
+
+    @property
+    def _public(self) -> Path:
+        return next((self.place / "data").glob("public.*"))
 
     def _server_config(self, names: Sequence[str], secret: Path) -> Config:
         values = self.config.model_dump()
         values["engine"] = {"name": "flower", "superlink": self.address, "secret": str(secret)}
         values["federation"] |= {"sites": tuple(names)}
+        values["partition"] |= {"clients": len(names)}
         values["data"] |= {"classes": tuple(read_classes(self.place / "data"))}
-        values["evaluation"] |= {"public": str(self.place / "data" / PUBLIC)}
-        return experiment.with_public_digest(Config.model_validate(values))
+        values["evaluation"] |= {"public": str(self._public)}
+        return with_public_digest(Config.model_validate(values))
 
     def start_superlink(self, secret: Path, port: int | None = None) -> None:
         """Start the SuperLink, on the database that is there."""
@@ -106,8 +111,8 @@ class Deployment:
         values = {
             "name": name,
             "folder": str(self.place / "folders" / name),
-            "data": {"source": str(next((self.place / "data" / name).iterdir()))},
-            "public": str(self.place / "data" / PUBLIC),
+            "data": {"source": str(self.place / "data" / "sites" / name)},
+            "public": str(self._public),
             "models": [self.config.model.name],
             "plugins": list(self.config.plugins),
             "device": self.config.device,

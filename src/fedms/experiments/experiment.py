@@ -15,9 +15,9 @@ from torch import Tensor
 
 from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
-from fedms.data import sources
-from fedms.data.partition import partition
-from fedms.data.public import digest
+from fedms.data.federated import federated
+from fedms.data.public import with_public_digest
+from fedms.data.written import check_can_write, write_clients
 from fedms.engines.base import Engine
 from fedms.engines.local import check_plugins
 from fedms.engines.registry import REMOTE, open_engine
@@ -46,7 +46,7 @@ from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
 from fedms.federation.sites import ServerSide
-from fedms.federation.world import open_world
+from fedms.federation.world import divided, open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
 from fedms.runs.environment import describe_environment
@@ -114,19 +114,6 @@ def run(
         torch.set_num_threads(threads)
 
 
-def with_public_digest(config: Config) -> Config:
-    """The config with the SHA-256 of its public file, which says what accuracy_global was measured on.
-
-    Raises:
-        FedmsError: the file cannot be read, and the config does not name its SHA-256.
-    """
-    judged = config.evaluation
-    if judged.public is None or judged.public_sha256:
-        return config
-    found = digest(Path(judged.public).expanduser())
-    return config.model_copy(update={"evaluation": judged.model_copy(update={"public_sha256": found})})
-
-
 def check_unchanged(config: Config, folders: Iterable[RunFolder]) -> None:
     """Raise FedmsError if data or model of this config have changed since these runs; the line says what."""
     if config.engine.name in REMOTE:
@@ -143,8 +130,7 @@ def describe_partition(config: Config) -> dict[str, Any]:
         classes, clients, counts [client][class], splits [client][train, validation, test].
     """
     find(config.method)
-    dataset = sources.load(config.data, config.seed)
-    parts = partition(dataset, config.partition, config.seed)
+    dataset, parts = divided(config)
     for note in dataset.notes:
         log.warning(note)
     return {
@@ -153,6 +139,17 @@ def describe_partition(config: Config) -> dict[str, Any]:
         "counts": parts.counts(dataset.labels, len(dataset.class_names)).tolist(),
         "splits": [[len(client.train), len(client.validation), len(client.test)] for client in parts.clients],
     }
+
+
+def write_partition(config: Config, folder: Path) -> None:
+    """Write each client's samples, everyone's test samples and the class names: `fedms.data.written`.
+
+    Raises:
+        FedmsError: the folder is not empty or cannot be written, or the data cannot be read.
+    """
+    check_can_write(folder)
+    dataset, parts = divided(config)
+    write_clients(federated(dataset, parts, ("test",), config.evaluation.everyone, config.seed), folder)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
     "head": {"label_prior", "rederive"},
     "gate": True,
     "mixture": True,
-    "evaluation": {"everyone", "validation"},
+    "evaluation": {"everyone", "public", "validation"},
     "cache": {"enabled", "memory_mb", "disk_mb"},
     "engine": True,
     "log": True,
@@ -67,6 +67,7 @@ KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
 def first_stage_settings(config: Config) -> dict[str, Any]:
     """All settings that change the result of a first, global stage, except the method."""
     values = config.model_dump(exclude=KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE)
-    for section, key in (place.split(".") for place in PLACES):
+    places = (place.split(".") for place in PLACES)
+    for section, key in ((section, key) for section, key in places if key in values[section]):
         values[section][key] = canonical_place(values[section][key])
     return values

@@ -41,9 +41,11 @@ class DataIdentity:
     order: str
     """Of the same, in their order."""
     split: str
-    """Which samples are the source's test split."""
+    """Which samples are the source's test split; its validation split and public samples, if there are such.
+    """
     column: str
-    """The values of `partition.column`; of nothing where no column divides the samples."""
+    """The values of `partition.column`, or each sample's client where the source names it; of nothing where
+    neither divides the samples."""
 
     @classmethod
     def of(cls, dataset: Dataset, digests: Sequence[bytes], column: str | None) -> Self:
@@ -54,13 +56,16 @@ class DataIdentity:
             for digest, label in zip(digests, dataset.labels, strict=True)
         ]
         test = np.zeros(len(rows), dtype=bool) if dataset.is_test is None else dataset.is_test
+        further = dataset.is_validation, dataset.is_public
         values = dataset.columns.get(column or "", np.empty(0, dtype=str))
+        if dataset.owner is not None:
+            values = np.array([*dataset.clients, ""])[dataset.owner]
         return cls(
             samples=len(rows),
             classes=names,
             content=_digest(sorted(rows)),
             order=_digest(rows),
-            split=_digest([test.tobytes()]),
+            split=_digest(mask.tobytes() for mask in (test, *further) if mask is not None),
             column=_digest(str(value).encode() for value in values),
         )
 
@@ -90,8 +95,8 @@ class DataIdentity:
         if self.order != now.order:
             return "its samples come in another order"
         if self.split != now.split:
-            return "other samples are its test split"
-        return "the column that divides it has other values" if self.column != now.column else None
+            return "other samples are its test or validation split, or public"
+        return "its samples belong to other clients" if self.column != now.column else None
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,7 @@ class Sampling:
 
     def cohort(self, stage: Stage, round_number: int) -> list[str]:
         """The clients of a round, drawn anew each round."""
-        federation = self.config.federation
-        wanted = federation.cohort if stage.budget == "global" else federation.cohort_local
-        size = wanted or len(self.clients)
+        size = self.config.federation.cohort_size(stage.budget, len(self.clients))
         generator = seeds.numpy_generator(self.config.seed, "cohort", stage.budget, round_number)
         chosen = generator.choice(len(self.clients), size, replace=False)
         return [self.clients[index] for index in sorted(chosen)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,10 +17,10 @@ from torch import Tensor
 from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
-from fedms.data.federated import SPLITS, OpenRows, federated
-from fedms.data.partition import ClientSplit, Partition, partition
-from fedms.data.public import SPLIT, by_split, read_public
-from fedms.data.sources import Dataset
+from fedms.data.federated import OpenRows, federated
+from fedms.data.partition import partition
+from fedms.data.public import check_public
+from fedms.data.sources import Dataset, with_public
 from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
 from fedms.federation.tiers import capacities, ranks
 from fedms.federation.world import World
@@ -174,25 +173,25 @@ class Place:
     rank: int
 
 
-def open_site(
-    config: Config, place: Place, own: Dataset, backbone: Backbone, public: Path | None
-) -> SiteWorld:
+def open_site(config: Config, place: Place, own: Dataset, backbone: Backbone) -> SiteWorld:
     """The world of a site.
 
     Args:
-        config: the experiment's; nothing of its section `data` is read.
+        config: the experiment's, with this site's section `data` and its copy of `evaluation.public`.
         own: the site's own samples, with the class names that occur in them.
-        public: the site's copy of the public evaluation file; None where it has none.
 
     Raises:
-        FedmsError: a class is not of the federation, or the site holds too few samples.
+        FedmsError: a class is not of the federation, the site holds too few samples, or its public file is
+            another one.
     """
     dataset = relabelled(own, place.class_names)
-    parts = Partition((own_split(config, place.name, dataset),))
-    data = federated(dataset, parts)
-    if public is not None and config.evaluation.public_sha256:
-        handed = read_public(public, config, place.class_names, len(dataset.labels))
-        data = replace(data, evaluation=handed)
+    alone = config.partition.model_copy(update={"clients": 1, "rule": "files", "column": None})
+    parts = partition(dataset, alone, config.seed)
+    judged = config.evaluation
+    if judged.public is not None:
+        check_public(judged.public, judged.public_sha256)
+        dataset = with_public(dataset, judged.public, config.data)
+    data = federated(dataset, parts, ("test",) if judged.public is not None else ())
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
     inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
     capacity = min(place.capacity, backbone.depth)
@@ -208,23 +207,6 @@ def relabelled(own: Dataset, class_names: tuple[str, ...]) -> Dataset:
         FedmsError: it has a class that is not among them.
     """
     if unknown := [name for name in own.class_names if name not in class_names]:
-        raise FedmsError(
-            f"class {excerpt(repr(unknown[0]))} of this site is not among the federation's classes"
-        )
+        raise FedmsError(f"class {excerpt(repr(unknown[0]))} of this site is not among the federation's")
     place = np.array([class_names.index(name) for name in own.class_names], dtype=np.int64)
     return replace(own, labels=place[own.labels], class_names=class_names)
-
-
-def own_split(config: Config, name: str, own: Dataset) -> ClientSplit:
-    """A site's train, validation and test rows: those that the column `split` names, or cut by the seed.
-
-    Raises:
-        FedmsError: too few samples, or a split has none.
-    """
-    if SPLIT not in own.columns:
-        alone = config.partition.model_copy(update={"clients": 1, "rule": "equal", "column": None})
-        return replace(partition(own, alone, config.seed).clients[0], name=name)
-    rows = by_split(own)
-    if missing := [split for split in SPLITS if split not in rows]:
-        raise FedmsError(f"no sample of this site is of the split {missing[0]!r} (column {SPLIT!r})")
-    return ClientSplit(name, *(rows[split] for split in SPLITS))

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.data import sources
 from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated, repeated
 from fedms.data.partition import ClientSplit, Partition, partition
-from fedms.data.public import read_public
+from fedms.data.public import check_public
 from fedms.data.sources import Dataset
 from fedms.federation.activation import check_depth
 from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
@@ -81,7 +80,7 @@ class World:
 
     @property
     def sample_count(self) -> int:
-        return len(self.dataset.labels)
+        return len(self.data.rows.numbers)
 
     def label_counts(self) -> list[list[int]]:
         """Training and validation samples of each class at every client, [clients][classes]."""
@@ -123,9 +122,8 @@ class World:
 
     @cached_property
     def everyone(self) -> dict[str, Samples]:
-        """All clients' validation and test samples together, at most `evaluation.everyone` of each, or those
-        of the public file; empty where neither is held.
-        """
+        """All clients' validation and test samples together, at most `evaluation.everyone` of each; or the
+        samples of `evaluation.public` for test. A site holds no more than the latter."""
         held = self.data.evaluation.splits if self.data.evaluation else ()
         return {split: self.data.everyone(split) for split in self.config.evaluation.splits if split in held}
 
@@ -133,18 +131,26 @@ class World:
         """Nothing is to be ended here; see `ServerSide`."""
 
 
+def divided(config: Config) -> tuple[Dataset, Partition]:
+    """The data set, and who holds what. Errors are the user's to mend (FedmsError)."""
+    dataset = sources.load(config.data, config.seed, by_client=config.partition.rule == "files")
+    parts = partition(dataset, config.partition, config.seed)
+    try:
+        config.federation.check(len(parts.clients))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if config.evaluation.public is not None:
+        check_public(config.evaluation.public, config.evaluation.public_sha256)
+        dataset = sources.with_public(dataset, config.evaluation.public, config.data)
+    return dataset, parts
+
+
 def open_world(config: Config) -> World:
     """Load data and model, divide the data. Errors are the user's to mend (FedmsError)."""
-    dataset = sources.load(config.data, config.seed)
-    parts = partition(dataset, config.partition, config.seed)
+    dataset, parts = divided(config)
     backbone = open_backbone(config)
     judged = config.evaluation
-    data = federated(dataset, parts, () if judged.public else judged.splits, judged.everyone, config.seed)
-    if judged.public:
-        handed = read_public(
-            Path(judged.public).expanduser(), config, dataset.class_names, len(dataset.labels)
-        )
-        data = replace(data, evaluation=handed)
+    data = federated(dataset, parts, judged.splits, judged.everyone, config.seed)
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
     inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
     return World(config, dataset, parts, data, backbone, inputs, opened)

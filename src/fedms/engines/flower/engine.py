@@ -21,7 +21,7 @@ from fedms.engines.flower.sites import PAUSE, Sites
 from fedms.engines.flower.wire import TASK, KnownRun, Reply, Request, Terms, config_for_sites
 from fedms.engines.memory import peak_memory
 from fedms.federation.identity import ModelIdentity
-from fedms.federation.messages import Failure, Task, encode
+from fedms.federation.messages import Failure, Task, Update, encode
 from fedms.federation.registration import declarations
 from fedms.federation.sites import Declared, ServerWorld
 
@@ -141,9 +141,11 @@ class FlowerEngine:
         except FedmsError as error:
             return Failure(client, "refused", str(error))
         self.received += len(reply.answer)
-        self._told.add((client, done.node))
-        self._remember(client, reply)
-        return read_answer(client, reply.answer)
+        answer = read_answer(client, reply.answer)
+        if isinstance(answer, Update):  # a site that failed may not even have kept the terms
+            self._told.add((client, done.node))
+            self._remember(client, reply)
+        return answer
 
     def _remember(self, client: str, reply: Reply) -> None:
         """Keep what a site says that it holds; a hello from before is then out of date."""

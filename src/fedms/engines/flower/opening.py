@@ -50,15 +50,18 @@ def federation_of(config: Config, backbone: Any, post: Post) -> FoundWorld:
         FedmsError: too few sites came, or they do not fit each other.
     """
     named, patience = config.federation.sites, config.engine.patience_seconds
+    wanted = config.partition.clients
+    if wanted is None:
+        raise ConfigError("federation.sites: needed with engine.name: flower, or partition.clients")
     sites = Sites(post, named)
     if named and config.data.classes:
         sites.wait(named, patience)
         if not sites.homes:
             raise FedmsError(f"no site came within {patience:g} s{sites.troubles}")
     else:  # the names are not known, or not all classes, unless everybody is there
-        sites.wait_for(config.partition.clients, patience)
+        sites.wait_for(wanted, patience)
     names = named or tuple(sorted(sites.homes))
-    if len(names) != (wanted := config.partition.clients):
+    if len(names) != wanted:
         raise FedmsError(f"{len(names)} sites came, but partition.clients is {wanted}: {', '.join(names)}")
     declared = {name: Declared(hello.samples, hello.capacity) for name, hello in sites.hellos.items()}
     classes = agreed_classes(config.data.classes, sites.hellos)

@@ -78,8 +78,8 @@ class Site:
         make_folder(self.folder)
         self.folder.chmod(0o700)
         keep_freed_memory()
-        self.own: Dataset = sources.load(settings.data, 0, least=1)
-        identity = DataIdentity.of(self.own, self.own.check(), "split")
+        self.own: Dataset = sources.load_client(settings.data, settings.name)
+        identity = DataIdentity.of(self.own, self.own.check(), None)
         self._data = identity.fingerprint
         self._hosts: OrderedDict[str, ClientHost] = OrderedDict()
         self._newest: dict[str, int] = {}
@@ -186,8 +186,7 @@ class Site:
         config, backbone = self._with_model(local_config(terms.config, self.settings), model)
         capacity = min(terms.capacity, self.settings.capacity or terms.capacity)
         place = Place(self.name, terms.classes, capacity, terms.rank)
-        public = self.settings.public and Path(self.settings.public).expanduser()
-        world = open_site(config, place, self.own, backbone, public or None)
+        world = open_site(config, place, self.own, backbone)
         return ClientHost(world, folder, prefixes=self.folder / "prefixes" / self._data[:16])
 
     def _with_model(self, config: Config, wanted: ModelIdentity) -> tuple[Config, Any]:
@@ -215,12 +214,15 @@ def local_config(text: str, settings: SiteConfig) -> Config:
         values = yaml.safe_load(text)
         plugins = [*(values.get("plugins") or [])]
         unknown = [name for name in plugins if name not in settings.plugins]
-        judged = {**values["evaluation"], "public": settings.public}
+        judged, partition = dict(values["evaluation"]), dict(values["partition"])
+        judged["public"] = settings.public if judged.get("public_sha256") else None
+        partition |= {"rule": "files", "clients": None, "column": None}
         own = {
             "data": settings.data.model_dump(),
             "cache": {**settings.cache.model_dump(), "dtype": values["cache"]["dtype"]},
             "device": settings.device,
             "evaluation": judged,
+            "partition": partition,
             "federation": {**values["federation"], "sites": [], "quorum": 1},
             "model": {**values["model"], "name": settings.models[0], "adapter": None},
         }
