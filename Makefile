@@ -1,4 +1,5 @@
 # install   a virtual environment in .venv with fedms in it     demo   the embedded experiment into runs/demo
+# install-flower   the same in .venv-flower with Flower beside it, for a federation of sites
 # test      ruff, mypy and all tests                            lint   ruff and mypy alone
 # clean     caches and build leftovers (to start afresh: rm -rf .venv)
 # results   all tables and pictures of docs/results.md, from the data in DATA; takes most of a day on 2 cores
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install demo test lint results clean
+.PHONY: install install-flower install-extras test-flower demo test lint results clean
 
 install: $(VENV)/.installed
 	@:
@@ -32,6 +33,19 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the development tools into $(VENV)"
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Flower wants some packages older than fedms alone has them: so a second environment, with constraints of its own.
+install-flower:
+	@$(MAKE) --no-print-directory VENV=.venv-flower CONSTRAINTS=constraints-flower.txt EXTRAS='[flower,dev]' install-extras
+
+install-extras:
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@echo "installing fedms$(EXTRAS) into $(VENV) (some minutes the first time)"
+	@$(PIP) install -c $(CONSTRAINTS) $(TORCH)
+	@$(PIP) install -c $(CONSTRAINTS) -e '.$(EXTRAS)'
+
+test-flower: install-flower
+	.venv-flower/bin/python -m pytest tests/flower
 
 # The folder of the last demo is removed first, so that the command can be repeated.
 demo: install

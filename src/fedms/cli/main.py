@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fedms.cli import fleet
 from fedms.cli.failures import Command, Commands
 from fedms.cli.inputs import read_inputs
 from fedms.cli.streams import prepare_streams
@@ -335,6 +336,10 @@ def methods() -> None:
         return
     for cells in listed:
         typer.echo("\t".join(cells).rstrip())
+
+
+for command in (fleet.site, fleet.serve, fleet.keys, fleet.deploy):
+    app.command(cls=Command)(command)
 
 
 @contextlib.contextmanager

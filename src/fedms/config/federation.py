@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from fedms.config.sections import Section
+from fedms.core.paths import alike, is_name
 from fedms.core.registry import Names
 
 AGGREGATIONS = Names("federation.aggregation", "average", "exact", "freeze-a", "svd")
@@ -35,6 +36,9 @@ class FederationConfig(Section):
     deadline_seconds: float | None = Field(None, gt=0, lt=1e9)
     """Longest time to wait for one answer of a client, in seconds; default: no limit. On this machine clients
     take turns, and the time of a client starts with its turn."""
+    sites: tuple[str, ...] = ()
+    """Names of the sites, for engine `flower`; default: those that are there when the run starts. A run with
+    named sites can start before all of them are there, if `data.classes` are named, too."""
     attempts: int = Field(3, ge=1)
     """How often a round asks for the answers that it needs, the first time included, before the run stops."""
     rounds_global: int = Field(10, ge=0, le=1_000_000)
@@ -61,6 +65,17 @@ class FederationConfig(Section):
             raise PydanticCustomError("name", "Input should be {allowed}", {"allowed": str(known)})
         return value
 
+    @field_validator("sites")
+    @classmethod
+    def _check_sites(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if (wrong := next((name for name in value if not is_name(name)), None)) is not None:
+            raise PydanticCustomError("site", "{wrong} cannot be a folder's name", {"wrong": repr(wrong)})
+        if pair := alike(value) or next(((name, name) for name in value if value.count(name) > 1), None):
+            raise PydanticCustomError(
+                "site", "two sites have one name: {one}, {other}", {"one": pair[0], "other": pair[1]}
+            )
+        return value
+
     def cohort_size(self, stage: Literal["global", "local"], clients: int) -> int:
         """Clients asked in each round of a stage, of this number of clients."""
         if stage == "local":
@@ -68,7 +83,13 @@ class FederationConfig(Section):
         return self.cohort or min(USUAL_COHORT, clients)
 
     def check(self, clients: int) -> None:
-        """Raise ValueError if a cohort is larger than the number of clients, or smaller than the quorum."""
+        """Raise ValueError if a cohort is larger than the number of clients or smaller than the quorum, or if
+        sites are named and there is another number of clients.
+        """
+        if self.sites and len(self.sites) != clients:
+            raise ValueError(
+                f"federation.sites: {len(self.sites)} sites are named, but partition.clients is {clients}"
+            )
         stages: tuple[Literal["global", "local"], ...] = ("global", "local")
         for key, stage in zip(("cohort", "cohort_local"), stages, strict=True):
             size = self.cohort_size(stage, clients)

@@ -15,13 +15,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from fedms.config.comparison import CompareConfig
 from fedms.config.data import DataConfig, PartitionConfig
+from fedms.config.engine import EngineConfig
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
-    EngineConfig,
     EvaluationConfig,
     GateConfig,
     HeadConfig,
@@ -102,10 +102,25 @@ class Config(Section):
     compare: CompareConfig = CompareConfig()
     """Rows, seeds and grid of a comparison."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _count_sites(cls, values: Any) -> Any:
+        """With as many clients as there are named sites, where the number is not given."""
+        named = values.get("federation") if isinstance(values, Mapping) else None
+        sites = named.get("sites") if isinstance(named, Mapping) else None
+        if not isinstance(sites, tuple | list) or not sites:
+            return values
+        held = values.get("partition") or {}
+        if isinstance(held, Mapping) and held.get("clients") is None:
+            return {**values, "partition": {**held, "clients": len(sites)}}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.partition.clients is not None:
             self.federation.check(self.partition.clients)
+        if self.federation.sites and self.engine.name != "flower":
+            raise ValueError("federation.sites: needs engine.name: flower")
         if self.deterministic and (self.engine.stack or 1) > 1:
             raise ValueError(
                 "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"

@@ -296,7 +296,9 @@ class EvaluationConfig(Section):
     all samples."""
     public: str | None = None
     """File of test samples that everybody may hold, for accuracy_global in place of everyone's test data; its
-    columns are those of the data."""
+    columns are those of the data. Real sites hold a copy; without one accuracy_global is null there."""
+    public_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
+    """SHA-256 of that file; default: of the file as it is found when the run starts."""
     validation: bool = False
     """Whether the final models are also scored on validation data, to choose settings without test data.
     `tune` always does so."""
@@ -321,23 +323,6 @@ class CacheConfig(Section):
     disk_mb: int = Field(20480, ge=0)
     """Disk space for kept outputs over all workers, in MiB. Outputs beyond it are computed again each
     time."""
-
-
-class EngineConfig(Section):
-    """The processes in which clients run."""
-
-    name: Literal["local"] = "local"
-    """Where clients run; `local` is this machine."""
-    workers: int | None = Field(None, ge=1, le=1024)
-    """Number of worker processes with one torch thread each; 1 works in this process. Default: one per core,
-    or with `deterministic: false` the fastest number in a measurement."""
-    stack: int | None = Field(None, ge=1, le=1024)
-    """Largest number of clients that one process trains together in a batch. Default: 1, or with
-    `deterministic: false` the fastest number in a measurement."""
-    kernels: Literal["auto", "torch", "onednn"] = "auto"
-    """What computes the products of frozen layers on a CPU in float32: PyTorch's own choice (MKL on x86), or
-    oneDNN. `auto` measures both once and takes oneDNN where it is much faster. The last bits differ, so a
-    resumed run keeps the kernel that it began with."""
 
 
 class LogConfig(Section):

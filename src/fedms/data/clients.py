@@ -11,7 +11,7 @@ operating systems:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fedms.config.data import DataConfig
@@ -37,9 +37,18 @@ def read_clients(folder: Path, config: DataConfig) -> Source:
             or the columns of two files differ.
         OSError: it cannot be listed.
     """
+    return _joined(_clients(folder), config)
+
+
+def read_client(path: Path, config: DataConfig, name: str) -> Source:
+    """The tables of one client by split, from its file or folder; errors as `read_clients`."""
+    return _joined({name: path}, config)
+
+
+def _joined(clients: Mapping[str, Path], config: DataConfig) -> Source:
     splits: dict[str, list[Table]] = {"train": [], "validation": [], "test": []}
     notes: list[str] = []
-    for name, path in sorted(_clients(folder).items()):
+    for name, path in sorted(clients.items()):
         found, told = _client(path, config) if path.is_dir() else ({"train": [read_file(path, config)]}, [])
         notes += told
         for split, tables in found.items():

@@ -133,12 +133,19 @@ def about_labels(source: str, found: Sequence[str], spelled: Sequence[str]) -> l
     return lines
 
 
-def classes(source: str, train: set[str], test: set[str], declared: Collection[str]) -> tuple[str, ...]:
+def classes(
+    source: str, train: set[str], test: set[str], declared: Collection[str], alone: bool = False
+) -> tuple[str, ...]:
     """The classes that training samples have: in their declared order, the rest sorted.
+
+    Args:
+        alone: these are all the samples of one client, which need not have every class.
 
     Raises:
         FedmsError: a class of the test split has no training sample, or there is one class alone.
     """
+    if alone:
+        return (*sorted(train | test),)
     if test - train:
         raise FedmsError(
             f"{source}: class {min(test - train)!r} stands in the test split, but no training sample has it"

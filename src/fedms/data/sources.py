@@ -20,7 +20,7 @@ import numpy as np
 from fedms.config.data import DataConfig
 from fedms.core import seeds
 from fedms.core.errors import FedmsError
-from fedms.data.clients import read_clients
+from fedms.data.clients import read_client, read_clients
 from fedms.data.columns import about_labels, check_declared, classes, places, roles, same_value, values
 from fedms.data.files import FORMATS, SHEETS, read_file
 from fedms.data.folders import read_folder
@@ -78,7 +78,18 @@ class Dataset:
         return self.inputs.glance() if isinstance(self.inputs, Images) else self.check()
 
 
-def load(config: DataConfig, seed: int, by_client: bool = False) -> Dataset:
+def load_client(config: DataConfig, name: str) -> Dataset:
+    """Read the file or folder of one client, as `load` reads a folder of clients.
+
+    The classes are those that occur, sorted; they need not be all classes of the federation.
+
+    Raises:
+        FedmsError: as `load`.
+    """
+    return load(config, 0, by_client=True, alone=name)
+
+
+def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | None = None) -> Dataset:
     """Read the source that the config names.
 
     A source is `assistant`, a file (CSV, TSV, JSONL, JSON, Parquet), a folder (files or folders named
@@ -92,12 +103,13 @@ def load(config: DataConfig, seed: int, by_client: bool = False) -> Dataset:
         seed: the experiment's, for `limit`.
         by_client: read a folder in which each file or sub-folder is one client (`partition.rule: files`; see
             `fedms.data.clients`). A validation split stays one.
+        alone: the source is the file or folder of this client.
 
     Raises:
         FedmsError: no such source, it cannot be read, a column does not exist, a value is missing, or its
             classes cannot be learned.
     """
-    source = _read(config, by_client)
+    source = _read(config, by_client, alone)
     splits = source.splits
     for split, tables in splits.items():
         if not sum(table.rows for table in tables):
@@ -117,7 +129,7 @@ def load(config: DataConfig, seed: int, by_client: bool = False) -> Dataset:
     if config.classes:
         check_declared(tables, labels, config.classes)
     class_names = config.classes or classes(
-        config.source, set(labels[:learned]), set(labels[learned:]), declared
+        config.source, set(labels[:learned]), set(labels[learned:]), declared, alone is not None
     )
     index = {name: i for i, name in enumerate(class_names)}
 
@@ -202,10 +214,10 @@ def _pick(found: list[Any], rows: np.ndarray) -> list[Any]:
     return [found[row] for row in rows]
 
 
-def _read(config: DataConfig, by_client: bool) -> Source:
+def _read(config: DataConfig, by_client: bool, alone: str | None) -> Source:
     """The tables of a source by split."""
     source = config.source
-    if by_client and not Path(source).expanduser().is_dir():
+    if by_client and alone is None and not Path(source).expanduser().is_dir():
         raise FedmsError(f"{source}: must be a folder of the clients' files with partition.rule `files`")
     if source == "assistant":
         folder = resources.files("fedms.data") / "corpus"
@@ -214,6 +226,8 @@ def _read(config: DataConfig, by_client: bool) -> Source:
         return Source({"train": [_corpus(domain, text) for domain, text in texts.items()]})
     path = Path(source).expanduser()
     try:
+        if alone is not None and path.exists():
+            return read_client(path, config, alone)
         if path.is_file():
             return Source({"train": [read_file(path, config)]})
         if path.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
+from fedms.data.public import with_public_digest
 from fedms.engines.base import Engine
 from fedms.engines.local import check_plugins
-from fedms.engines.registry import open_engine
+from fedms.engines.registry import REMOTE, open_engine
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
@@ -41,7 +43,8 @@ from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
-from fedms.federation.world import World, open_world
+from fedms.federation.sites import ServerSide
+from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
 from fedms.runs.environment import describe_environment
@@ -82,6 +85,7 @@ def run(
     watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
     check_plugins(config)
+    config = with_public_digest(config)
     if warning := same_bits_warning():
         log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded
@@ -93,26 +97,28 @@ def run(
     torch.set_num_threads(1)
     try:
         first = reusable(config, reuse) if reuse else None
-        world = open_world(config)
-        identity = world.check()
-        if first is not None:
-            first.check_identity(identity, config)
-        kernel = world.backbone.use(folder.kernel() or config.engine.kernels).kernel
-        if config.engine.kernels not in ("auto", kernel):
-            log.warning("engine.kernels: this run began with %s and keeps it", kernel)
-        adapter = adapter_pairs(config, world.backbone)
-        with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
-            folder.identify(identity, config)
-            folder.describe(describe_environment(config, engine.workers, kernel))
-            # the watcher comes last: it may end the run after a round
-            watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-            return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
+        with closing(REMOTE.get(config.engine.name, open_world)(config)) as world:
+            identity = world.check()
+            if first is not None:
+                first.check_identity(identity, config)
+            kernel = world.backbone.use(folder.kernel() or config.engine.kernels).kernel
+            if config.engine.kernels not in ("auto", kernel):
+                log.warning("engine.kernels: this run began with %s and keeps it", kernel)
+            adapter = adapter_pairs(config, world.backbone)
+            with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
+                folder.identify(identity, config)
+                folder.describe(describe_environment(config, engine.workers, kernel))
+                # the watcher comes last: it may end the run after a round
+                watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
+                return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
     finally:
         torch.set_num_threads(threads)
 
 
 def check_unchanged(config: Config, folders: Iterable[RunFolder]) -> None:
     """Raise FedmsError if data or model of this config have changed since these runs; the line says what."""
+    if config.engine.name in REMOTE:
+        return  # the data are elsewhere
     identity = open_world(config).check()
     for folder in folders:
         folder.check_identity(identity, config)
@@ -138,7 +144,7 @@ class Experiment:
     """
 
     def __init__(
-        self, world: World, folder: RunFolder, engine: Engine, observer: Observer, adapter: Arrays
+        self, world: ServerSide, folder: RunFolder, engine: Engine, observer: Observer, adapter: Arrays
     ) -> None:
         self.world = world
         self.config = world.config
@@ -246,7 +252,7 @@ class Experiment:
         return {
             "clients": len(self.world.clients),
             "classes": self.world.classes,
-            "samples": len(self.world.dataset.labels),
+            "samples": self.world.sample_count,
             "blocks": self.world.backbone.depth,
             "model": self.config.model.name,
             "workers": self.engine.workers,

@@ -28,6 +28,7 @@ WORDS_OF_FAILURE: dict[FailureKind, str] = {
     "died": "died",
     "deadline": "was too late",
     "refused": "was refused",
+    "lost": "has lost its files",
 }
 
 
@@ -205,6 +206,8 @@ class Rounds:
                 taken.append(answer)
         line.failures += lost
         for each in lost:
+            if each.kind == "lost":
+                self.server.ledger.forget(each.client)
             self.observer.note(f"{each.client} {WORDS_OF_FAILURE[each.kind]} in {line.place}: {each.reason}")
         return taken
 

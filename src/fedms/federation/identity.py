@@ -75,6 +75,11 @@ class DataIdentity:
         kept = {each.name: values[each.name] for each in fields(cls)}
         return cls(**{**kept, "classes": tuple(kept["classes"])})
 
+    @property
+    def fingerprint(self) -> str:
+        """One digest of all of it."""
+        return _digest([_canonical(asdict(self))])
+
     def change(self, now: DataIdentity) -> str | None:
         """What is different now, in words; None where nothing is."""
         if self.samples != now.samples:

@@ -62,6 +62,11 @@ class Ledger:
                     total += int(flops)
         return total
 
+    def forget(self, client: str) -> None:
+        """Forget what a client has received: its disk was lost."""
+        self.delivered.pop(client, None)
+        self.informed.discard(client)
+
     def forget_clients(self) -> None:
         """Forget what clients have received, computed and declared."""
         self.delivered.clear()

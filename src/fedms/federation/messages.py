@@ -17,8 +17,9 @@ from fedms.core.errors import FedmsError
 from fedms.core.files import decode_arrays, encode_arrays, storable
 
 Message = TypeVar("Message")
-FailureKind = Literal["error", "died", "deadline", "refused"]
-"""How an answer is lost: its client raised, its process ended, it came too late, or it was not admitted."""
+FailureKind = Literal["error", "died", "deadline", "refused", "lost"]
+"""How an answer is lost: its client raised, its process ended, it came too late, it was not admitted, or the
+client no longer holds what it was sent or kept."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.data import sources
 from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated, repeated
 from fedms.data.partition import ClientSplit, Partition, partition
+from fedms.data.public import check_public
 from fedms.data.sources import Dataset
 from fedms.federation.activation import check_depth
 from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
@@ -70,8 +71,21 @@ class World:
         return DataIdentity.of(self.dataset, digests, self.config.partition.column)
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.dataset.class_names
+
+    @property
     def classes(self) -> int:
-        return len(self.dataset.class_names)
+        return len(self.class_names)
+
+    @property
+    def sample_count(self) -> int:
+        return len(self.data.rows.numbers)
+
+    def label_counts(self) -> list[list[int]]:
+        """Training and validation samples of each class at every client, [clients][classes]."""
+        counts: list[list[int]] = self.partition.counts(self.dataset.labels, self.classes).tolist()
+        return counts
 
     @property
     def clients(self) -> Mapping[str, ClientSplit]:
@@ -88,7 +102,7 @@ class World:
     @cached_property
     def class_embeddings(self) -> Tensor:
         """Frozen features of the class names, [C, d]."""
-        return class_name_embeddings(self.dataset.class_names, self.backbone, self.config.model)
+        return class_name_embeddings(self.class_names, self.backbone, self.config.model)
 
     def open_client(self, name: str) -> FederatedDataset:
         """What one client holds: its own rows, and the evaluation rows that a simulation hands to all.
@@ -109,8 +123,12 @@ class World:
     @cached_property
     def everyone(self) -> dict[str, Samples]:
         """All clients' validation and test samples together, at most `evaluation.everyone` of each; or the
-        samples of `evaluation.public` for test."""
-        return {split: self.data.everyone(split) for split in self.config.evaluation.splits}
+        samples of `evaluation.public` for test. A site holds no more than the latter."""
+        held = self.data.evaluation.splits if self.data.evaluation else ()
+        return {split: self.data.everyone(split) for split in self.config.evaluation.splits if split in held}
+
+    def close(self) -> None:
+        """Nothing is to be ended here; see `ServerSide`."""
 
 
 def divided(config: Config) -> tuple[Dataset, Partition]:
@@ -122,15 +140,26 @@ def divided(config: Config) -> tuple[Dataset, Partition]:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if config.evaluation.public is not None:
+        check_public(config.evaluation.public, config.evaluation.public_sha256)
         dataset = sources.with_public(dataset, config.evaluation.public, config.data)
     return dataset, parts
 
 
 def open_world(config: Config) -> World:
     """Load data and model, divide the data. Errors are the user's to mend (FedmsError)."""
+    dataset, parts = divided(config)
+    backbone = open_backbone(config)
+    judged = config.evaluation
+    data = federated(dataset, parts, judged.splits, judged.everyone, config.seed)
+    opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
+    inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
+    return World(config, dataset, parts, data, backbone, inputs, opened)
+
+
+def open_backbone(config: Config) -> Backbone:
+    """The frozen model of a config on its device. Errors are the user's to mend (FedmsError)."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise FedmsError("device: cuda is not available here; allowed: cpu")
-    dataset, parts = divided(config)
     prepare(config.device, config.deterministic)
     backbone = load_backbone(config.model, config.lora)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
@@ -142,8 +171,4 @@ def open_world(config: Config) -> World:
         raise ConfigError(f"statistics.anchor: needs a text model; with {config.model.name} allowed: 0")
     check_depth(config.activation, backbone.depth, config.model.name)
     backbone.to_device(config.device, getattr(torch, config.precision))
-    judged = config.evaluation
-    data = federated(dataset, parts, judged.splits, judged.everyone, config.seed)
-    opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
-    inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
-    return World(config, dataset, parts, data, backbone, inputs, opened)
+    return backbone

@@ -47,7 +47,8 @@ IDENTITY = "identity.json"
 """What the run was made from: fingerprints of data and model."""
 ANOTHER_FOLDER_HINT = "name another folder with --out"
 KEYS_WITHOUT_EFFECT: dict[str, Any] = {
-    **dict.fromkeys(("engine", "log", "compare"), True),
+    **dict.fromkeys(("log", "compare"), True),
+    "engine": {"workers", "stack", "superlink", "certificates", "secret", "patience_seconds"},
     "cache": {"enabled", "memory_mb", "disk_mb"},
     "federation": {"quorum", "deadline_seconds", "attempts"},
 }

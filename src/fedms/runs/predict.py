@@ -264,6 +264,9 @@ def load(run: str | Path, client: str, model: str | Path | None = None) -> Clien
     finished = read_run(folder.path)
     classes = _classes(folder, finished.result, client)
     path = folder.client(client).path / "model.safetensors"
+    if not path.exists() and folder.config().engine.name == "flower":
+        there = f"fedms predict SITE/runs/RUN --client {client}"
+        raise FedmsError(f"{folder.path}: holds no personal models; they are at the sites: {there}")
     arrays, meta = read_arrays(path)
     try:
         kept = bool(meta["network_kept"])

@@ -10,7 +10,7 @@ from fedms.federation.exchanges.selection import Selection
 from fedms.federation.exchanges.testing import FinalTestAnswer, Judgement
 from fedms.federation.prediction import PRIORS
 from fedms.federation.server import Server
-from fedms.federation.world import World
+from fedms.federation.sites import ServerSide
 from fedms.model.gate import ADAPTER, NETWORK, fresh_gate
 from fedms.model.heads import zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, trained_names
@@ -21,7 +21,7 @@ SECONDS = ("evaluation_seconds", "seconds")
 
 
 def make_result(
-    world: World,
+    world: ServerSide,
     server: Server,
     selection: Selection,
     answers: Sequence[FinalTestAnswer],
@@ -36,8 +36,9 @@ def make_result(
     recipe = server.recipe
     method, learned = recipe.method, recipe.method.gate == "learned"
     trainable = trainable_parameters(world, server)
-    counts = world.partition.counts(world.dataset.labels, world.classes)
-    base = sum(answer.base_correct for answer in answers) / sum(answer.base_total for answer in answers)
+    tested = sum(answer.base_total for answer in answers)
+    base = sum(answer.base_correct for answer in answers) / tested
+    shared = [answer.shared_correct for answer in answers if answer.shared_correct is not None]
     return {
         "method": method.name,
         "seed": world.config.seed,
@@ -49,9 +50,12 @@ def make_result(
         "interpolation": selection.interpolation if method.predicts == "mixture" else None,
         "evidence_scales": list(selection.evidence_scales) if learned else None,
         **_accuracies(answers, "test"),
+        "accuracy_global_shared": sum(shared) / tested if len(shared) == len(answers) else None,
         "accuracy_base": base,
         "gate_global_share": _mean([answer.judged["test_own"].global_share for answer in answers]),
-        "gate_global_share_everyone": _mean([each.judged["test_everyone"].global_share for each in answers]),
+        "gate_global_share_everyone": _mean(
+            [each.judged["test_everyone"].global_share for each in answers if "test_everyone" in each.judged]
+        ),
         "gate_networks_kept": sum(answer.network_kept for answer in answers) if learned else None,
         "trainable_parameters": trainable,
         "trainable_fraction": trainable / world.backbone.parameter_count,
@@ -61,27 +65,30 @@ def make_result(
         "validation": _accuracies(answers, "validation") if world.config.evaluation.validation else None,
         "per_client": [_client(answer) for answer in answers],
         "partition": {
-            "classes": list(world.dataset.class_names),
+            "classes": list(world.class_names),
             "clients": list(world.clients),
-            "counts": counts.tolist(),
+            "counts": world.label_counts(),
         },
     }
 
 
 def _client(answer: FinalTestAnswer) -> dict[str, Any]:
-    own = answer.judged["test_own"]
+    own, everyone = answer.judged["test_own"], answer.judged.get("test_everyone")
     return {
         "name": answer.client,
         "samples": answer.samples,
         "accuracy_local": own.accuracy,
-        "accuracy_global": answer.judged["test_everyone"].accuracy,
+        "accuracy_global": everyone.accuracy if everyone else None,
         "gate_global_share": own.global_share,
     }
 
 
 def _accuracies(answers: Sequence[FinalTestAnswer], split: str) -> dict[str, Any]:
     own = [answer.judged[f"{split}_own"] for answer in answers]
-    everyone = [answer.judged[f"{split}_everyone"] for answer in answers]
+    judged = [answer.judged.get(f"{split}_everyone") for answer in answers]
+    everyone = [each for each in judged if each is not None]
+    if len(everyone) < len(own):  # a mean over some clients would be another figure
+        everyone = []
     accuracies = [judged.accuracy for judged in own]
     worst = sorted(accuracies)[: max(1, math.ceil(len(accuracies) / 10))]
     return {
@@ -112,7 +119,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def trainable_parameters(world: World, server: Server) -> int:
+def trainable_parameters(world: ServerSide, server: Server) -> int:
     """How many numbers training may change in one client's final model: its experts' active pairs and heads,
     its gate.
     """

@@ -63,6 +63,8 @@ class FinalTestAnswer(Answer):
     base_correct: int
     """Test samples that the untrained model gets right"""
     base_total: int
+    shared_correct: int | None
+    """Test samples that the global expert gets right, which everybody holds; None where there is none"""
 
     def metrics(self) -> dict[str, Any]:
         """All of it, flat."""
@@ -76,7 +78,8 @@ class FinalTestAnswer(Answer):
             if judged.frontier is not None:
                 said[f"{name}_frontier"] = list(judged.frontier)
             said[f"{name}_global_share"] = judged.global_share
-        return said | {"base_correct": self.base_correct, "base_total": self.base_total}
+        said |= {"base_correct": self.base_correct, "base_total": self.base_total}
+        return said | {"shared_correct": self.shared_correct}
 
     @classmethod
     def of(cls, update: Update) -> Self:
@@ -88,8 +91,8 @@ class FinalTestAnswer(Answer):
                 points = None if frontier is None else tuple(frontier)
                 judged[name] = Judgement(said[name], points, said.get(f"{name}_global_share"))
         scales = tuple(said.get("evidence_scales", UNSCALED))
-        base = said["base_correct"], said["base_total"]
-        return cls(said["samples"], update.client, judged, said["network_kept"], scales, *base)
+        hits = said["base_correct"], said["base_total"], said["shared_correct"]
+        return cls(said["samples"], update.client, judged, said["network_kept"], scales, *hits)
 
 
 class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTestAnswer, ...]]):
@@ -108,12 +111,12 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         judged = {
             f"{split}_{whose}": _judge(view, model, samples, asked.prior)
             for split in view.config.evaluation.splits
-            for whose, samples in (("own", view.samples(split)), ("everyone", view.everyone[split]))
+            for whose, samples in (("own", view.samples(split)), ("everyone", view.everyone.get(split)))
+            if samples is not None
         }
-        correct, total = _untrained(view)
+        hits = (*_untrained(view), _shared(view, model))
         samples = len(view.samples("train"))
-        scales = model.evidence_scales
-        return FinalTestAnswer(samples, view.client, judged, model.network_kept, scales, correct, total)
+        return FinalTestAnswer(samples, view.client, judged, model.network_kept, model.evidence_scales, *hits)
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """Accuracies and shares between 0 and 1, and counts within what was declared."""
@@ -122,11 +125,15 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         expected.samples("train", said.get("samples"))
         total = check_whole(said.get("base_total"), "base_total", least=1)
         check_whole(said.get("base_correct"), "base_correct", most=total)
+        if (shared := said.get("shared_correct")) is not None or recipe.has_global:
+            check_whole(shared, "shared_correct", most=total)
         if not isinstance(said.get("network_kept"), bool):
             raise RefusalError("network_kept is not true or false")
         for name in (
             f"{split}_{of}" for split in recipe.config.evaluation.splits for of in ("own", "everyone")
         ):
+            if name not in said and name.endswith("everyone"):
+                continue  # a site without a public file
             check_share(said.get(name), name)
             if (share := said.get(f"{name}_global_share")) is not None or recipe.predictor.mixes:
                 check_share(share, f"{name}_global_share")
@@ -144,6 +151,16 @@ def _judge(view: ClientView, model: PersonalModel, samples: Samples, prior: floa
     if view.recipe.has_frontier:
         frontier = tuple(outputs.accuracy(samples.labels, at) for at in PRIORS)
     return Judgement(outputs.accuracy(samples.labels, prior), frontier, outputs.global_share(prior))
+
+
+def _shared(view: ClientView, model: PersonalModel) -> int | None:
+    """Test samples that the global expert gets right, if there is one."""
+    if model.global_expert is None:
+        return None
+    samples = view.samples("test")
+    logits = view.runner.frozen_outputs("global", model.global_expert, samples, view.boundary).logits
+    assert logits is not None
+    return int((logits.argmax(1) == samples.labels).sum())
 
 
 def _untrained(view: ClientView) -> tuple[int, int]:
