@@ -93,7 +93,7 @@ class Deployment:
         values["federation"] |= {"sites": tuple(names)}
         values["partition"] |= {"clients": len(names)}
         values["data"] |= {"classes": tuple(read_classes(self.place / "data"))}
-        values["evaluation"] |= {"public": str(self._public)}
+        values["evaluation"] |= {"public": str(self._public), "everyone": None}
         return with_public_digest(Config.model_validate(values))
 
     def start_superlink(self, secret: Path, port: int | None = None) -> None:
