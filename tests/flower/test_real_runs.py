@@ -1,5 +1,5 @@
-"""Runs as processes of their own over real sites on 127.0.0.1: two at once, one that is killed, one whose site
-hangs.
+"""Runs as processes of their own over real sites on 127.0.0.1: two at once, one that is killed, one with a
+site that hangs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from fedms.experiments.observers import Silent
 from flower.test_sites_that_fail import failures, results
 
 pytest.importorskip("flwr", reason="needs the extra fedms[flower]: make test-flower")
+pytestmark = pytest.mark.distributed
 LONGEST = 240.0
 """Seconds that a run may take."""
 SHORT = ("federation.rounds_global=1", "federation.rounds_local=1")
@@ -40,7 +42,7 @@ def started(config: Config, out: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def result(process: subprocess.Popen[str], out: Path) -> dict[str, object]:
+def result(process: subprocess.Popen[str], out: Path) -> dict[str, Any]:
     """What a run that ends by itself has come to, without costs."""
     try:
         output, _ = process.communicate(timeout=LONGEST)
