@@ -133,14 +133,9 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
     index = {name: i for i, name in enumerate(class_names)}
 
     split_of = np.repeat([*sizes], [*sizes.values()])
-    kept = (
-        np.flatnonzero(split_of == split)[_limited(size, config.limit, seed, split)]
-        for split, size in sizes.items()
-    )
-    rows = np.concatenate([*kept])
-    clients, owner = np.unique(
-        np.repeat([table.client for table in tables], [table.rows for table in tables]), return_inverse=True
-    )
+    kept = [_limited(size, config.limit, seed, split) for split, size in sizes.items()]
+    rows = np.concatenate([*map(np.add, kept, np.cumsum([0, *sizes.values()]))])
+    clients, owner = _owners(tables)
     return Dataset(
         kind="image" if image else "text",
         inputs=Images(_pick(inputs, rows)) if image else _pick(inputs, rows),
@@ -153,6 +148,12 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
         clients=tuple(map(str, clients)) if by_client else (),
         owner=owner[rows].astype(np.int64) if by_client else None,
     )
+
+
+def _owners(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray]:
+    """The names of the tables' clients, sorted, and which of them holds each row."""
+    held = np.repeat([table.client for table in tables], [table.rows for table in tables])
+    return np.unique(held, return_inverse=True)
 
 
 def with_public(dataset: Dataset, source: str, config: DataConfig) -> Dataset:
