@@ -7,8 +7,9 @@
 
 A quarter of each client's training samples is validation data here, so that there is something to choose by.
 All figures are of the validation split: no test data is read for a choice. A candidate is a row of a `fedms
-compare`, which is stored in runs/choices/EXAMPLE. *Balanced* is the largest mean of both accuracies along the
-frontier: the accuracy of a client that meets both kinds of data alike.
+compare`, which is stored in runs/choices/EXAMPLE; `fedms` is training that hardly moves. *Balanced* is the
+largest mean of both accuracies along the frontier: the accuracy of a client that meets both kinds of data
+alike.
 """
 
 from __future__ import annotations
@@ -27,6 +28,15 @@ from fedms.runs.reading.comparison import read_comparison
 
 RUNS = ROOT / "runs" / "choices"
 COMMON = ("partition.validation=0.25", "evaluation.validation=true", "engine.workers=1")
+STILL = (
+    "training.batch_size=32",
+    "training.learning_rate=1e-3",
+    "training.head_learning_rate=1e-4",
+    "activation.rule=plateau",
+    "head.kind=statistics",
+    "statistics.anchor=0",
+)
+"""Where the candidates begin: training that hardly moves away from its start."""
 MOVING = {
     "training.batch_size": 8,
     "training.learning_rate": 3e-3,
@@ -46,10 +56,13 @@ TEXT: dict[str, dict[str, Any]] = {
     "names .8 + moving + two blocks": NAMES | MOVING | TWO | {"statistics.shrinkage": 0.8},
 }
 EXAMPLES: dict[str, tuple[list[str], dict[str, dict[str, Any]]]] = {
-    "assistant": (["evaluation.everyone=300"], TEXT),
-    "banking77": (["data.source=DATA/banking77", "data.limit=3000", "evaluation.everyone=300"], TEXT),
+    "assistant": ([*STILL, "activation.blocks=1", "evaluation.everyone=300"], TEXT),
+    "banking77": (
+        [*STILL, "data.source=DATA/banking77", "data.limit=3000", "evaluation.everyone=300"],
+        TEXT,
+    ),
 }
-"""Keys that the choice changes (DATA stands for --data), and the candidates beside the defaults."""
+"""Keys of all candidates (DATA stands for --data), and the candidates beside these keys alone."""
 
 
 def run(example: str, data: Path | None, rows: list[str] | None, seeds: list[int]) -> None:

@@ -70,7 +70,13 @@ EVERY_DENSE: dict[str, Any] = {
 }
 SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
 """Limits that let a hundred runs finish in an afternoon."""
+EMBEDDED: dict[str, Any] = {
+    "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal"],
+    "seeds": [0, 1, 2],
+}
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "assistant": ("assistant", COMMON, EMBEDDED),
+    "assistant-never": ("assistant", [*COMMON, "head.rederive=never"], EMBEDDED),
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
     "pacs": ("pacs", [*PACS, "data.limit=2400"], DENSE),

@@ -46,6 +46,7 @@ from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import World, open_world
 from fedms.model.checkpoints import locate
+from fedms.model.kernels import KERNELS, FrozenLinear, has_onednn
 from fedms.training.inputs import TextInputs
 
 COHORT, MANY = 10, 100
@@ -73,6 +74,7 @@ class Round:
 
     def __init__(self, config: Config, folder: Path, cohort: int, world: World | None = None) -> None:
         self.world = world or open_world(config)
+        self.world.backbone.use(config.engine.kernels)
         self.engine = LocalEngine(self.world, folder)
         self.stage = of(config).stages[0]
         self.server = Server(
@@ -142,15 +144,21 @@ def seconds(work: Callable[[], None]) -> float:
 
 
 def gemm_rate() -> float:
-    """Operations a second of a block's largest matrix product, for a usual batch: the best of eight tries."""
-    x, weight = torch.randn(32 * 16, 384), torch.randn(1536, 384)
-    work = 50 * 2 * x.shape[0] * weight.numel()
+    """Operations a second of a block's largest matrix product, for a usual batch, by the faster kernel: the
+    best of eight tries of each.
+    """
+    x, layer = torch.randn(32 * 16, 384), FrozenLinear(384, 1536).requires_grad_(False)
+    work = 50 * 2 * x.shape[0] * layer.weight.numel()
 
     def product() -> None:
         for _ in range(50):
-            F.linear(x, weight)
+            layer(x)
 
-    return max(work / seconds(product) for _ in range(8))
+    rates = []
+    for kernel in KERNELS if has_onednn() else KERNELS[:1]:
+        layer.use(kernel)
+        rates += [work / seconds(product) for _ in range(8)]
+    return max(rates)
 
 
 def overhead(config: Config, folder: Path, world: World) -> Callable[[], float]:

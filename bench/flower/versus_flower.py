@@ -89,7 +89,8 @@ def fedms_config(common: Mapping[str, Any], program: str) -> dict[str, Any]:
     """The config of one of the fedms programs."""
     if program == SAME_WORK:  # as in Flower: a head of zeros, and no validation before the end
         rounds = common["federation"]["rounds_global"]
-        rates = {"training": {"learning_rate": RATE, "head_learning_rate": RATE}, "head": {"kind": "linear"}}
+        training = {"batch_size": 32, "learning_rate": RATE, "head_learning_rate": RATE}
+        rates = {"training": training, "head": {"kind": "linear"}}
         return {
             **common,
             **rates,

@@ -181,6 +181,7 @@ RESULT: dict[str, tuple[Damage, str]] = {
     "counts of other clients": (parted(clients=["client-0"]), "result.json: damaged: partition"),
     "counts that are words": (parted(counts=[["a"] * 4] * 3), "result.json: damaged: partition"),
     "negative counts": (parted(counts=[[-1] * 4] * 3), "result.json: damaged: partition"),
+    "counts beyond all data": (parted(counts=[[2**64] * 4] * 3), "result.json: damaged: partition"),
     "ragged counts": (parted(counts=[[1] * 4, [1], [1]]), "result.json: damaged: partition"),
     "classes that are numbers": (parted(classes=[1, 2, 3, 4]), "result.json: damaged: partition"),
     "no config": (remove("config.yaml"), "run: not a finished run: it has no config.yaml"),

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from fedms.cli.main import app
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.experiments import experiment
+from fedms.experiments import description, experiment
 from fedms.runs.report.drawing import SUFFIXES
 
 runner = CliRunner()
@@ -65,7 +65,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Play:
 
     def put(function: Callable[..., Any]) -> None:
         monkeypatch.setattr(experiment, "run", function)
-        monkeypatch.setattr(experiment, "describe_partition", lambda config: PARTITION)
+        monkeypatch.setattr(description, "describe_partition", lambda config: PARTITION)
 
     return put
 

@@ -11,7 +11,7 @@ from PIL import Image
 from fedms.config import Config, load_config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.federated import SPLITS, FederatedDataset, federated
-from fedms.experiments.experiment import write_partition
+from fedms.experiments.description import write_partition
 from fedms.federation.identity import DataIdentity
 from fedms.federation.world import divided
 

@@ -35,10 +35,30 @@ def test_a_plateau_is_a_full_queue_without_gain_and_empties_the_queue():
 
 
 @pytest.mark.parametrize(
-    ("local", "blocks"), [(None, [4, 5]), (1, [4, 5]), (4, [2, 3, 4, 5]), ("all", list(range(6)))]
+    ("local", "blocks"), [(None, [4, 5]), (1, [4, 5]), (4, [2, 3, 4, 5]), ("all", list(range(6))), (0, [])]
 )
-def test_a_local_stage_has_the_blocks_of_the_global_expert_at_least(local, blocks):
+def test_a_local_stage_has_the_blocks_of_the_global_expert_at_least_or_none(local, blocks):
     assert Activation(Rule(blocks=2, blocks_local=local), 6).local_blocks() == blocks
+
+
+def test_after_warm_rounds_with_all_blocks_the_planned_ones_are_left():
+    activation, after = Activation(Rule(rule="warm", blocks=2, warm_rounds=3), 6), []
+    assert activation.blocks() == list(range(6))
+    for left in range(4, -1, -1):
+        changed = activation.observe(0.5, left)
+        after.append((len(activation.blocks()), changed))
+    assert after == [(6, False), (6, False), (2, True), (2, False), (2, False)]
+    assert activation.blocks() == activation.local_blocks() == [4, 5]
+    assert activation.blocks(activation.trained) == list(range(6))
+    again = Activation(Rule(rule="warm", blocks=2, warm_rounds=3), 6)
+    again.restore(activation.state())
+    assert (again.active, again.trained) == (2, 6)
+
+
+def test_warm_rounds_end_nowhere_where_all_blocks_are_planned():
+    activation = Activation(Rule(rule="warm", blocks="all", warm_rounds=1), 6)
+    assert not any(activation.observe(0.5, left) for left in range(5, -1, -1))
+    assert activation.active == 6
 
 
 def test_a_rising_score_is_no_plateau():

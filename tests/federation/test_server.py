@@ -112,8 +112,9 @@ def test_the_frozen_global_expert_reaches_each_client_once(server):
         }
 
     first = sent(CLIENTS[:2])
-    assert all(arrays.keys() == {f"global/{name}" for name in trained} for arrays in first.values()), (
-        "the scale of the head is there already"
+    assert all(
+        arrays.keys() == {f"global/{name}" for name in (*trained, "head.log_scale")}
+        for arrays in first.values()
     )
     assert all(torch.equal(first["client-00"][f"global/{name}"], trained[name]) for name in trained)
     second = sent(CLIENTS[:3])

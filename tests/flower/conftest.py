@@ -17,7 +17,7 @@ from fedms.engines.flower import opening
 from fedms.engines.flower.post import Letter, Node, Return
 from fedms.engines.flower.site import Site
 from fedms.engines.flower.wire import HELLO
-from fedms.experiments.experiment import write_partition
+from fedms.experiments.description import write_partition
 from fedms.experiments.site import keep_finished
 
 

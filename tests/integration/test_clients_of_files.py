@@ -11,6 +11,7 @@ import fedms
 from fedms.config.schema import changed
 from fedms.core.errors import FedmsError
 from fedms.experiments import experiment
+from fedms.experiments.description import write_partition
 from fedms.runs.reading.run import read_run
 from tiny_run import finished, run_config, write_texts  # noqa: F401 (a fixture)
 
@@ -29,7 +30,7 @@ def test_written_files_give_the_same_result_to_the_last_bit(
 ) -> None:
     run = finished(family, evaluation__everyone=10)
     before = fedms.load_config(run / "config.yaml")
-    experiment.write_partition(before, tmp_path / "written")
+    write_partition(before, tmp_path / "written")
     [public] = (tmp_path / "written").glob("public.*")
     keys = {
         "data.source": str(tmp_path / "written" / "sites"),

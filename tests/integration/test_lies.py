@@ -128,13 +128,27 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
         "calibrate",
         None,
         array("calibrate.log_likelihood", lambda a: a[1:]),
-        "calibrate.log_likelihood is of shape [12], not [13]",
+        "calibrate.log_likelihood is of shape [77], not [78]",
     ),
     (
         "calibrate",
         None,
         array("calibrate.log_likelihood", first(5.0)),
         "calibrate.log_likelihood is above zero",
+    ),
+    ("head", "local", array("head.log_likelihood", lambda a: a[1:]), "head.log_likelihood is of shape [4], "),
+    ("head", "local", array("head.log_likelihood", lambda a: -a), "head.log_likelihood is above zero"),
+    (
+        "label-prior",
+        "local",
+        array("label_prior.log_likelihood", lambda a: a[1:]),
+        "label_prior.log_likelihood is of shape [2], not [3]",
+    ),
+    (
+        "label-prior",
+        "local",
+        array("label_prior.log_likelihood", lambda a: -a),
+        "label_prior.log_likelihood is above zero",
     ),
     (
         "interpolate",

@@ -210,7 +210,7 @@ def damages(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
     """Ways to damage what a stopped run has left, one of each kind of file."""
     newest = max((folder / "server").glob("state-*"), key=lambda path: int(path.stem.split("-")[1]))
     state = next((folder / "clients").glob("*/state-1-1.safetensors"))
-    received = next((folder / "clients").glob("*/received-1-0.safetensors"))
+    received = next((folder / "clients").glob("*/received-1-*.safetensors"))
 
     def flip(path: Path) -> None:
         data = bytearray(path.read_bytes())
@@ -360,23 +360,30 @@ def test_a_run_with_a_first_stage_from_another_goes_on_without_it(finished, perf
         assert outcome(out) == outcome(whole)
 
 
-METHODS = ("mixture-constant", "fedavg-finetune", "local", "statistics")
+WARM = (
+    "activation.rule=warm",
+    "activation.blocks=1",
+    "activation.warm_rounds=1",
+    "federation.rounds_global=3",
+)
+METHODS = [(f"method={name}",) for name in ("mixture-constant", "fedavg-finetune", "local", "statistics")]
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_other_methods_go_on_too(tiny, finished, tmp_path, method):
-    config = tiny(f"method={method}")
+@pytest.mark.parametrize("keys", [*METHODS, WARM], ids="-".join)
+def test_other_methods_go_on_too(tiny, finished, tmp_path, keys):
+    config = tiny(*keys)
     for _ in range(20):
         try:
             experiment.run(config, tmp_path / "run", Notes(1), resume=True)
         except KeyboardInterrupt:
             continue
         break
-    assert outcome(tmp_path / "run") == outcome(finished(f"method={method}").folder)
+    assert outcome(tmp_path / "run") == outcome(finished(*keys).folder)
 
 
 @pytest.mark.parametrize(
-    "kind", ["statistics", "calibrate", "train", "evaluate", "interpolate", "weigh", "test"]
+    "kind",
+    ["statistics", "calibrate", "head", "label-prior", "train", "evaluate", "interpolate", "weigh", "test"],
 )
 def test_a_run_that_ends_within_an_exchange_comes_to_the_same(config, finished, tmp_path, monkeypatch, kind):
     """Some clients have answered, and what they keep is newer than the server's checkpoint."""

@@ -11,6 +11,7 @@ from outcomes import state
 
 from fedms.config import load_config
 from fedms.core.errors import FedmsError
+from fedms.core.files import read_arrays
 from fedms.experiments import experiment
 from fedms.experiments.observers import Silent
 
@@ -32,6 +33,46 @@ def test_workers_give_the_same_run_to_the_last_bit(finished, perform):
     assert alone.outcome == together.outcome
     assert state(alone.folder) == state(together.folder)
     assert not (together.folder / "cache").exists()
+
+
+WARM = (
+    "activation.rule=warm",
+    "activation.blocks=1",
+    "activation.warm_rounds=1",
+    "federation.rounds_global=3",
+    "method=fedavg-sal",
+)
+
+
+def test_after_the_warm_rounds_the_lower_pairs_stay_in_the_prefix(finished, perform):
+    run, dense, together = (
+        finished(*WARM),
+        finished(*WARM, "activation.blocks=all"),
+        perform(*WARM, "engine.workers=2"),
+    )
+    assert run.outcome == together.outcome and state(run.folder) == state(together.folder)
+    assert [line["active_blocks"] for line in run.rounds("global")] == [3, 1, 1]
+    arrays = [read_arrays(each.folder / "server" / "after-global.safetensors")[0] for each in (run, dense)]
+    blocks = {name for name in arrays[0] if "lora_B" in name}
+    assert {name.partition("/")[0] for name in blocks} == {"shared", "frozen"}
+    assert all(arrays[0][name].abs().max() > 0 for name in blocks), "all blocks were trained"
+    assert {name.partition("/")[2] for name in blocks} == {
+        name.partition("/")[2] for name in arrays[1] if "lora_B" in name
+    }
+    assert run.result["trainable_parameters"] == dense.result["trainable_parameters"]
+    for key in ("uplink_bytes", "train_flops"):
+        first, *later = (
+            (one[key], other[key])
+            for one, other in zip(run.rounds("global"), dense.rounds("global"), strict=True)
+        )
+        assert first[0] == first[1] and all(one < other for one, other in later)
+
+
+def test_the_prefix_with_pairs_is_what_no_cache_gives(finished, perform):
+    cached, plain = finished(*WARM), perform(*WARM, "cache.enabled=false")
+    assert [line["validation_score"] for line in cached.rounds("global")] == [
+        line["validation_score"] for line in plain.rounds("global")
+    ]
 
 
 def test_another_seed_gives_another_run(finished):

@@ -17,6 +17,8 @@ SUMS = {
     "statistics.sums",
     "statistics.second",
     "calibrate.log_likelihood",
+    "head.log_likelihood",
+    "label_prior.log_likelihood",
     "interpolate.log_likelihood",
     "weigh.log_likelihood",
 }

@@ -17,6 +17,7 @@ from PIL import Image
 import fedms
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.images import upright
+from fedms.federation.personal_model import UNSCALED
 from fedms.federation.world import open_world
 from fedms.runs.export.export import export_client
 from fedms.runs.folder import RunFolder
@@ -107,9 +108,10 @@ def test_the_prior_moves_between_the_experts(finished):  # noqa: F811
     client = fedms.load(finished(), "client-0")
     for prior in (0, 1):
         assert [each.local_weight for each in client.predict(TEXTS, prior)] == [prior] * 3
+    assert client.predict(TEXTS) == client.predict(TEXTS, 0.5), "the run's own"
+    client.personal.evidence_scales = UNSCALED  # else each prior trusts the evidence as far as it should
     low, high = (client.predict(TEXTS, prior) for prior in (0.2, 0.8))
     assert all(global_weight(a) > global_weight(b) for a, b in zip(low, high, strict=True))
-    assert client.predict(TEXTS) == client.predict(TEXTS, 0.5), "the run's own"
 
 
 def test_the_data_set_is_not_needed(finished, tmp_path):  # noqa: F811

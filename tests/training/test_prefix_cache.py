@@ -10,12 +10,13 @@ import torch
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.data.federated import Samples
-from fedms.model import flops
+from fedms.model import flops, packing
 from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert
 from fedms.model.parts import fresh_lora
-from fedms.training.prefix_cache import FILL_BATCH, PrefixCache
+from fedms.training.prefix_cache import PrefixCache
 from fedms.training.prefix_store import reserve
+from fedms.training.runner import Runner
 
 AMPLE = 2**30
 PICKS = np.array([5, 0, 90, 17, 5])
@@ -87,6 +88,32 @@ def test_an_expert_left_attached_does_not_reach_the_cache(make, backbone, inputs
     expected = direct(backbone, inputs, owned.rows[PICKS], 2)
     backbone.attach(Expert(arrays, 1.0).pairs())
     same_where_real(make().hidden(owned, 2, PICKS), expected)
+
+
+def test_frozen_pairs_below_the_boundary_are_part_of_the_prefix(make, backbone, inputs):
+    arrays = {
+        name: torch.ones_like(array) * 0.05 for name, array in fresh_lora(backbone, range(3), 4, 0).items()
+    }
+    expert, other = Expert(arrays, 1.0), Expert({name: 2 * array for name, array in arrays.items()}, 1.0)
+    cache, owned = make(), samples()
+    backbone.attach(expert.pairs())
+    ids, mask = inputs.batch(owned.rows[PICKS])
+    with torch.no_grad():
+        expected = backbone.run(backbone.embed(ids), mask, 0, 2), mask
+        feature = backbone.feature(ids, mask)
+    below = expert.below(2)
+    assert below is not None and {block for block, _ in below.pairs} == {0, 1} and expert.below(0) is None
+    same_where_real(cache.hidden(owned, 2, PICKS, below), expected)
+    once = cache.flops
+    cache.hidden(owned, 2, PICKS, Expert(dict(arrays), 1.0).below(2))
+    assert cache.flops == once, "equal pairs have the same prefix"
+    made = Runner(backbone, cache).feature(expert, owned, 2, PICKS)
+    torch.testing.assert_close(made, feature, atol=2e-5, rtol=1e-4)
+    plain, changed = (cache.hidden(owned, 2, PICKS, each)[0] for each in (None, other.below(2)))
+    assert cache.flops > 2.5 * once, "other pairs have another one"
+    assert not torch.allclose(plain, expected[0], atol=1e-3) and not torch.allclose(
+        changed, expected[0], atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("memory", [0, AMPLE])
@@ -168,12 +195,16 @@ def test_memory_fills_first_then_the_disk_then_nothing_is_kept(make, backbone, i
 
 @pytest.mark.parametrize("memory", [0, AMPLE])
 def test_the_prefix_is_computed_once_and_counted(make, backbone, inputs, memory):
-    cache, owned = make(memory), samples(count=FILL_BATCH)
+    cache, owned = make(memory), samples(count=64)
     cache.hidden(owned, 2, PICKS[:2])
-    longest = int(inputs.lengths(owned.rows).max())
-    assert cache.flops == flops.forward(backbone, FILL_BATCH, longest, 0, 2)
+    assert cache.flops == cache.used[owned.owner][1] == unpadded(backbone, inputs, owned.rows)
     cache.hidden(owned, 2, np.arange(20))
-    assert cache.flops == flops.forward(backbone, FILL_BATCH, longest, 0, 2)
+    assert cache.flops == unpadded(backbone, inputs, owned.rows)
+
+
+def unpadded(backbone, inputs, rows):
+    """Operations of two blocks over these texts, none of them padded."""
+    return sum(flops.forward(backbone, 1, int(length), 0, 2) for length in inputs.lengths(rows))
 
 
 def test_beyond_the_budget_only_what_is_asked_for_is_computed(make, backbone, inputs):
@@ -296,19 +327,20 @@ def test_images_are_cached_by_their_patches(checkpoint, tmp_path):
         same_where_real((hidden, mask), direct(backbone, Pixels(), np.array([69, 3]), 1))
 
 
-def test_several_owners_are_computed_in_common_batches_and_booked_alone(make, backbone, inputs):
+def test_several_owners_are_computed_in_common_batches_and_booked_alone(make, backbone, inputs, monkeypatch):
     owners = [samples(f"client-{n}/train", 9, seed=n) for n in range(5)]
     alone, together = make(folder="alone"), make(folder="together")
+    batch, computed = inputs.batch, []
+    monkeypatch.setattr(inputs, "batch", lambda rows: (computed.append(rows), batch(rows))[1])
     together.fill(owners, 2)
-    lengths = np.concatenate([inputs.lengths(each.rows) for each in owners])
-    assert together.flops == together.kept_flops == flops.forward(backbone, 45, int(lengths.max()), 0, 2), (
-        "one batch"
-    )
+    assert len(computed) == 1, "one batch"
+    spent = unpadded(backbone, inputs, np.concatenate([each.rows for each in owners]))
+    assert together.flops == together.kept_flops == spent
     for owned in owners:
         same_where_real(together.hidden(owned, 2, PICKS[:2]), alone.hidden(owned, 2, PICKS[:2]))
     assert together.used == alone.used and together.flops == together.kept_flops
     together.fill(owners, 2)
-    assert together.flops == flops.forward(backbone, 45, int(lengths.max()), 0, 2), "they were there"
+    assert together.flops == spent, "they were there"
 
 
 def test_who_has_no_room_does_not_keep_the_others_from_theirs(make, backbone, inputs):
@@ -324,6 +356,7 @@ def test_who_has_no_room_does_not_keep_the_others_from_theirs(make, backbone, in
 
 def test_what_failed_half_way_is_not_taken_for_whole(make, backbone, inputs, monkeypatch):
     cache, owners = make(), [samples(f"client-{n}/train", 70, seed=n) for n in range(3)]
+    monkeypatch.setattr(packing, "TOKENS", 300)
     batch, calls = inputs.batch, []
 
     def broken(rows):

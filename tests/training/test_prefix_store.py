@@ -9,8 +9,7 @@ import torch
 from test_prefix_cache import AMPLE, PICKS, same_where_real, samples
 
 from fedms.model import flops
-from fedms.training.inputs import batches
-from fedms.training.prefix_cache import FILL_BATCH, PrefixCache
+from fedms.training.prefix_cache import PrefixCache
 from fedms.training.prefix_store import PrefixStore
 
 
@@ -52,11 +51,7 @@ def test_a_higher_boundary_goes_on_from_a_lower_one_to_the_same_bits(make, backb
     reference = expected.hidden(owned, 3, PICKS)
     make().hidden(owned, lower, PICKS)
     same_where_real(direct.hidden(owned, 3, PICKS), reference, tolerance=0)
-    lengths = inputs.lengths(owned.rows)
-    steps = [
-        flops.forward(backbone, len(picks), int(lengths[picks].max()), lower, 3)
-        for picks in batches(lengths, FILL_BATCH)
-    ]
+    steps = [flops.forward(backbone, 1, int(length), lower, 3) for length in inputs.lengths(owned.rows)]
     assert direct.flops == direct.kept_flops == sum(steps) < expected.flops
     assert direct.used == expected.used, "it is booked as if nobody had been there before"
 

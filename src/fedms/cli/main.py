@@ -200,12 +200,12 @@ def partition(
 
         check_can_write(write)
 
-    from fedms.experiments import experiment
+    from fedms.experiments import description
     from fedms.runs.report.tables import partition_summary, partition_table
 
-    described = experiment.describe_partition(checked)
+    described = description.describe_partition(checked)
     if write is not None:
-        experiment.write_partition(checked, write)
+        description.write_partition(checked, write)
     _print(partition_table(described, _width()))
     typer.echo(partition_summary(described))
     if out is not None:

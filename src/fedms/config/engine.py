@@ -21,6 +21,10 @@ class EngineConfig(Section):
     stack: int | None = Field(None, ge=1, le=1024)
     """Largest number of clients that one process trains together in a batch. Default: 1, or with
     `deterministic: false` the fastest number in a measurement."""
+    kernels: Literal["auto", "torch", "onednn"] = "auto"
+    """What computes the products of frozen layers on a CPU in float32: PyTorch's own choice (MKL on x86), or
+    oneDNN. `auto` measures both once and takes oneDNN where it is much faster. The last bits differ, so a
+    resumed run keeps the kernel that it began with. Sites take that of the server where they have it."""
     superlink: str = "127.0.0.1:8000"
     """Address of the SuperLink, for `flower`."""
     certificates: str | None = None

@@ -66,11 +66,11 @@ class TrainingConfig(Section):
 
     epochs: int = Field(1, ge=1)
     """Passes over a client's own training data in each round."""
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(8, ge=1)
     """Samples in each training step."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Learning rate of AdamW for the LoRA matrices."""
-    head_learning_rate: float = Field(1e-4, gt=0)
+    head_learning_rate: float = Field(1e-3, gt=0)
     """Learning rate of AdamW for the head of the global expert. A head that starts from zero needs about
     2e-3."""
     local_learning_rate: float = Field(1e-3, gt=0)
@@ -110,11 +110,15 @@ def _check_tiers(key: str, tiers: Sequence[Tier]) -> None:
 class ActivationConfig(Section):
     """Sparsely activated LoRA: the number of active blocks, and its growth."""
 
-    rule: Literal["plateau", "every", "fixed"] = "plateau"
-    """When the number of active blocks grows: on a plateau of the validation score, every `every` rounds, or
-    never."""
+    rule: Literal["plateau", "every", "fixed", "warm"] = "plateau"
+    """When the number of active blocks changes: it grows on a plateau of the validation score or every
+    `every` rounds, never (`fixed`), or all blocks are active for the first `warm_rounds` rounds and `blocks`
+    after them (`warm`); then the pairs of the lower blocks become part of the frozen prefix."""
     blocks: int | Literal["all"] = 1
-    """Number of active blocks at the start (k), or `all`."""
+    """Number of active blocks at the start (k), or `all`; with rule `warm` the number after `warm_rounds`
+    rounds."""
+    warm_rounds: int = Field(2, ge=1)
+    """Rounds with all blocks, for rule `warm`."""
     blocks_local: int | Literal["all"] | None = None
     """Number of active blocks in the local stage of a sparsely activated method, or `all`. It is at least the
     number at the end of the global stage, which is also the default. 0 trains heads alone, on features that

@@ -88,9 +88,10 @@ class LocalEngine:
             self._host = ClientHost(self.world, self._folder, prefixes=self._prefixes)
         else:
             config, folder, prefixes = self.world.config, self._folder, self._prefixes
-            data = self.world.glance
+            data, kernel = self.world.glance, self.world.backbone.kernel
             self.processes = [
-                WorkerProcess(config, data, folder, number, workers, prefixes) for number in range(workers)
+                WorkerProcess(config, data, folder, number, workers, prefixes, kernel)
+                for number in range(workers)
             ]
 
     def _measure(self, way: Way) -> float:

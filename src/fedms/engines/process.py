@@ -22,6 +22,7 @@ from fedms.engines.pipe import STORAGE, USAGE, read_message, write_message
 from fedms.federation.identity import DataIdentity
 from fedms.federation.messages import FailureKind
 from fedms.federation.registration import declarations
+from fedms.model.kernels import Kernel
 
 WORKER = Path(__file__).with_name("worker.py")
 PATIENCE = 10
@@ -54,9 +55,11 @@ class WorkerProcess:
         number: int,
         workers: int,
         prefixes: Path | None,
+        kernel: Kernel = "torch",
     ) -> None:
         self._config = config.to_yaml().encode()
-        self._declarations = json.dumps({**declarations(config), "data": asdict(data)}).encode()
+        declared = {**declarations(config), "data": asdict(data), "kernel": kernel}
+        self._declarations = json.dumps(declared).encode()
         self._cache = folder / "cache" / str(number)
         self._places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
         self._closing = threading.Lock()

@@ -103,6 +103,7 @@ def serve(stdin: IO[bytes], stdout: IO[bytes], places: list[str]) -> None:
         world = open_world(load_config(yaml.safe_load(first)))
         if change := DataIdentity.of_dict(plain["data"]).change(world.glance):
             raise FedmsError(f"data {world.config.data.source} changed since the run began: {change}")
+        world.backbone.use(plain["kernel"])
         host = ClientHost(world, folder, number, workers, prefixes)
     except FedmsError as error:
         sys.exit(f"error: worker {number}: {error}")

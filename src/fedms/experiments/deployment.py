@@ -25,6 +25,7 @@ from fedms.engines.flower.processes import (
     wait_until_listening,
 )
 from fedms.experiments import experiment
+from fedms.experiments.description import write_partition
 from fedms.experiments.observers import Observer
 from fedms.runs.report.run.page import write_report
 
@@ -80,7 +81,7 @@ class Deployment:
                 raise FedmsError(f"{self.place}: already there; go on with --resume, or name another --out")
             make_folder(self.place)
             self.place.chmod(0o700)
-            experiment.write_partition(self.config, data)
+            write_partition(self.config, data)
         return sorted(path.name for path in (data / "sites").iterdir())
 
     @property
@@ -89,7 +90,7 @@ class Deployment:
 
     def _server_config(self, names: Sequence[str], secret: Path) -> Config:
         values = self.config.model_dump()
-        values["engine"] = {"name": "flower", "superlink": self.address, "secret": str(secret)}
+        values["engine"] |= {"name": "flower", "superlink": self.address, "secret": str(secret)}
         values["federation"] |= {"sites": tuple(names)}
         values["partition"] |= {"clients": len(names)}
         values["data"] |= {"classes": tuple(read_classes(self.place / "data"))}

@@ -15,9 +15,7 @@ from torch import Tensor
 
 from fedms.config import Config
 from fedms.core.reproducibility import same_bits_warning
-from fedms.data.federated import federated
 from fedms.data.public import with_public_digest
-from fedms.data.written import check_can_write, write_clients
 from fedms.engines.base import Engine
 from fedms.engines.local import check_plugins
 from fedms.engines.registry import REMOTE, open_engine
@@ -46,7 +44,7 @@ from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.server import Server
 from fedms.federation.sites import ServerSide
-from fedms.federation.world import divided, open_world
+from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
 from fedms.runs.environment import describe_environment
@@ -103,10 +101,13 @@ def run(
             identity = world.check()
             if first is not None:
                 first.check_identity(identity, config)
+            kernel = world.backbone.use(folder.kernel() or config.engine.kernels).kernel
+            if config.engine.kernels not in ("auto", kernel):
+                log.warning("engine.kernels: this run began with %s and keeps it", kernel)
             adapter = adapter_pairs(config, world.backbone)
             with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
                 folder.identify(identity, config)
-                folder.describe(describe_environment(config, engine.workers))
+                folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
                 return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
@@ -121,35 +122,6 @@ def check_unchanged(config: Config, folders: Iterable[RunFolder]) -> None:
     identity = open_world(config).check()
     for folder in folders:
         folder.check_identity(identity, config)
-
-
-def describe_partition(config: Config) -> dict[str, Any]:
-    """Who holds what, without loading a model.
-
-    Returns:
-        classes, clients, counts [client][class], splits [client][train, validation, test].
-    """
-    find(config.method)
-    dataset, parts = divided(config)
-    for note in dataset.notes:
-        log.warning(note)
-    return {
-        "classes": list(dataset.class_names),
-        "clients": [client.name for client in parts.clients],
-        "counts": parts.counts(dataset.labels, len(dataset.class_names)).tolist(),
-        "splits": [[len(client.train), len(client.validation), len(client.test)] for client in parts.clients],
-    }
-
-
-def write_partition(config: Config, folder: Path) -> None:
-    """Write each client's samples, everyone's test samples and the class names: `fedms.data.written`.
-
-    Raises:
-        FedmsError: the folder is not empty or cannot be written, or the data cannot be read.
-    """
-    check_can_write(folder)
-    dataset, parts = divided(config)
-    write_clients(federated(dataset, parts, ("test",), config.evaluation.everyone, config.seed), folder)
 
 
 @dataclass(frozen=True)
@@ -213,7 +185,7 @@ class Experiment:
         elif recipe.starts_from_statistics or self._pictures:
             only_base = not recipe.starts_from_statistics
             first = stages[0] if stages else None
-            steps.append(Step(partial(self._statistics, first, "backbone", only_base), closes=True))
+            steps.append(Step(partial(self._start_statistics, first, only_base), closes=True))
         if recipe.has_common_start and not self.reused:
             names = self.config.head.kind in HEADS_FROM_NAMES
             start_head = partial(self._start_head, names)
@@ -230,12 +202,12 @@ class Experiment:
 
     def _between(self, stage: Stage | None) -> list[Step]:
         """What comes between the global expert's training and this local stage, or the end."""
-        recipe, steps = self.recipe, []
-        if recipe.rederives_head or (stage and recipe.begins_with_statistics(stage)):
-            steps.append(Step(partial(self._statistics, stage, "global"), closes=True))
-        if stage and recipe.chooses_label_prior:
-            steps.append(Step(partial(self._label_prior, stage), closes=True))
-        return steps
+        recipe = self.recipe
+        statistics = recipe.rederives_head or (stage is not None and recipe.begins_with_statistics(stage))
+        label_prior = stage is not None and recipe.chooses_label_prior
+        if not (statistics or label_prior):
+            return []
+        return [Step(partial(self._choose_starts, stage, statistics, label_prior), closes=True)]
 
     @property
     def _pictures(self) -> bool:
@@ -306,34 +278,47 @@ class Experiment:
 
     # statistics
 
-    def _statistics(self, stage: Stage | None, features: Features, evaluation: bool = False) -> None:
-        """Clients send their sums once; then the same clients' validation data choose the discriminant's
-        shrinkage and temperature, and its share in the global expert's head.
+    def _start_statistics(self, stage: Stage | None, evaluation: bool) -> None:
+        """Sums of frozen features, from which all start."""
+        line = self._statistics_line(stage)
+        self._statistics(line, stage, "backbone", evaluation)
+        self._note_base()
+        self._close(line.record())
+
+    def _choose_starts(self, stage: Stage | None, statistics: bool, label_prior: bool) -> None:
+        """Validation chooses what this local stage, or the end, stands on: sums of the global expert's
+        features, the global expert's head, and how many samples everyone's label shares count in a client's.
         """
-        server, recipe, config = self.server, self.recipe, self.config.statistics
-        clients = server.sampling.some("statistics", config.clients)
-        line = Line("statistics", 0, 0, len(server.active(stage)), clients)
+        server, recipe, line = self.server, self.recipe, self._statistics_line(stage)
+        if statistics:
+            self._statistics(line, stage, "global")
+        if recipe.rederives_head:
+            server.rederive_head(HEAD.result(self.rounds.ask(line, HEAD, line.cohort, stage), recipe))
+        if label_prior:
+            answers = self.rounds.ask(line, LABEL_PRIOR, self._validators(), stage)
+            server.label_prior = LABEL_PRIOR.result(answers, recipe)
+        self._close(line.record())
+
+    def _statistics_line(self, stage: Stage | None) -> Line:
+        clients = self.server.sampling.some("statistics", self.config.statistics.clients)
+        return Line("statistics", 0, 0, len(self.server.active(stage)), clients)
+
+    def _statistics(
+        self, line: Line, stage: Stage | None, features: Features, evaluation: bool = False
+    ) -> None:
+        """Clients send their sums once; then the same clients' validation data choose the discriminant's
+        shrinkage and temperature.
+        """
+        server, recipe, anchor = self.server, self.recipe, self.config.statistics.anchor
         asked = FeaturesAsked(features)
-        ask = partial(self.rounds.ask, line, clients=clients, stage=stage, evaluation=evaluation)
+        ask = partial(self.rounds.ask, line, clients=line.cohort, stage=stage, evaluation=evaluation)
         sums = STATISTICS.result(ask(STATISTICS, asked=asked), recipe)
-        named = features == "backbone" and config.anchor > 0
+        named = features == "backbone" and anchor > 0
         names = normalise(self.world.class_embeddings) if named else None
-        discriminant = sums.discriminant(None, names, config.anchor)
+        discriminant = sums.discriminant(None, names, anchor)
         server.expect_discriminant()
         answers = ask(CALIBRATION, asked=asked, arrays=discriminant.to_arrays())
         server.learn(discriminant.calibrated(CALIBRATION.result(answers, recipe), recipe.shrinkages))
-        if features == "backbone":
-            self._note_base()
-        elif recipe.rederives_head:
-            server.rederive_head(HEAD.result(ask(HEAD), recipe))
-        self._close(line.record())
-
-    def _label_prior(self, stage: Stage) -> None:
-        """Validation chooses how many samples everyone's label shares count in a client's own."""
-        line = Line("label-prior", 0, 0, len(self.server.active(stage)), self._validators())
-        answers = self.rounds.ask(line, LABEL_PRIOR, line.cohort, stage)
-        self.server.label_prior = LABEL_PRIOR.result(answers, self.recipe)
-        self._close(line.record())
 
     def _note_base(self) -> None:
         if self.server.discriminant:

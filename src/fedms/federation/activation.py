@@ -1,7 +1,7 @@
 """Sparsely Activated LoRA: which blocks are active, and when their number grows (FedMS, arXiv 2312.15926).
 
 k blocks are active, taken in an order. The default order is top-down: the lowest active block determines the
-cost of the backward pass.
+cost of the backward pass. With the rule `warm` (ours) all blocks are active at first.
 """
 
 from __future__ import annotations
@@ -17,19 +17,22 @@ class Activation:
 
     Attributes:
         active: the number of active blocks, k.
+        trained: the largest number of blocks that have been active.
     """
 
     def __init__(self, config: ActivationConfig, depth: int) -> None:
         self.config = config
         self.depth = depth
         self.limit = min(config.maximum or depth, depth)
-        self.active = self.limit if config.blocks == "all" else min(config.blocks, self.limit)
+        self.planned = self.limit if config.blocks == "all" else min(config.blocks, self.limit)
+        self.active = self.limit if config.rule == "warm" else self.planned
+        self.trained = self.active
         self.rounds = 0
         self.queue: list[float] = []
 
-    def blocks(self) -> list[int]:
-        """The active blocks, ascending."""
-        return self._first(self.active)
+    def blocks(self, count: int | None = None) -> list[int]:
+        """The active blocks, ascending; or the first `count` of the order."""
+        return self._first(self.active if count is None else count)
 
     def local_blocks(self) -> list[int]:
         """The active blocks of a local stage, ascending: none, or the global expert's and maybe more."""
@@ -42,13 +45,17 @@ class Activation:
         return list(range(self.depth - k, self.depth)) if self.config.order == "top-down" else list(range(k))
 
     def observe(self, score: float | None, left: int) -> bool:
-        """Record a round and its validation score, with `left` rounds to come; True where k has grown."""
+        """Record a round and its validation score, with `left` rounds to come; True where k has changed."""
         self.rounds += 1
         if score is not None:
             self.queue = [*self.queue, score][-self.config.queue :]
+        if self.config.rule == "warm":
+            warm = self.active == self.planned or self.rounds < self.config.warm_rounds
+            self.active = self.active if warm else self.planned
+            return not warm
         if self.active >= self.limit or not self._due(left):
             return False
-        self.active = min(self.active + self.config.step, self.limit)
+        self.active = self.trained = min(self.active + self.config.step, self.limit)
         self.rounds = 0
         self.queue = []
         return True
@@ -71,11 +78,12 @@ class Activation:
 
     def state(self) -> dict[str, Any]:
         """The present state, as values of JSON."""
-        return {"active": self.active, "rounds": self.rounds, "queue": self.queue}
+        return {"active": self.active, "trained": self.trained, "rounds": self.rounds, "queue": self.queue}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.active, self.rounds, self.queue = state["active"], state["rounds"], list(state["queue"])
+        self.active, self.trained, self.rounds = state["active"], state["trained"], state["rounds"]
+        self.queue = list(state["queue"])
 
 
 def check_depth(config: ActivationConfig, depth: int, model: str) -> None:

@@ -56,6 +56,7 @@ class ClientHost:
         content = self.config.model_dump_json(
             include={"seed", "data", "model", "device", "precision", "deterministic"}
         )
+        content += world.backbone.kernel
         store = PrefixStore(prefixes, cache.disk_mb * 2**20, content) if prefixes else None
         kept = PrefixCache(
             world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store

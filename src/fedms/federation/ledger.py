@@ -77,7 +77,7 @@ class Ledger:
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
         return {
-            "delivered": self.delivered,
+            "delivered": dict(sorted(self.delivered.items())),
             "informed": sorted(self.informed),
             "booked": self.booked,
             "declared": self.declared,

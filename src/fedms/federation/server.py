@@ -94,6 +94,12 @@ class Server:
             return list(range(self.backbone.depth))
         return self.activation.blocks() if stage.expert == "global" else self.activation.local_blocks()
 
+    def trained(self, stage: Stage) -> list[int]:
+        """The blocks that have been active in this stage so far."""
+        if stage.activation != "sal" or stage.expert != "global":
+            return self.active(stage)
+        return self.activation.blocks(self.activation.trained)
+
     def boundary(self, stage: Stage | None) -> int:
         """The lowest block that trains in this stage or an earlier one; 0 with soft prompts, which stand
         below all blocks.
@@ -208,7 +214,8 @@ class Server:
         """The shared expert becomes the frozen global one that later stages stand on."""
         if self.settled or not self.recipe.has_global:
             return
-        self._freeze(self.shared)
+        # all of it, so that a run with another's first stage, whose clients have nothing yet, sends the same
+        self._freeze(self.frozen | self.shared)
         self.shared, self.settled = {}, True
 
     def rederive_head(self, share: float) -> None:
@@ -249,13 +256,17 @@ class Server:
         self.shared = aggregator.combine(self.shared, updates, self.config)
 
     def observe(self, stage: Stage, number: int, score: float | None) -> bool:
-        """Tell the activation how this round of the stage went; True where more blocks are active now."""
+        """Tell the activation how this round of the stage went; True where other blocks are active now."""
         if (
             stage.activation != "sal"
             or stage.expert != "global"
             or not self.activation.observe(score, self.recipe.rounds(stage) - number)
         ):
             return False
+        active = {None, *self.active(stage)}
+        if cold := {name: array for name, array in self.shared.items() if block_of(name) not in active}:
+            self._freeze(cold)
+            self.shared = {name: array for name, array in self.shared.items() if name not in cold}
         self.shared |= {name: array for name, array in self._fresh(stage).items() if name not in self.shared}
         return True
 
@@ -279,7 +290,7 @@ class Server:
             **self.ledger.state(),
             "settled": self.settled,
             "edition": self.edition,
-            "frozen_in": self.frozen_in,
+            "frozen_in": dict(sorted(self.frozen_in.items())),
             "head_share": self.head_share,
             "label_prior": self.label_prior,
             "averaged": self.averaged,

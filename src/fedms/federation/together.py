@@ -23,9 +23,9 @@ def handle_together(host: ClientHost, tasks: Sequence[Task]) -> list[Update | Ex
     """
     samples = [host.world.samples(task.client, "train") for task in tasks]
     boundary = tasks[0].settings["boundary"]
-    _attempt(
-        lambda at: host.runner.cache.fill(samples, at), boundary
-    )  # a client that fails, fails for itself below
+    if host.config.activation.rule != "warm":  # else the prefix may have pairs, which clients know
+        # a client that fails, fails for itself below
+        _attempt(lambda at: host.runner.cache.fill(samples, at), boundary)
     outcomes: dict[str, Update | Exception] = {}
     stacks = defaultdict[BatchKey | None, list[TrainingInStack]](list)
     for task in tasks:

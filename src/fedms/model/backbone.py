@@ -1,6 +1,7 @@
 """The frozen transformer as a list of blocks that can run from any block upward.
 
-Hidden states are [batch, tokens, d]. A mask is None without padding, else additive [batch, 1, 1, tokens].
+Hidden states are [batch, tokens, d]. A mask is None without padding, else additive [batch, 1, 1, tokens]. A
+packed batch (`model/packing.py`) is [1, tokens, d], and its `Packing` stands in place of the mask.
 
 Embeddings and blocks may be in bfloat16. Hidden states and attached pairs have that type then. The modules
 after the last block work on each token alone and stay in float32, so a feature is always float32.
@@ -9,14 +10,17 @@ after the last block work on each token alone and stay in float32, so a feature 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from contextlib import nullcontext
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from fedms.core.errors import ConfigError
 from fedms.model.families import Family
+from fedms.model.kernels import FrozenLinear, Kernel, fastest, has_onednn
 from fedms.model.lora import LoraLinear, Pair
+from fedms.model.packing import Packing, packed_attention
 
 MASKED = torch.finfo(torch.bfloat16).min
 """Value that a mask adds at padding. It is finite in both precisions; the lowest float32 is not."""
@@ -60,6 +64,7 @@ class Backbone(nn.Module):
         targets: names of the layers that can carry a LoRA pair, the same in every block.
         positions: number of tokens of the longest text that it can read; None for images.
         device, dtype: its device, and the type of its hidden states.
+        kernel: computes the products of the blocks' frozen layers.
         checkpoint: source of the tokenizer or image processor; None for a model that was built in memory.
     """
 
@@ -86,6 +91,8 @@ class Backbone(nn.Module):
         self.block_linear_weights = sum(
             module.weight.numel() for module in self.blocks[0].modules() if isinstance(module, nn.Linear)
         )
+        self.frozen = [_frozen(self.blocks, name) for name in _linear_layers(self.blocks)]
+        self.kernel: Kernel = "torch"
         self.layers: dict[tuple[int, str], LoraLinear] = {}
         for number, block in enumerate(self.blocks):
             for target in self.targets:
@@ -100,6 +107,11 @@ class Backbone(nn.Module):
     @property
     def kind(self) -> Literal["text", "image"]:
         return self.family.kind
+
+    @property
+    def packs(self) -> bool:
+        """Whether it runs packed batches. On a GPU their many small calls of attention would cost more."""
+        return self.family.packs and self.device.type == "cpu"
 
     @property
     def prompt(self) -> str:
@@ -117,6 +129,26 @@ class Backbone(nn.Module):
         for path in (self.family.embeddings, *self.family.before, self.family.blocks):
             self.model.get_submodule(path).to(dtype)
         self.device, self.dtype = torch.device(device), dtype
+        self.use("torch")
+        return self
+
+    def use(self, kernel: Literal["auto"] | Kernel) -> Backbone:
+        """Compute the frozen layers' products by this kernel, or by the one that is fastest in a measurement.
+
+        Raises:
+            ConfigError: oneDNN is asked for where it has no products for this backbone.
+        """
+        possible = self.device.type == "cpu" and self.dtype == torch.float32
+        if kernel == "onednn" and not (possible and has_onednn()):
+            raise ConfigError(
+                "engine.kernels: onednn needs device: cpu, precision: float32 and a PyTorch with oneDNN; "
+                "allowed: auto, torch"
+            )
+        if kernel == "auto":
+            kernel = fastest(self.frozen) if possible and self.frozen else "torch"
+        for layer in self.frozen:
+            layer.use(kernel)
+        self.kernel = kernel
         return self
 
     def attach(self, pairs: Mapping[tuple[int, str], Pair]) -> None:
@@ -142,15 +174,21 @@ class Backbone(nn.Module):
         size = self.model.config.image_size  # type: ignore[union-attr]
         return not self.family.resizes_positions and tuple(pixels.shape[-2:]) != (size, size)
 
-    def run(self, hidden: Tensor, mask: Tensor | None, start: int = 0, stop: int | None = None) -> Tensor:
+    def run(
+        self, hidden: Tensor, mask: Tensor | Packing | None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
         """The input of block `start` -> the output of block `stop` - 1."""
-        mask = None if mask is None else mask.to(hidden.dtype)
-        for block in self.blocks[start:stop]:
-            hidden = block(hidden, mask)
+        packed = isinstance(mask, Packing)
+        mask = mask.to(hidden.dtype) if isinstance(mask, Tensor) else mask
+        with packed_attention(self.model.config) if packed else nullcontext():
+            for block in self.blocks[start:stop]:
+                hidden = block(hidden, mask)
         return hidden
 
-    def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
-        """The last block's output -> the feature, float32 [batch, feature_size]."""
+    def pool(self, hidden: Tensor, mask: Tensor | Packing | None) -> Tensor:
+        """The last block's output -> the feature of each sample, float32 [samples, feature_size]."""
+        if isinstance(mask, Packing):
+            return torch.cat([self.pool(texts, None) for texts in mask.rectangles(hidden[0], 0)])
         token = hidden[:, 0] if self.pooling == "cls" else hidden
         token = self._after(token.to(torch.promote_types(token.dtype, torch.float32)))
         if self.pooling == "last":
@@ -187,6 +225,18 @@ def _positions(embeddings: nn.Module) -> int:
     """RoBERTa starts to count after the padding's position, so it has fewer positions than table rows."""
     table: Any = embeddings.get_submodule("position_embeddings")
     return int(table.num_embeddings) - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+
+def _linear_layers(module: nn.Module) -> list[str]:
+    return [name for name, each in module.named_modules() if isinstance(each, nn.Linear)]
+
+
+def _frozen(blocks: nn.Module, name: str) -> FrozenLinear:
+    """Replace this linear layer by the same one that is never trained; return the new layer."""
+    parent, _, last = name.rpartition(".")
+    layer = FrozenLinear.of(cast(nn.Linear, blocks.get_submodule(name)))
+    setattr(blocks.get_submodule(parent), last, layer)
+    return layer
 
 
 def _insert(block: nn.Module, target: str) -> LoraLinear:

@@ -10,6 +10,7 @@ Names: `block.3.query.lora_A`, `block.3.query.lora_B`, `block.3.query.residual`,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fedms.model.arrays import Arrays, split_name
-from fedms.model.lora import Pair
+from fedms.model.lora import Below, Pair
 from fedms.model.statistics import normalise
 
 ABOVE = ("head.", "beside.head.", "attention.")
@@ -39,14 +40,19 @@ class Expert:
         self.arrays = dict(arrays)
         self.scale = scale
         self.weight = weight
+        self._below: dict[int, Below | None] = {}
 
-    def pairs(self, picks: np.ndarray | None = None) -> dict[tuple[int, str], Pair]:
-        """The pairs to attach to the backbone, by (block, target); `picks` are the samples of the batch."""
+    def pairs(self, picks: np.ndarray | None = None, start: int = 0) -> dict[tuple[int, str], Pair]:
+        """The pairs to attach to the backbone from block `start` up, by (block, target); `picks` are the
+        samples of the batch.
+        """
         weight = self.weight[picks][:, None, None] if self.weight is not None and picks is not None else None
         found = {}
         for name, A in self.arrays.items():
             if name.endswith(".lora_A") and name.startswith("block."):
                 stem = name.removesuffix(".lora_A")
+                if split_name(stem)[0] < start:
+                    continue
                 beside = self._two(f"beside.{stem}.lora_A", f"beside.{stem}.lora_B")
                 mixer = self._two(f"mixer.{stem}.weight", f"mixer.{stem}.bias")
                 residual = self.arrays.get(f"{stem}.residual")
@@ -54,6 +60,18 @@ class Expert:
                     A, self.arrays[f"{stem}.lora_B"], self.scale, residual, beside, weight, mixer
                 )
         return found
+
+    def below(self, boundary: int) -> Below | None:
+        """Its pairs in blocks below the boundary, which must not train; None where there are none."""
+        if boundary not in self._below:
+            pairs = {key: pair for key, pair in self.pairs().items() if key[0] < boundary}
+            sha = hashlib.sha256()
+            for key, pair in sorted(pairs.items()):
+                sha.update(repr(key).encode())
+                for array in (pair.A, pair.B, pair.residual):
+                    sha.update(b"" if array is None else array.detach().cpu().numpy().tobytes())
+            self._below[boundary] = Below(pairs, sha.hexdigest()[:16]) if pairs else None
+        return self._below[boundary]
 
     @property
     def body(self) -> Arrays:
@@ -67,6 +85,11 @@ class Expert:
     def prompt(self) -> Tensor | None:
         """Soft prompt [tokens, d] before every sample's tokens, or None."""
         return self.arrays.get("prompt.tokens")
+
+    @property
+    def packs(self) -> bool:
+        """Whether it works on each token alone, so that it can run over packed batches."""
+        return self.prompt is None and self.weight is None
 
     def logits(self, features: Tensor) -> Tensor:
         """[n, d] -> [n, C]"""

@@ -26,9 +26,12 @@ class Family:
     """Name of the class in `transformers` that loads the weights."""
     resizes_positions: bool = False
     """Whether the embeddings fit their positions to any image size without being told to."""
+    packs: bool = False
+    """Whether texts can be packed without padding (`model/packing.py`): a block calls the attention that
+    transformers' `AttentionInterface` names, hands it the mask as it is, and has no positions of its own."""
 
 
-_BERT = Family("text", "encoder.layer", ("query", "value"))
+_BERT = Family("text", "encoder.layer", ("query", "value"), packs=True)
 _VIT = Family("image", "layers", ("q_proj", "v_proj"), after=("layernorm",))
 _DINOV2 = Family("image", "encoder.layer", ("q_proj", "v_proj"), after=("layernorm",), resizes_positions=True)
 _CLIP = Family(

@@ -10,6 +10,7 @@ one backbone serves any number of experts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,16 @@ class Pair:
             weight,
             two(self.mixer),
         )
+
+
+@dataclass(frozen=True)
+class Below:
+    """Frozen pairs of the blocks below a boundary: with them, the blocks are part of the frozen prefix."""
+
+    pairs: Mapping[tuple[int, str], Pair]
+    """By (block, target)"""
+    digest: str
+    """Of all numbers in them"""
 
 
 def through(x: Tensor, weight: Tensor) -> Tensor:

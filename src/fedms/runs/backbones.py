@@ -14,6 +14,7 @@ from fedms.config import Config
 from fedms.federation.identity import ModelIdentity
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone, locate
+from fedms.model.kernels import has_onednn
 from fedms.training.ambient import own_torch_state
 
 
@@ -41,10 +42,11 @@ _backbones: WeakValueDictionary[object, SharedBackbone] = WeakValueDictionary()
 _loading = threading.Lock()
 
 
-def shared_backbone(config: Config) -> SharedBackbone:
+def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone:
     """The backbone that a run's config names. Clients share it while the model's files stay as they are.
 
-    A run that was made on a GPU can be used without one.
+    A run that was made on a GPU can be used without one, and one that was made with oneDNN's `kernel` where
+    there is none.
 
     Raises:
         FedmsError: the model cannot be loaded.
@@ -52,13 +54,15 @@ def shared_backbone(config: Config) -> SharedBackbone:
     """
     device = config.device if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, config.precision)
+    onednn = kernel == "onednn" and has_onednn() and (device, dtype) == ("cpu", torch.float32)
     with _loading:  # a second thread that asks for the same backbone waits for the first one's
         model = config.model
-        key = (*_files(model.name), config.lora.targets, model.pooling, config.precision, device)
+        key = (*_files(model.name), config.lora.targets, model.pooling, config.precision, device, onednn)
         found = _backbones.get(key)
         if found is None:
             with own_torch_state():
                 backbone = load_backbone(model, config.lora).to_device(device, dtype)
+                backbone.use("onednn" if onednn else "torch")
             found = _backbones[key] = SharedBackbone(backbone)
         return found
 

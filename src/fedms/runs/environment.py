@@ -11,14 +11,16 @@ from typing import Any
 
 from fedms.config import Config
 from fedms.core.reproducibility import describe_reproducibility
+from fedms.model.kernels import Kernel
 
 PACKAGES = ("fedms", "torch", "transformers", "datasets", "safetensors", "numpy")
 
 
-def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
+def describe_environment(config: Config, workers: int | None, kernel: Kernel | None = None) -> dict[str, Any]:
     """Versions, seed, threads, machine, device and git commit of a run.
 
-    `workers` is None for a comparison in which each run chooses its own number.
+    `workers` is None for a comparison in which each run chooses its own number, and `kernel` for every
+    comparison.
     """
     import torch
 
@@ -27,6 +29,7 @@ def describe_environment(config: Config, workers: int | None) -> dict[str, Any]:
         "seed": config.seed,
         "workers": workers,
         "threads_per_worker": 1,
+        **({"kernels": kernel} if kernel else {}),
         "cores": os.cpu_count(),
         "machine": f"{platform.system()} {platform.machine()}",
         **describe_reproducibility(),

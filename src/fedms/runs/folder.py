@@ -32,6 +32,7 @@ from fedms.core.formatting import excerpt
 from fedms.core.paths import NAME_RULE, check_no_escape, is_name
 from fedms.federation.client_folder import ClientFolder, Version
 from fedms.federation.identity import Identity
+from fedms.model.kernels import KERNELS, Kernel
 from fedms.runs.reading.run import (
     CONFIG,
     ENVIRONMENT,
@@ -47,7 +48,7 @@ IDENTITY = "identity.json"
 ANOTHER_FOLDER_HINT = "name another folder with --out"
 KEYS_WITHOUT_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("log", "compare"), True),
-    "engine": {"workers", "stack", "superlink", "certificates", "secret", "patience_seconds"},
+    "engine": {"workers", "stack", "kernels", "superlink", "certificates", "secret", "patience_seconds"},
     "cache": {"enabled", "memory_mb", "disk_mb"},
     "federation": {"quorum", "deadline_seconds", "attempts"},
 }
@@ -86,6 +87,21 @@ class RunFolder:
         """Write environment.json, unless the run had written it before it was resumed."""
         if not (self.path / ENVIRONMENT).exists():
             write_json(self.path / ENVIRONMENT, environment)
+
+    def kernel(self) -> Kernel | None:
+        """The kernel of frozen products that the run began with; None if it did not begin.
+
+        Raises:
+            FedmsError: environment.json is damaged.
+        """
+        path = self.path / ENVIRONMENT
+        if not path.exists():
+            return None
+        said = read_json(path)
+        kernel = said.get("kernels", "torch") if isinstance(said, dict) else None
+        if kernel not in KERNELS:
+            raise FedmsError(f"{path}: damaged: it does not say which kernels the run uses")
+        return kernel  # type: ignore[no-any-return]
 
     def identify(self, identity: Identity, config: Config) -> None:
         """Write identity.json, or check that nothing has changed since the run wrote it.

@@ -280,7 +280,7 @@ def load(run: str | Path, client: str, model: str | Path | None = None) -> Clien
         declared = folder.config()
         config = _with_model(declared, finished.environment, model)
         personal = PersonalModel(arrays, of(config), config, kept, scales)
-        shared = shared_backbone(config)
+        shared = shared_backbone(config, finished.environment.get("kernels"))
     except ConfigError as error:
         raise FedmsError(f"{folder.path / 'config.yaml'}: damaged: {error}") from None
     if change := folder.identity().model_change(shared.identity, config):

@@ -126,7 +126,7 @@ def trainable_parameters(world: ServerSide, server: Server) -> int:
     config, backbone = world.config, world.backbone
     total = 0
     for stage in {stage.expert: stage for stage in server.recipe.stages}.values():
-        active = server.active(stage)
+        active = server.trained(stage)
         arrays = fresh_lora(backbone, active, config.lora.rank, 0) | zero_head(
             world.classes, backbone.feature_size
         )

@@ -83,10 +83,10 @@ def train_stack(runner: Runner, members: Sequence[Member], boundary: int, config
             _release(stack, members, running)
             stack.keep(running, steps.optimizer)
             steps.drop_anchors(running)
-        picked, pairs, parts = [each[number] for each in drawn[:running]], stack.pairs(), []
+        picked, pairs, parts = [each[number] for each in drawn[:running]], stack.pairs(start=boundary), []
         for member, picks in zip(members, picked, strict=False):
             runner.resume(member.cost)
-            own, mask = runner.cache.hidden(member.samples, boundary, picks)
+            own, mask = runner.cache.hidden(member.samples, boundary, picks, member.expert.below(boundary))
             parts.append((own, mask))
             runner.book(pairs, own.shape[0], own.shape[1], boundary, trained)
             member.cost = runner.pause()

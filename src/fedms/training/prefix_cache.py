@@ -28,6 +28,8 @@ from fedms.core.files import dtype_name
 from fedms.data.federated import Samples
 from fedms.model import flops
 from fedms.model.backbone import Backbone, attention_mask
+from fedms.model.lora import Below
+from fedms.model.packing import Packing, chunks, shapes
 from fedms.training.device import moved
 from fedms.training.inputs import Inputs, batches
 from fedms.training.prefix_store import PrefixStore, allocated, mapped
@@ -48,6 +50,12 @@ class _Entry:
     path: Path | None = None
     """The file, if it belongs to this cache or is unfinished"""
     flops: int = 0
+    below: Below | None = None
+    """Frozen pairs that the states went through"""
+
+    def is_at(self, boundary: int, below: Below | None) -> bool:
+        """Whether these are the states at this boundary, through these pairs."""
+        return self.boundary == boundary and _digest(self.below) == _digest(below)
 
 
 class PrefixCache:
@@ -87,24 +95,49 @@ class PrefixCache:
         self._without_room: set[str] = set()
         self._image_tokens: int | None = None
 
-    def hidden(self, samples: Samples, boundary: int, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def hidden(
+        self, samples: Samples, boundary: int, picks: np.ndarray, below: Below | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The samples at `picks` as the input of block `boundary`, [len(picks), tokens, d], and the mask.
+
+        Args:
+            below: frozen pairs of the blocks below, if they have any.
 
         Raises:
             ValueError: `picks` is empty.
         """
+        hidden, mask = self._hidden(samples, boundary, picks, below, packed=False)
+        assert not isinstance(mask, Packing)
+        return hidden, mask
+
+    def packed(
+        self, samples: Samples, boundary: int, picks: np.ndarray, below: Below | None = None
+    ) -> tuple[Tensor, Packing]:
+        """As `hidden`, as a packed batch [1, tokens, d]; for a backbone that `packs`."""
+        hidden, packing = self._hidden(samples, boundary, picks, below, packed=True)
+        assert isinstance(packing, Packing)
+        return hidden, packing
+
+    def _hidden(
+        self, samples: Samples, boundary: int, picks: np.ndarray, below: Below | None, packed: bool
+    ) -> tuple[Tensor, Tensor | Packing | None]:
         if len(picks) == 0:
             raise ValueError(f"{samples.owner}: no samples were asked for")
-        self.fill([samples], boundary)
+        self.fill([samples], boundary, below)
         entry = self._entries.get(samples.owner)
         if entry is None:
-            hidden, mask = self._compute(samples.rows[picks], boundary)
+            hidden, mask = self._compute(samples.rows[picks], boundary, below, packed)
             return hidden.to(self.dtype).to(self.backbone.dtype), mask  # rounded as if it had been kept
-        self.used[samples.owner] = str(boundary), entry.flops
-        return self._gathered(entry, picks)
+        self.used[samples.owner] = f"{boundary} {_digest(below)}".rstrip(), entry.flops
+        return self._gathered(entry, picks, packed)
 
-    def _gathered(self, entry: _Entry, picks: np.ndarray) -> tuple[Tensor, Tensor | None]:
+    def _gathered(
+        self, entry: _Entry, picks: np.ndarray, packed: bool
+    ) -> tuple[Tensor, Tensor | Packing | None]:
         starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
+        if packed:
+            tokens = torch.from_numpy(np.concatenate([*map(np.arange, starts, ends)]))
+            return self._states(entry)[tokens][None].to(self.backbone.dtype), Packing(ends - starts)
         longest = int((ends - starts).max())
         # padding repeats a sample's last token; the mask hides it
         lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
@@ -114,28 +147,51 @@ class PrefixCache:
         return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
 
     @torch.no_grad()
-    def _compute(self, rows: np.ndarray, boundary: int) -> tuple[Tensor, Tensor | None]:
-        inputs, mask = self.inputs.batch(rows)
+    def _compute(
+        self, rows: np.ndarray, boundary: int, below: Below | None, packed: bool
+    ) -> tuple[Tensor, Tensor | Packing | None]:
+        inputs, padding = self.inputs.batch(rows)
         device = self.backbone.device
-        mask = None if mask is None else moved(mask, device)
-        self.backbone.attach({})
-        hidden = self.backbone.run(self.backbone.embed(moved(inputs, device)), mask, 0, boundary)
-        self.flops += flops.forward(self.backbone, len(rows), hidden.shape[1], 0, boundary)
-        return hidden, mask
+        mask: Tensor | Packing | None = None if padding is None else moved(padding, device)
+        hidden = self.backbone.embed(moved(inputs, device))
+        if packed:
+            mask = Packing(self.inputs.lengths(rows))
+            hidden = mask.pack(hidden)
+        return self._run(hidden, mask, 0, boundary, below), mask
+
+    def _run(
+        self,
+        hidden: Tensor,
+        mask: Tensor | Packing | None,
+        start: int,
+        boundary: int,
+        below: Below | None = None,
+    ) -> Tensor:
+        self.backbone.attach(below.pairs if below else {})
+        for count, tokens in shapes(hidden, mask):
+            self.flops += self._operations(count, tokens, start, boundary, below)
+        return self.backbone.run(hidden, mask, start, boundary)
+
+    def _operations(self, count: int, tokens: int, start: int, boundary: int, below: Below | None) -> int:
+        """Operations of a pass over `count` samples of `tokens` tokens each."""
+        found = flops.forward(self.backbone, count, tokens, start, boundary)
+        if below is None:
+            return found
+        rank = next(iter(below.pairs.values())).A.shape[-2]
+        found += flops.pairs(self.backbone, count, tokens, rank, {block for block, _ in below.pairs})
+        kept = [key for key, pair in below.pairs.items() if pair.residual is not None]
+        return found + flops.residuals(self.backbone, count, tokens, kept)
 
     @torch.no_grad()
-    def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray) -> Tensor:
+    def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray, packed: bool) -> Tensor:
         """Continue from the states at a lower boundary.
 
         The bits are those of one pass, since padding has no effect on real tokens.
         """
-        hidden, mask = self._gathered(lower, picks)
-        self.backbone.attach({})
-        self.flops += flops.forward(self.backbone, len(picks), hidden.shape[1], lower.boundary, boundary)
-        return self.backbone.run(hidden, mask, lower.boundary, boundary)
+        return self._run(*self._gathered(lower, picks, packed), lower.boundary, boundary)
 
-    def fill(self, several: Sequence[Samples], boundary: int) -> None:
-        """Compute these owners' prefixes and keep them, as far as there is room.
+    def fill(self, several: Sequence[Samples], boundary: int, below: Below | None = None) -> None:
+        """Compute these owners' prefixes and keep them, as far as there is room. Texts are packed on a CPU.
 
         Several owners are computed in common batches. That is less work for small owners, but the last bits
         then depend on the other owners (`deterministic: false`).
@@ -143,13 +199,13 @@ class PrefixCache:
         made = []
         for samples in several if self.enabled else ():
             entry = self._entries.get(samples.owner)
-            if samples.owner in self._without_room or (entry is not None and entry.boundary == boundary):
+            if samples.owner in self._without_room or (entry and entry.is_at(boundary, below)):
                 continue
             self._drop(samples.owner)
             offsets = np.concatenate([[0], np.cumsum(self._lengths(samples.rows))])
-            if stored := self._stored(samples, boundary, offsets):
+            if stored := self._stored(samples, boundary, offsets, below):
                 self._keep(samples.owner, stored)
-            elif placed := self._place(samples, boundary, offsets):
+            elif placed := self._place(samples, boundary, offsets, below):
                 self._keep(samples.owner, placed)
                 made.append((samples, placed))
             else:
@@ -157,28 +213,34 @@ class PrefixCache:
         if not made:
             return
         try:
-            self._compute_all(made, boundary)
+            self._compute_all(made, boundary, below)
         except BaseException:
             for samples, _ in made:
                 self._drop(samples.owner)
             raise
 
-    def _compute_all(self, made: Sequence[tuple[Samples, _Entry]], boundary: int) -> None:
+    def _compute_all(
+        self, made: Sequence[tuple[Samples, _Entry]], boundary: int, below: Below | None
+    ) -> None:
         before = self.flops
-        lower = self._lower(*made[0]) if len(made) == 1 else None
+        lower = self._lower(*made[0]) if len(made) == 1 and below is None else None
         rows = np.concatenate([samples.rows for samples, _ in made])
         places = [
             (self._states(entry), *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)
         ]
-        for picks in batches(np.array([end - start for _, start, end in places]), FILL_BATCH):
-            hidden = self._go_on(lower, boundary, picks) if lower else self._compute(rows[picks], boundary)[0]
-            for line, (values, start, end) in zip(
-                hidden.to(places[0][0].device), (places[pick] for pick in picks), strict=True
-            ):
+        lengths, packed = np.array([end - start for _, start, end in places]), self.backbone.packs
+        for picks in self._batches(lengths):
+            hidden = (
+                self._go_on(lower, boundary, picks, packed)
+                if lower
+                else self._compute(rows[picks], boundary, below, packed)[0]
+            ).to(places[0][0].device)
+            lines = torch.split(hidden[0], lengths[picks].tolist()) if packed else hidden
+            for line, (values, start, end) in zip(lines, (places[pick] for pick in picks), strict=True):
                 values[start:end] = line[: end - start]
         self.kept_flops += self.flops - before
         for _, entry in made:
-            entry.flops = self._takes(np.diff(entry.offsets), boundary)
+            entry.flops = self._takes(np.diff(entry.offsets), boundary, below)
             if self.store and entry.place == "store" and entry.path:
                 self.store.finish(entry.path)
                 entry.path = None
@@ -193,23 +255,30 @@ class PrefixCache:
             (found for boundary in below if (found := self._stored(samples, boundary, made.offsets))), None
         )
 
-    def _takes(self, lengths: np.ndarray, boundary: int) -> int:
-        """Operations to compute an owner's states from the inputs."""
-        filled = batches(lengths, FILL_BATCH)
-        return sum(
-            flops.forward(self.backbone, len(picks), int(lengths[picks].max()), 0, boundary)
-            for picks in filled
-        )
+    def _batches(self, lengths: np.ndarray) -> list[np.ndarray]:
+        """The batches in which prefixes are computed."""
+        return chunks(lengths) if self.backbone.packs else batches(lengths, FILL_BATCH)
 
-    def _stored(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
+    def _takes(self, lengths: np.ndarray, boundary: int, below: Below | None) -> int:
+        """Operations to compute an owner's states from the inputs."""
+        computed = lengths.copy()
+        for picks in () if self.backbone.packs else self._batches(lengths):
+            computed[picks] = lengths[picks].max()
+        each = zip(*np.unique(computed, return_counts=True), strict=True)
+        return sum(self._operations(int(count), int(tokens), 0, boundary, below) for tokens, count in each)
+
+    def _stored(
+        self, samples: Samples, boundary: int, offsets: np.ndarray, below: Below | None = None
+    ) -> _Entry | None:
         """The store's states at this boundary, or None."""
         shape = self._shape(offsets)
-        values = self.store.find(samples.rows, boundary, shape, self.dtype) if self.store else None
-        return (
-            None
-            if values is None
-            else _Entry(boundary, offsets, values, "store", flops=self._takes(np.diff(offsets), boundary))
-        )
+        if self.store is None:
+            return None
+        values = self.store.find(samples.rows, boundary, shape, self.dtype, _digest(below))
+        if values is None:
+            return None
+        operations = self._takes(np.diff(offsets), boundary, below)
+        return _Entry(boundary, offsets, values, "store", flops=operations, below=below)
 
     @torch.no_grad()
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -221,23 +290,27 @@ class PrefixCache:
             self._image_tokens = self.backbone.embed(pixels.to(self.backbone.device)).shape[1]
         return np.full(len(rows), self._image_tokens, dtype=np.int64)
 
-    def _place(self, samples: Samples, boundary: int, offsets: np.ndarray) -> _Entry | None:
+    def _place(
+        self, samples: Samples, boundary: int, offsets: np.ndarray, below: Below | None
+    ) -> _Entry | None:
         """An entry with room for the values, in the store, in memory or on disk; None without room."""
         shape = self._shape(offsets)
-        if self.store and (room := self.store.place(samples.rows, boundary, shape, self.dtype)):
-            return _Entry(boundary, offsets, room[0], "store", room[1])
+        if self.store and (
+            room := self.store.place(samples.rows, boundary, shape, self.dtype, _digest(below))
+        ):
+            return _Entry(boundary, offsets, room[0], "store", room[1], below=below)
         size = self._bytes(offsets)
         if self._held["memory"] + size <= self.memory:
             with suppress(torch.OutOfMemoryError):  # a GPU can have less memory than the budget
-                return _Entry(
-                    boundary, offsets, torch.empty(shape, dtype=self.dtype, device=self.backbone.device)
-                )
+                values = torch.empty(shape, dtype=self.dtype, device=self.backbone.device)
+                return _Entry(boundary, offsets, values, below=below)
         if self._held["disk"] + size > self.disk:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
         try:
-            return _Entry(boundary, offsets, allocated(path, shape, self.dtype), "disk", path)
+            values = allocated(path, shape, self.dtype)
+            return _Entry(boundary, offsets, values, "disk", path, below=below)
         except (OSError, RuntimeError):  # the disk is full, or the file cannot be mapped
             return None
 
@@ -286,3 +359,7 @@ class PrefixCache:
         self._held.clear()
         self._without_room.clear()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _digest(below: Below | None) -> str:
+    return below.digest if below else ""

@@ -29,10 +29,13 @@ class PrefixStore:
         self._content = content.encode()
 
     def find(
-        self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype
+        self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype, below: str = ""
     ) -> Tensor | None:
-        """The states of these samples at the input of block `boundary`, or None."""
-        path = self._path(rows, boundary, dtype)
+        """The states of these samples at the input of block `boundary`, or None.
+
+        `below` is the digest of the frozen pairs that they went through.
+        """
+        path = self._path(rows, boundary, dtype, below)
         try:
             values = mapped(path, shape, dtype)
             os.utime(path)
@@ -41,10 +44,10 @@ class PrefixStore:
         return values
 
     def place(
-        self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype
+        self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype, below: str = ""
     ) -> tuple[Tensor, Path] | None:
         """A mapped file for the states, to be filled and then finished; None if there is no room."""
-        path = self._path(rows, boundary, dtype)
+        path = self._path(rows, boundary, dtype, below)
         path = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
         size = shape[0] * shape[1] * dtype.itemsize
         if size > self.budget:
@@ -60,8 +63,9 @@ class PrefixStore:
         """Publish a filled file: from now on `find` finds it."""
         path.replace(path.with_suffix("").with_suffix(""))
 
-    def _path(self, rows: np.ndarray, boundary: int, dtype: torch.dtype) -> Path:
-        digest = hashlib.blake2b(self._content + rows.tobytes(), digest_size=16).hexdigest()
+    def _path(self, rows: np.ndarray, boundary: int, dtype: torch.dtype, below: str) -> Path:
+        said = self._content + below.encode() + rows.tobytes()
+        digest = hashlib.blake2b(said, digest_size=16).hexdigest()
         return self.folder / f"{digest}.{boundary}.{dtype_name(dtype)}"
 
     def _make_room(self, size: int) -> None:

@@ -15,6 +15,7 @@ from fedms.model import flops
 from fedms.model.backbone import Backbone
 from fedms.model.expert import Expert
 from fedms.model.lora import Pair
+from fedms.model.packing import chunks
 from fedms.model.statistics import normalise
 from fedms.training.inputs import batches
 from fedms.training.prefix_cache import PrefixCache
@@ -118,8 +119,8 @@ class Runner:
 
         `trained` are the blocks to which a loss will be propagated back.
         """
-        hidden, mask = self.cache.hidden(samples, boundary, picks)
-        pairs = expert.pairs(picks) if expert else {}
+        hidden, mask = self.cache.hidden(samples, boundary, picks, expert.below(boundary) if expert else None)
+        pairs = expert.pairs(picks, boundary) if expert else {}
         prompt = expert.prompt if expert else None
         self.backbone.attach(pairs)
         if prompt is not None:
@@ -128,6 +129,18 @@ class Runner:
         if prompt is None:
             return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
         return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)
+
+    def _packed_feature(
+        self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray
+    ) -> Tensor:
+        """As `feature`, by a packed batch, for an expert that `packs`."""
+        below = expert.below(boundary) if expert else None
+        hidden, packing = self.cache.packed(samples, boundary, picks, below)
+        pairs = expert.pairs(start=boundary) if expert else {}
+        self.backbone.attach(pairs)
+        for count, tokens in packing.shapes:
+            self.book(pairs, count, tokens, boundary, None)
+        return self.backbone.pool(self.backbone.run(hidden, packing, boundary), packing)
 
     def book(
         self,
@@ -166,10 +179,13 @@ class Runner:
         """Normalised pooled features of all samples, [n, d], on the CPU."""
         expert = expert.to(self.backbone.device) if expert else None
         features = torch.empty(len(samples), self.backbone.feature_size)
-        parts = batches(self.cache.inputs.lengths(samples.rows), EVALUATION_BATCH)
+        lengths = self.cache.inputs.lengths(samples.rows)
+        packs = self.backbone.packs and (expert is None or expert.packs)
+        feature = self._packed_feature if packs else self.feature
+        parts = chunks(lengths) if packs else batches(lengths, EVALUATION_BATCH)
         if parts:  # one copy from the GPU, not one for each batch
             features[np.concatenate(parts)] = torch.cat(
-                [self.feature(expert, samples, boundary, picks) for picks in parts]
+                [feature(expert, samples, boundary, picks) for picks in parts]
             ).cpu()
         return normalise(features)
 

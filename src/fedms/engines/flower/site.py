@@ -19,7 +19,7 @@ import yaml
 
 from fedms.config import Config, load_config
 from fedms.config.site import SiteConfig
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import make_folder, write_bytes
 from fedms.data import sources
 from fedms.data.sources import Dataset
@@ -184,6 +184,10 @@ class Site:
         receive({"methods": terms.methods, "families": {}})
         model = ModelIdentity(**{str(key): str(value) for key, value in terms.model.items()})
         config, backbone = self._with_model(local_config(terms.config, self.settings), model)
+        try:
+            backbone.use(terms.kernel)
+        except ConfigError as error:
+            log.warning("the server's kernel is not here, so the last bits may differ: %s", error)
         capacity = min(terms.capacity, self.settings.capacity or terms.capacity)
         place = Place(self.name, terms.classes, capacity, terms.rank)
         world = open_site(config, place, self.own, backbone)

@@ -16,6 +16,8 @@ from fedms.core.paths import check_no_escape
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
 """File names of the run folder."""
+MOST_SAMPLES = 2**53
+"""Largest count of samples that can be one. Pictures could not draw much larger ones."""
 NUMBER_LIMIT = 1e30
 """Upper bound on every count of bytes or operations; a larger number in a file is damage."""
 DEEPEST_NESTING = 50
@@ -144,7 +146,7 @@ def _is_partition(value: Any) -> bool:
         return False
     rows, classes = value.get("counts") or [], len(value["classes"])
     whole = _all(rows, list) and all(
-        _all(row, int) and len(row) == classes and all(0 <= n < NUMBER_LIMIT for n in row) for row in rows
+        _all(row, int) and len(row) == classes and all(0 <= n <= MOST_SAMPLES for n in row) for row in rows
     )
     return whole and len(rows) in (0, len(value["clients"])) and bool(classes or not rows)
 
