@@ -24,7 +24,7 @@ from fedms.engines.flower.post import Letter
 from fedms.engines.flower.processes import free_port
 from fedms.engines.flower.sites import Sites
 
-pytest.importorskip("flwr", reason="needs the extra fedms[flower]")
+pytest.importorskip("flwr", reason="needs the extra fedms[flower]: make test-flower")
 
 import httpx  # comes with flwr
 
@@ -32,6 +32,8 @@ from fedms.engines.flower import internal
 from fedms.engines.flower.grid import GridPost
 from fedms.engines.flower.keys import make_keys
 from fedms.experiments.deployment import SECRET, serving
+
+pytestmark = pytest.mark.distributed
 
 LONG = 60.0
 """Seconds that anything here may take."""
