@@ -82,6 +82,11 @@ def measured(
     return Measured(seconds, sum(used.values()) / TICKS_PER_SECOND, peak, output, load)
 
 
+def memory_of_family(pid: int) -> int:
+    """Bytes in memory of a process and its descendants now; shared pages are counted once (PSS)."""
+    return sum(_memory(each) for each, _ in _family(pid, set()))
+
+
 def _leave(number: int, frame: object) -> None:
     sys.exit(128 + number)  # raises SystemExit, so `finally` kills the processes
 

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.engines.flower import opening
+from fedms.experiments.comparison.compare import compare
 from fedms.experiments.experiment import run
 from test_architecture import SOURCE, imports
 
@@ -37,6 +38,12 @@ def test_a_run_without_flwr_ends_in_one_line(settings, tmp_path, monkeypatch):
         run(settings("engine.name=flower"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert opening.EXTRA.endswith("'fedms[flower]'")
+
+
+def test_a_comparison_is_for_one_machine(settings, tmp_path):
+    with pytest.raises(ConfigError, match=r"engine\.name: must be local for a comparison, not flower"):
+        compare(settings("engine.name=flower"), tmp_path / "compared")
+    assert not (tmp_path / "compared").exists()
 
 
 def test_the_internal_names_exist():

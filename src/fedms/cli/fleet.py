@@ -32,6 +32,10 @@ def site(
         Path | None,
         typer.Option("--settings", metavar="FILE", help="YAML file of the site: the same, and more."),
     ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="MODEL", help="A model that runs may use. Repeatable."),
+    ] = None,
     public: Annotated[
         str | None,
         typer.Option("--public", metavar="FILE", help="The site's copy of the public evaluation file."),
@@ -49,7 +53,7 @@ def site(
     """
     from fedms.config.site import load_site
 
-    given = {"name": name, "data": data, "folder": folder, "public": public}
+    given = {"name": name, "data": data, "folder": folder, "models": model, "public": public}
     checked = load_site(settings, given)
 
     from fedms.engines.flower.processes import is_loopback
@@ -59,9 +63,8 @@ def site(
     if key is not None and tls is None:
         raise ConfigError("--key: needs --tls")
     os.umask(0o077)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    for noisy in ("httpx", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("fedms").setLevel(logging.INFO)
 
     from fedms.experiments.site import run_site
 
@@ -74,27 +77,31 @@ def serve(
     ],
     keys: Annotated[
         Path | None,
-        typer.Option(
-            "--keys", metavar="DIR", help="Folder that `fedms keys` wrote. Needed beyond this machine."
-        ),
+        typer.Option("--keys", metavar="DIR", help="Folder that `fedms keys` wrote. Needed for a door."),
     ] = None,
-    host: Annotated[str, typer.Option("--host", metavar="HOST", help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", metavar="PORT", help="Port to listen at.")] = 8000,
+    door: Annotated[
+        str | None,
+        typer.Option("--door", metavar="HOST:PORT", help="Where sites on other machines reach it."),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", metavar="PORT", help="Its own port, on this machine alone.")
+    ] = 8000,
 ) -> None:
     """Run the SuperLink, which passes messages between `fedms run` and the sites.
 
-    With --keys it uses TLS and lets in the sites whose keys are there. Run `fedms run CONFIG` beside it, on
-    the same machine.
+    With --keys it uses TLS and lets in the sites whose keys are there. It listens on this machine alone; a
+    door passes on what sites need, and nothing else. Run `fedms run CONFIG` beside it, on the same machine.
     """
-    from fedms.engines.flower.processes import is_loopback
-
-    if keys is None and not is_loopback(f"{host}:{port}"):
-        raise ConfigError(f"--host {host}: beyond this machine, --keys is needed")
+    if door is not None:
+        if keys is None:
+            raise ConfigError(f"--door {door}: needs --keys")
+        if not door.rpartition(":")[2].isdecimal() or not door.rpartition(":")[0]:
+            raise ConfigError(f"--door {door}: must be HOST:PORT, as in 0.0.0.0:8443")
     os.umask(0o077)
 
     from fedms.experiments.deployment import serve
 
-    serve(folder, keys, host, port, typer.echo)
+    serve(folder, keys, port, door, typer.echo)
 
 
 def keys(

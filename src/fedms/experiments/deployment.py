@@ -147,34 +147,55 @@ def _secret(folder: Path) -> Path:
     return path
 
 
-def serve(folder: Path, keys: Path | None, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Run a SuperLink until it is stopped, and register the sites whose keys are there.
+def serve(folder: Path, keys: Path | None, port: int, door: str | None, say: Callable[[str], None]) -> None:
+    """Run a SuperLink until a signal asks to end.
 
     Raises:
-        FedmsError: it ended, or a key cannot be read.
+        FedmsError: as `serving`, or it ended.
+    """
+    with serving(folder, keys, port, door, say) as child:
+        _wait(child)
+
+
+@contextlib.contextmanager
+def serving(
+    folder: Path, keys: Path | None, port: int, door: str | None, say: Callable[[str], None]
+) -> Iterator[Child]:
+    """Have a SuperLink run on this machine, with the sites registered whose keys are there.
+
+    Args:
+        folder: of its database and log.
+        keys: what `fedms keys` wrote; None for a federation on this machine alone.
+        door: `HOST:PORT` at which sites of other machines reach it; needs keys.
+
+    Raises:
+        FedmsError: flwr is not installed, an address is taken, or a key cannot be read.
     """
     make_folder(folder)
     folder.chmod(0o700)
-    secret, tls = _secret(folder), None
+    secret, tls, address = _secret(folder), None, f"127.0.0.1:{port}"
     if keys is not None:
         tls = Tls(keys / "ca.pem", keys / "server.pem", keys / "server.key")
-    command = superlink_command(host, port, folder / "superlink.db", secret, tls)
+    command = superlink_command("127.0.0.1", port, folder / "superlink.db", secret, tls)
     child = Child("superlink", command, folder / "flower", folder / "superlink.log")
-    try:
-        local = f"127.0.0.1:{port}" if host in ("0.0.0.0", "127.0.0.1") else f"{host}:{port}"
-        wait_until_listening(child, local, tls.ca if tls else None)
-        if keys is not None:
+    with contextlib.ExitStack() as opened:
+        opened.callback(child.stop)
+        wait_until_listening(child, address, tls.ca if tls else None)
+        if keys is not None and tls is not None:
             from fedms.engines.flower.keys import register_sites
 
-            register_sites(local, keys, say)
-        say(f"SuperLink at {host}:{port}; log {child.log}")
-        given = [f"engine.superlink={local}", f"engine.secret={secret}"]
+            register_sites(address, keys, say)
+            if door is not None:
+                from fedms.engines.flower.door import Door
+
+                host, _, number = door.rpartition(":")
+                opened.callback(Door(host, int(number), address, tls).close)
+                say(f"sites reach it at {door}")
+        say(f"SuperLink at {address}; log {child.log}")
+        given = ["engine.name=flower", f"engine.superlink={address}", f"engine.secret={secret}"]
         given += [f"engine.certificates={keys / 'ca.pem'}"] if keys else []
-        sets = " ".join(f"--set {each}" for each in ["engine.name=flower", *given])
-        say(f"run with: fedms run CONFIG {sets}")
-        _wait(child)
-    finally:
-        child.stop()
+        say(f"run with: fedms run CONFIG {' '.join(f'--set {each}' for each in given)}")
+        yield child
 
 
 def _wait(child: Child) -> None:
@@ -200,11 +221,11 @@ def real_commands(config: Path, names: Sequence[str]) -> list[str]:
     run = f"fedms run {config} --set engine.name=flower --set engine.secret=superlink/{SECRET}"
     return [
         "on real machines, with SERVER for the server's name (docs/deployment.md):",
-        f"  server     fedms keys --folder keys --server SERVER,127.0.0.1 --sites {sites}",
-        "  server     fedms serve --folder superlink --keys keys --host 0.0.0.0 --port 8000",
+        f"  server     fedms keys --folder keys --server SERVER --sites {sites}",
+        "  server     fedms serve --folder superlink --keys keys --door 0.0.0.0:8443",
         f"  server     {run} --set engine.certificates=keys/ca.pem",
         *(
-            f"  {name:<10} fedms site --name {name} --data FILE --folder {name} --superlink SERVER:8000 "
+            f"  {name:<10} fedms site --name {name} --data FILE --folder {name} --superlink SERVER:8443 "
             f"--tls ca.pem --key {name}.key"
             for name in names
         ),

@@ -15,7 +15,7 @@ from fedms.config.site import SiteConfig
 from fedms.core.errors import FedmsError
 from fedms.core.files import locked, write_bytes, write_json
 from fedms.engines.flower.opening import EXTRA
-from fedms.engines.flower.processes import Child, free_port, supernode_command
+from fedms.engines.flower.processes import Child, free_port, supernode_command, without_telemetry
 from fedms.engines.flower.site import Finished, Site
 from fedms.federation.exchanges.testing import FinalTestAnswer
 from fedms.federation.identity import Identity, ModelIdentity
@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 
 SECRET = "supernode.secret"
 """In the site's folder: what its SuperNode and its executor share, new at each start."""
-REFUSED = (305,)
-"""Exit codes of a SuperNode whose key or server's certificate was not accepted."""
+REFUSED = "Exit Code: 305"
+"""What a SuperNode says last whose key, or whose server's certificate, was not accepted."""
+OTHER_AUTHORITY = "CERTIFICATE_VERIFY_FAILED"
 SHORTEST = 5.0
 """Seconds between two starts of a SuperNode."""
 
@@ -91,6 +92,7 @@ def run_site(settings: SiteConfig, superlink: str, ca: Path | None, key: Path | 
 
 def _executor() -> tuple[Any, Any]:
     """The modules that need flwr."""
+    without_telemetry()
     try:
         from fedms.engines.flower import executor, internal
     except ModuleNotFoundError as error:
@@ -119,10 +121,12 @@ class SuperNode:
         code = self._child.ended
         if code is None:
             return True
-        words, file = self._child.last_words(), self._child.log
+        words, file = self._child.said(), self._child.log
         self._child.stop()
-        if code in REFUSED:
-            raise FedmsError(f"the server does not let this site in: {words}; see {file}")
+        if REFUSED in words:
+            if OTHER_AUTHORITY in words:
+                raise FedmsError(f"the server's certificate is not of the authority of --tls; see {file}")
+            raise FedmsError(f"the server does not let this site in: it does not know its key; see {file}")
         log.warning("the SuperNode ended with code %d; it is started again", code)
         time.sleep(max(0.0, SHORTEST - (time.monotonic() - self._since)))
         self._start()

@@ -16,6 +16,8 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import make_folder, write_bytes
 from fedms.core.paths import alike, is_name
 
+LOCAL = ("127.0.0.1", "localhost")
+"""Names of the server for programs beside it."""
 YEARS = 2
 """How long certificates hold."""
 MISSING = "the package cryptography is not installed; install the extra: pip install 'fedms[flower]'"
@@ -39,7 +41,7 @@ def make_keys(folder: Path, hosts: Sequence[str], sites: Sequence[str]) -> list[
         raise ConfigError("--sites: two sites have one name")
     if folder.exists() and any(folder.iterdir()):
         raise FedmsError(f"{folder}: already there and not empty")
-    made = _certificates(hosts) | _site_keys(sites)
+    made = _certificates([*dict.fromkeys([*hosts, *LOCAL])]) | _site_keys(sites)
     made |= {f"sites/{name}/ca.pem": made["ca.pem"] for name in sites}
     before = os.umask(0o077)
     try:

@@ -11,6 +11,7 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import excerpt
 from fedms.engines.flower.engine import FlowerEngine
 from fedms.engines.flower.post import Post
+from fedms.engines.flower.processes import without_telemetry
 from fedms.engines.flower.sites import Sites
 from fedms.engines.flower.wire import Hello
 from fedms.federation.sites import Declared, ServerWorld
@@ -94,6 +95,7 @@ def open_post(config: Config) -> Post:
     Raises:
         FedmsError: flwr is not installed, or the SuperLink cannot be reached.
     """
+    without_telemetry()
     try:
         from fedms.engines.flower.grid import GridPost
     except ModuleNotFoundError as error:

@@ -45,6 +45,7 @@ class Child:
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         self._output: IO[bytes] = log.open("ab")
+        self._before = log.stat().st_size
         self.process = subprocess.Popen(
             [str(each) for each in command],
             stdin=subprocess.DEVNULL,
@@ -71,9 +72,13 @@ class Child:
         self.process.wait()
         self._output.close()
 
+    def said(self) -> str:
+        """What this process has written to its log."""
+        return self.log.read_bytes()[self._before :].decode(errors="replace")
+
     def last_words(self) -> str:
         """The last line that says something."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self.said().splitlines() if line.strip()]
         return lines[-1] if lines else "it said nothing"
 
 
@@ -92,6 +97,11 @@ def environment(base: Mapping[str, str], home: Path) -> dict[str, str]:
         **WITHOUT_TELEMETRY,
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     }
+
+
+def without_telemetry() -> None:
+    """Have flwr send nothing from this process; for before it is imported."""
+    os.environ.update(WITHOUT_TELEMETRY)
 
 
 WITHOUT_TELEMETRY = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from fedms.config import Config
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import read_json, write_bytes, write_json
 from fedms.engines.local import worker_count
 from fedms.engines.memory import forget_peak
+from fedms.engines.registry import REMOTE
 from fedms.experiments import experiment
 from fedms.experiments.comparison.differences import summarise
 from fedms.experiments.comparison.folder import PREFIX_FOLDER, claimed, is_finished
@@ -40,10 +41,13 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
         The content of comparison.json.
 
     Raises:
-        ConfigError: a row, a variant or a candidate is not a valid config. Nothing has been written then.
+        ConfigError: a row, a variant or a candidate is not a valid config, or clients are real sites. Nothing
+            has been written then.
         FedmsError: the folder holds something else, or a run failed. Finished runs stay.
     """
     require_tensorboard(config)
+    if config.engine.name in REMOTE:
+        raise ConfigError(f"engine.name: must be local for a comparison, not {config.engine.name}")
     watcher = observer or Silent()
     compared = rows(config)
     trials = {row.name: trials_of(row, config) for row in compared}

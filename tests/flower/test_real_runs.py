@@ -1,0 +1,109 @@
+"""Runs as processes of their own over real sites on 127.0.0.1: two at once, one that is killed, one with a
+site that hangs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedms.config import Config
+from fedms.experiments import experiment
+from fedms.experiments.deployment import Deployment
+from fedms.experiments.observers import Silent
+from flower.test_sites_that_fail import failures, results
+
+pytest.importorskip("flwr", reason="needs the extra fedms[flower]: make test-flower")
+pytestmark = pytest.mark.distributed
+LONGEST = 240.0
+"""Seconds that a run may take."""
+SHORT = ("federation.rounds_global=1", "federation.rounds_local=1")
+
+
+def started(config: Config, out: Path, *options: str) -> subprocess.Popen[str]:
+    """`fedms run` with this config."""
+    file = out.with_suffix(".yaml")
+    file.write_text(config.to_yaml())
+    return subprocess.Popen(
+        [sys.executable, "-m", "fedms.cli", "run", str(file), "--out", str(out), "--quiet", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def result(process: subprocess.Popen[str], out: Path) -> dict[str, Any]:
+    """What a run that ends by itself has come to, without costs."""
+    try:
+        output, _ = process.communicate(timeout=LONGEST)
+    finally:
+        process.kill()
+    assert process.returncode == 0, output
+    return results(json.loads((out / "result.json").read_text()))
+
+
+def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + LONGEST
+    while not what():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.1)
+
+
+def test_two_runs_at_once_over_the_same_sites(settings, tmp_path):
+    deployment = Deployment(settings(*SHORT), tmp_path / "run")
+    wanted = results(experiment.run(settings(*SHORT, "engine.workers=1"), tmp_path / "local"))
+    with deployment.started() as config:
+        other = config.model_copy(update={"head": config.head.model_copy(update={"lr": 0.5})})
+        runs = [
+            (started(each, tmp_path / name), tmp_path / name) for each, name in ((config, "a"), (other, "b"))
+        ]
+        found = [result(*run) for run in runs]
+    assert found[0] == wanted
+    assert len(found[1]["per_client"]) == 3
+
+
+def test_a_run_that_was_killed_leaves_sites_that_go_on(settings, tmp_path):
+    """Its last message stays with a SuperNode, and its content never comes."""
+    wanted = results(experiment.run(settings(*SHORT, "engine.workers=1"), tmp_path / "local"))
+    deployment = Deployment(settings(*SHORT), tmp_path / "run")
+    with deployment.started() as config:
+        first, lines = started(config, tmp_path / "run"), tmp_path / "run" / "metrics.jsonl"
+        wait_for(lines.exists, first)
+        time.sleep(1.0)  # the next exchange is on its way
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+        found = result(started(config, tmp_path / "run", "--resume"), tmp_path / "run")
+    assert found == wanted
+
+
+def test_a_site_that_hangs_is_too_late_and_tested_when_it_is_back(settings, tmp_path):
+    deployment = Deployment(settings(*SHORT), tmp_path / "run")
+    hung: list[int] = []
+
+    class Hang(Silent):
+        """Has client-1's process hang after the first stage, until its answer is missing."""
+
+        def round_done(self, record):
+            pid = deployment.children["client-1"].process.pid
+            if record["stage"] == "global" and not hung:
+                hung.append(pid)
+                os.kill(pid, signal.SIGSTOP)
+            elif hung and record["failures"]:
+                os.kill(pid, signal.SIGCONT)
+
+    with deployment.started() as config:
+        values = config.model_dump()
+        values["federation"] |= {"deadline_seconds": 15.0}
+        found = experiment.run(Config.model_validate(values), tmp_path / "run", Hang())
+    assert len(found["per_client"]) == 3
+    assert ("client-1", "deadline") in failures(tmp_path / "run")
