@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
 pytest.importorskip("flwr", reason="needs the extra fedms[flower]: make test-flower")
 
-from flwr.app import ConfigRecord, Context, Error, Message, RecordDict  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
-from fedms.engines.flower.app import client_app  # noqa: E402
-from fedms.engines.flower.grid import GridPost  # noqa: E402
-from fedms.engines.flower.post import Letter, Node, Return  # noqa: E402
-from fedms.engines.flower.wire import HELLO, TASK, Hello, Reply, Request  # noqa: E402
-from fedms.experiments.experiment import run  # noqa: E402
+from fedms.engines.flower.app import client_app
+from fedms.engines.flower.grid import GridPost
+from fedms.engines.flower.post import Letter, Node, Return
+from fedms.engines.flower.wire import HELLO, TASK, Hello, Reply, Request
+from fedms.experiments.experiment import run
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,8 @@ def test_a_stock_supernode_answers_as_the_executor_does(fleet, tmp_path):
     def asked(kind, data):
         message = Message(RecordDict({"fedms": ConfigRecord({"data": data})}), 1, kind)
         message.metadata.__dict__["_message_id"] = "1"
-        return bytes(client_app(message, context).content["fedms"]["data"])
+        record: Any = client_app(message, context).content["fedms"]
+        return bytes(record["data"])
 
     assert Hello.of(asked("query", b"")).client == "client-1"
     site = made.post.there[nodes["client-1"]]
@@ -80,7 +82,7 @@ def test_letters_over_a_grid():
     ]
     kinds = [each.metadata.message_type for each in grid.pushed]
     assert kinds == ["query", "train"] and grid.pushed[1].metadata.dst_node_id == 7
-    assert bytes(grid.pushed[1].content["fedms"]["data"]) == b"task"
+    assert grid.pushed[1].content["fedms"]["data"] == b"task"
 
 
 @pytest.mark.parametrize(
