@@ -111,17 +111,16 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
     """
     source = _read(config, by_client, alone)
     splits = source.splits
-    for split, tables in splits.items():
-        if not sum(table.rows for table in tables):
-            raise FedmsError(
-                f"{config.source}: holds no samples" + (f" in the {split} split" if len(splits) > 1 else "")
-            )
+    sizes = {split: sum(table.rows for table in tables) for split, tables in splits.items()}
+    for split, size in sizes.items():
+        if not size:
+            where = f" in the {split} split" if len(splits) > 1 else ""
+            raise FedmsError(f"{config.source}: holds no samples{where}")
     tables = [table for name in splits for table in splits[name]]
     image, text, label = roles(config, tables[0])
 
     found = values(tables, label, "label")
     labels = same_value([*found, *config.classes])[: len(found)]
-    sizes = {split: sum(table.rows for table in tables) for split, tables in splits.items()}
     learned = sum(size for split, size in sizes.items() if split != "test")
     names = () if by_client else tables[0].class_names.get(label, ())  # each client's file could order them
     declared = dict.fromkeys(name.strip() for name in names)
@@ -134,15 +133,9 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
     index = {name: i for i, name in enumerate(class_names)}
 
     split_of = np.repeat([*sizes], [*sizes.values()])
-    rows = np.concatenate(
-        [
-            np.flatnonzero(split_of == split)[_limited(size, config.limit, seed, split)]
-            for split, size in sizes.items()
-        ]
-    )
-    clients, owner = np.unique(
-        np.repeat([table.client for table in tables], [table.rows for table in tables]), return_inverse=True
-    )
+    kept = [_limited(size, config.limit, seed, split) for split, size in sizes.items()]
+    rows = np.concatenate([*map(np.add, kept, np.cumsum([0, *sizes.values()]))])
+    clients, owner = _owners(tables)
     return Dataset(
         kind="image" if image else "text",
         inputs=Images(_pick(inputs, rows)) if image else _pick(inputs, rows),
@@ -155,6 +148,12 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
         clients=tuple(map(str, clients)) if by_client else (),
         owner=owner[rows].astype(np.int64) if by_client else None,
     )
+
+
+def _owners(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray]:
+    """The names of the tables' clients, sorted, and which of them holds each row."""
+    held = np.repeat([table.client for table in tables], [table.rows for table in tables])
+    return np.unique(held, return_inverse=True)
 
 
 def with_public(dataset: Dataset, source: str, config: DataConfig) -> Dataset:

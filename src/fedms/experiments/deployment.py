@@ -25,8 +25,7 @@ from fedms.engines.flower.processes import (
     superlink_command,
     wait_until_listening,
 )
-from fedms.experiments import experiment
-from fedms.experiments.description import write_partition
+from fedms.experiments import description, experiment
 from fedms.experiments.observers import Observer
 from fedms.runs.report.run.page import write_report
 
@@ -82,7 +81,7 @@ class Deployment:
                 raise FedmsError(f"{self.place}: already there; go on with --resume, or name another --out")
             make_folder(self.place)
             self.place.chmod(0o700)
-            write_partition(self.config, data)
+            description.write_partition(self.config, data)
         return sorted(path.name for path in (data / "sites").iterdir())
 
     @property
@@ -95,7 +94,7 @@ class Deployment:
         values["federation"] |= {"sites": tuple(names)}
         values["partition"] |= {"clients": len(names)}
         values["data"] |= {"classes": tuple(read_classes(self.place / "data"))}
-        values["evaluation"] |= {"public": str(self._public)}
+        values["evaluation"] |= {"public": str(self._public), "everyone": None}
         return with_public_digest(Config.model_validate(values))
 
     def start_superlink(self, secret: Path, port: int | None = None) -> None:
