@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fedms.core.files import read_arrays
 from fedms.experiments.experiment import run
+from fedms.model.kernels import has_onednn
 
 TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes")
 
@@ -42,3 +45,12 @@ def test_sites_with_their_own_rows_come_to_the_same_bits(fleet, tmp_path):
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("local", "server")]
     for one, other in zip(*lines, strict=True):
         assert without_times(json.loads(one)) == without_times(json.loads(other))
+
+
+@pytest.mark.skipif(not has_onednn(), reason="needs a PyTorch with oneDNN")
+def test_sites_take_the_servers_kernel(fleet, tmp_path):
+    made = fleet("engine.kernels=onednn", "federation.rounds_global=1")
+    made.all_come()
+    run(made.config, tmp_path / "server")
+    said = [*(made.folder / "sites").glob("*/runs/*/environment.json")]
+    assert [json.loads(path.read_text())["kernels"] for path in said] == ["onednn"] * 3

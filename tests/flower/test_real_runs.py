@@ -59,19 +59,6 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.1)
 
 
-def test_two_runs_at_once_over_the_same_sites(settings, tmp_path):
-    deployment = Deployment(settings(*SHORT), tmp_path / "run")
-    wanted = results(experiment.run(settings(*SHORT, "engine.workers=1"), tmp_path / "local"))
-    with deployment.started() as config:
-        other = config.model_copy(update={"head": config.head.model_copy(update={"lr": 0.5})})
-        runs = [
-            (started(each, tmp_path / name), tmp_path / name) for each, name in ((config, "a"), (other, "b"))
-        ]
-        found = [result(*run) for run in runs]
-    assert found[0] == wanted
-    assert len(found[1]["per_client"]) == 3
-
-
 def test_a_run_that_was_killed_leaves_sites_that_go_on(settings, tmp_path):
     """Its last message stays with a SuperNode, and its content never comes."""
     wanted = results(experiment.run(settings(*SHORT, "engine.workers=1"), tmp_path / "local"))

@@ -15,6 +15,7 @@ from fedms.engines.flower.site import local_config
 from fedms.engines.flower.wire import TASK, Reply, Request, Terms
 from fedms.experiments.experiment import run
 from fedms.federation.messages import Failure, Task, decode_answer, encode
+from fedms.federation.methods import METHODS
 from fedms.runs.export.export import export_client
 from fedms.runs.predict import load
 
@@ -89,6 +90,14 @@ def test_a_model_that_the_site_does_not_allow(asked):
     other = replace(request.told, run="b" * 32, model={**request.told.model, "weights": "0" * 64})
     found = failure(site, replace(request, run=other.run, terms=other.digest, told=other))
     assert found.kind == "error"
+
+
+def test_a_method_that_is_another_one_here(asked, caplog):
+    _, site, request = asked
+    changed = {**json.loads(json.dumps(METHODS["fedms"].to_dict())), "summary": "something else"}
+    other = replace(request.told, run="d" * 32, methods=(changed,))
+    assert failure(site, replace(request, run=other.run, terms=other.digest, told=other)).kind == "error"
+    assert "method fedms is another one" in caplog.text
 
 
 def test_terms_of_a_run_never_change(asked):

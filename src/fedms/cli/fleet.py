@@ -163,5 +163,5 @@ def deploy(
 
     Console(highlight=False).print(result_table([result]))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}\nsites   {folder}-sites")
-    for line in real_commands(config, result["partition"]["clients"]):
+    for line in real_commands(config, checked, overrides or [], result["partition"]["clients"]):
         typer.echo(line)

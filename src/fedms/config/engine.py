@@ -24,7 +24,7 @@ class EngineConfig(Section):
     kernels: Literal["auto", "torch", "onednn"] = "auto"
     """What computes the products of frozen layers on a CPU in float32: PyTorch's own choice (MKL on x86), or
     oneDNN. `auto` measures both once and takes oneDNN where it is much faster. The last bits differ, so a
-    resumed run keeps the kernel that it began with."""
+    resumed run keeps the kernel that it began with. Sites take that of the server where they have it."""
     superlink: str = "127.0.0.1:8000"
     """Address of the SuperLink, for `flower`."""
     certificates: str | None = None

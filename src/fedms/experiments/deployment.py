@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import time
@@ -89,7 +90,7 @@ class Deployment:
 
     def _server_config(self, names: Sequence[str], secret: Path) -> Config:
         values = self.config.model_dump()
-        values["engine"] = {"name": "flower", "superlink": self.address, "secret": str(secret)}
+        values["engine"] |= {"name": "flower", "superlink": self.address, "secret": str(secret)}
         values["federation"] |= {"sites": tuple(names)}
         values["partition"] |= {"clients": len(names)}
         values["data"] |= {"classes": tuple(read_classes(self.place / "data"))}
@@ -215,18 +216,26 @@ def _wait(child: Child) -> None:
         time.sleep(PAUSE)
 
 
-def real_commands(config: Path, names: Sequence[str]) -> list[str]:
-    """The commands of the same federation on real machines."""
-    sites = ",".join(names)
-    run = f"fedms run {config} --set engine.name=flower --set engine.secret=superlink/{SECRET}"
+def real_commands(file: Path, config: Config, overrides: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The commands of the same federation on real machines.
+
+    Args:
+        file: of the config.
+        overrides: what was given beside it, as KEY=VALUE.
+        names: of the sites.
+    """
+    keys = ["engine.name=flower", f"engine.secret=superlink/{SECRET}", "engine.certificates=keys/ca.pem"]
+    keys += [f"federation.sites=[{','.join(names)}]", f"partition.clients={len(names)}", *overrides]
+    run = shlex.join(["fedms", "run", str(file), *(part for key in keys for part in ("--set", key))])
+    model = "" if config.model.name == "minilm" else f" --model {shlex.quote(config.model.name)}"
     return [
         "on real machines, with SERVER for the server's name (docs/deployment.md):",
-        f"  server     fedms keys --folder keys --server SERVER --sites {sites}",
+        f"  server     fedms keys --folder keys --server SERVER --sites {','.join(names)}",
         "  server     fedms serve --folder superlink --keys keys --door 0.0.0.0:8443",
-        f"  server     {run} --set engine.certificates=keys/ca.pem",
+        f"  server     {run}",
         *(
             f"  {name:<10} fedms site --name {name} --data FILE --folder {name} --superlink SERVER:8443 "
-            f"--tls ca.pem --key {name}.key"
+            f"--tls ca.pem --key {name}.key{model}"
             for name in names
         ),
     ]

@@ -54,7 +54,7 @@ def keep_finished(run: Finished) -> None:
         "partition": {"classes": classes, "clients": [answer.client], "counts": counts},
     }
     write_bytes(folder / CONFIG, config.to_yaml().encode())
-    write_json(folder / ENVIRONMENT, describe_environment(config, 1))
+    write_json(folder / ENVIRONMENT, describe_environment(config, 1, world.backbone.kernel))
     write_json(folder / IDENTITY, Identity(world.glance, ModelIdentity.of(world.backbone)).to_dict())
     write_bytes(folder / METRICS, b"")
     write_json(folder / RESULT, result)

@@ -195,7 +195,6 @@ def open_site(config: Config, place: Place, own: Dataset, backbone: Backbone) ->
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
     inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
     capacity = min(place.capacity, backbone.depth)
-    backbone.use(config.engine.kernels)
     return SiteWorld(
         config, dataset, parts, data, backbone, inputs, opened, capacity=capacity, rank=place.rank
     )

@@ -48,7 +48,7 @@ IDENTITY = "identity.json"
 ANOTHER_FOLDER_HINT = "name another folder with --out"
 KEYS_WITHOUT_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("log", "compare"), True),
-    "engine": {"workers", "stack", "superlink", "certificates", "secret", "patience_seconds"},
+    "engine": {"workers", "stack", "kernels", "superlink", "certificates", "secret", "patience_seconds"},
     "cache": {"enabled", "memory_mb", "disk_mb"},
     "federation": {"quorum", "deadline_seconds", "attempts"},
 }

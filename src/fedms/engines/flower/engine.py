@@ -174,6 +174,7 @@ class FlowerEngine:
                 world.dealt[client],
                 world.ranks[client],
                 self._model,
+                world.backbone.kernel,
                 tuple(declarations(config)["methods"]),
             )
         return self._terms[client]

@@ -39,7 +39,7 @@ class Tls:
 
 
 class Child:
-    """A process in a session of its own, which ends with this one."""
+    """A process in a session of its own. On Linux it ends with the thread that started it."""
 
     def __init__(self, name: str, command: Sequence[str | Path], home: Path, log: Path) -> None:
         self.name, self.log = name, log

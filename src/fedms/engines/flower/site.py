@@ -6,6 +6,7 @@ a module or a hub name: data, model, cache and device are its own settings.
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import Counter, OrderedDict
@@ -19,7 +20,7 @@ import yaml
 
 from fedms.config import Config, load_config
 from fedms.config.site import SiteConfig
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import make_folder, write_bytes
 from fedms.data import sources
 from fedms.data.sources import Dataset
@@ -30,6 +31,7 @@ from fedms.federation.client import ClientHost
 from fedms.federation.client_folder import ClientFolder
 from fedms.federation.identity import DataIdentity, ModelIdentity
 from fedms.federation.messages import Failure, FailureKind, Update, decode_answer, decode_task, encode
+from fedms.federation.methods import METHODS
 from fedms.federation.registration import receive
 from fedms.federation.sites import Place, SiteWorld, open_site
 from fedms.federation.world import open_backbone
@@ -181,9 +183,13 @@ class Site:
         terms = Terms.of((folder / TERMS).read_bytes())
         if terms.digest != request.terms:
             raise FedmsError("a task stands on other terms than this site was told")
-        receive({"methods": terms.methods, "families": {}})
+        _take_methods(terms)
         model = ModelIdentity(**{str(key): str(value) for key, value in terms.model.items()})
         config, backbone = self._with_model(local_config(terms.config, self.settings), model)
+        try:
+            backbone.use(terms.kernel)
+        except ConfigError as error:
+            log.warning("the server's kernel is not here, so the last bits may differ: %s", error)
         capacity = min(terms.capacity, self.settings.capacity or terms.capacity)
         place = Place(self.name, terms.classes, capacity, terms.rank)
         world = open_site(config, place, self.own, backbone)
@@ -202,6 +208,19 @@ class Site:
         """Let go of everything that is kept for speed alone."""
         while self._hosts:
             self._hosts.popitem()[1].close()
+
+
+def _take_methods(terms: Terms) -> None:
+    """Register the run's own methods, which are plain data.
+
+    Raises:
+        FedmsError: a method of the same name is another one here, which would train something else.
+    """
+    for declared in terms.methods:
+        known = METHODS.get(str(declared.get("name")))
+        if known is not None and json.loads(json.dumps(known.to_dict())) != declared:
+            raise FedmsError(f"the run's method {known.name} is another one at this site")
+    receive({"methods": terms.methods, "families": {}})
 
 
 def local_config(text: str, settings: SiteConfig) -> Config:

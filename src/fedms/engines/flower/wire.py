@@ -19,6 +19,7 @@ from fedms.core.errors import FedmsError
 from fedms.core.paths import is_name
 from fedms.engines.pipe import bundled, unbundled
 from fedms.federation.client_folder import Version
+from fedms.model.kernels import KERNELS, Kernel
 
 HELLO, TASK = "hello", "task"
 """Kinds of messages."""
@@ -40,14 +41,16 @@ class Terms:
     rank: int
     model: Mapping[str, str]
     """The digests of `ModelIdentity`"""
+    kernel: Kernel = "torch"
+    """What computes the products of frozen layers"""
     methods: tuple[Mapping[str, Any], ...] = ()
     """Methods that are registered at the server, as plain values"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "methods", tuple(self.methods))
-        if not RUN_ID.fullmatch(self.run):
-            raise ValueError("no run's id")
+        if not RUN_ID.fullmatch(self.run) or self.kernel not in KERNELS:
+            raise ValueError("no run's id, or no kernel")
 
     @property
     def digest(self) -> str:
