@@ -33,7 +33,7 @@ ROWS = {
     "variants": {
         "every 2 rounds": {**SAL, "activation.rule": "every", "activation.every": 2},
         "fixed 1 block": {**SAL, "activation.rule": "fixed", "activation.blocks": 1},
-        "fixed 2 blocks": {**SAL, "activation.rule": "fixed", "activation.blocks": 2},
+        "plateau": {**SAL, "activation.rule": "plateau"},
     },
     "seeds": [0, 1, 2],
     "baseline": ALL,
