@@ -115,7 +115,7 @@ def table(made: dict[str, dict[str, Any]]) -> str:
             f"{row['uplink_bytes'] / 1e6:.1f}",
             f"{row['uplink_share']:.0%}",
         ]
-        label = {ALL: "all", "fedavg-sal": "by plateau"}.get(name, name)
+        label = {ALL: "all", "fedavg-sal": "fixed 2 blocks", "plateau": "by plateau"}.get(name, name)
         rows.append([label, *accuracy, *cost, *ends])
     return markdown_table(head, rows)
 
