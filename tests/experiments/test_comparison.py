@@ -301,8 +301,8 @@ def test_compare_says_nothing_of_a_run():
 
 def test_tuning_reads_validation_data_alone(played, tmp_path):
     """Test accuracy would select the other candidate."""
-    played.score = lambda config: {1e-3: 0.7, 1e-2: 0.6}[config.training.learning_rate]
-    played.test = lambda config: {1e-3: 0.1, 1e-2: 0.9}[config.training.learning_rate]
+    played.score = lambda config: {1e-3: 0.7, 1e-2: 0.6, 3e-3: 0.6}[config.training.learning_rate]
+    played.test = lambda config: {1e-3: 0.1, 1e-2: 0.9, 3e-3: 0.9}[config.training.learning_rate]
     config = config_of(
         tune={"training.learning_rate": [0.01, 0.001]}, methods=["fedavg-sal", "fedms", "statistics"]
     )
