@@ -26,6 +26,7 @@ from tiny_run import finished  # noqa: F401 (a fixture)
 MIXTURES = {
     "fedms": {},
     "counts": {"gate__evidence": "counts", "gate__features": "backbone", "mixture__on": "logits"},
+    "posterior": {"gate__evidence": "posterior"},
     "network alone": {"gate__evidence": "none", "federation__aggregation": "exact"},
     "likelihood": {"gate__objective": "likelihood", "head__kind": "text"},
     "constant": {"method": "mixture-constant", "activation__order": "bottom-up"},

@@ -13,9 +13,10 @@ from torch import Tensor
 from fedms.core.errors import FedmsError
 from fedms.core.files import make_folder, unmake
 from fedms.federation.personal_model import PersonalModel
-from fedms.federation.prediction import scale_at
+from fedms.federation.prediction import PRIORS, scale_at
 from fedms.model.arrays import Arrays
 from fedms.model.discriminant import Discriminant, label_shift
+from fedms.model.evidence import Evidence
 from fedms.model.expert import Expert
 from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
 from fedms.runs.export.peft import save_plain, write_peft
@@ -36,11 +37,17 @@ U_FORMULAS = {
 }
 WEIGHT_FORMULA = (
     "local_weight = sigmoid(log(prior / (1 - prior)) + evidence_scale (log_r(u) + delta(u))), "
+    "with evidence_scale interpolated between evidence_scales at another prior; "
     "global_weight = 1 - local_weight"
 )
 LOG_R_FORMULA = (
     "log_r(u) = logsumexp(evidence.own.weight u + evidence.own.bias) "
     "- logsumexp(evidence.everyone.weight u + evidence.everyone.bias)"
+)
+POSTERIOR_LOG_R_FORMULA = (
+    "log_r(u) = logsumexp(evidence.own.weight u + evidence.own.bias) "
+    "- logsumexp(evidence.counts.weight u + evidence.counts.bias) "
+    "+ logsumexp(log softmax(global logits) + evidence.shift)"
 )
 COUNT_FORMULA = (
     "local_weight = sigmoid(log(prior / (1 - prior)) "
@@ -161,25 +168,35 @@ def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
     evidence, kept = personal.evidence, personal.network_kept
     tensors: dict[str, Tensor] = {}
     if evidence:
-        tensors |= _linear("evidence.own", evidence.everyone, evidence.means, evidence.prior)
-        tensors |= _linear(
-            "evidence.everyone", evidence.everyone, evidence.everyone.means, evidence.everyone.prior
-        )
+        everyone = evidence.everyone
+        tensors |= _linear("evidence.own", everyone, evidence.means, evidence.prior)
+        if evidence.posterior:
+            tensors |= _linear("evidence.counts", everyone, everyone.means, evidence.prior)
+            tensors["evidence.shift"] = evidence.prior.log() - everyone.prior.log()
+        else:
+            tensors |= _linear("evidence.everyone", everyone, everyone.means, everyone.prior)
     if kept:
         tensors |= {name: personal.arrays[name] for name in (*ADAPTER, *NETWORK)}
     formulas |= {
         "local_weight": WEIGHT_FORMULA,
         "u": U_FORMULAS[config.gate.features],
-        "log_r": LOG_R_FORMULA if evidence else "log_r(u) = 0",
+        "log_r": _log_r_formula(evidence),
         "delta": DELTA_FORMULA if kept else "delta(u) = 0",
     }
     return described | {
         "features": config.gate.features,
         "evidence": config.gate.evidence if evidence else "none",
         "evidence_scale": scale_at(personal.evidence_scales, client.prior),
+        "evidence_scales": dict(zip(map(str, PRIORS[1:-1]), personal.evidence_scales, strict=True)),
         "network_kept": kept,
         "formulas": formulas,
     }, tensors
+
+
+def _log_r_formula(evidence: Evidence | None) -> str:
+    if evidence is None:
+        return "log_r(u) = 0"
+    return POSTERIOR_LOG_R_FORMULA if evidence.posterior else LOG_R_FORMULA
 
 
 def _linear(name: str, everyone: Discriminant, means: Tensor, prior: Tensor) -> dict[str, Tensor]:

@@ -110,6 +110,12 @@ LOG_R = (
     'any_kind = F.linear(u, gate["evidence.everyone.weight"], gate["evidence.everyone.bias"])',
     "log_r = own_kind.logsumexp(1) - any_kind.logsumexp(1)",
 )
+POSTERIOR_LOG_R = (
+    LOG_R[0],
+    'by_counts = F.linear(u, gate["evidence.counts.weight"], gate["evidence.counts.bias"])',
+    'by_posterior = everyone.log_softmax(1) + gate["evidence.shift"]',
+    "log_r = own_kind.logsumexp(1) - by_counts.logsumexp(1) + by_posterior.logsumexp(1)",
+)
 COUNTS = (
     'counts = torch.tensor(json.load(open("gate.json", encoding="utf-8"))["counts"])',
     f"known = everyone.softmax(1) @ (counts / (counts + {COUNT_STRENGTH}))",
@@ -187,7 +193,7 @@ def _program(
         options = f", padding=True, truncation=True, max_length={config.model.max_length}"
     return PROGRAM.substitute(
         pil_import="from PIL import Image, ImageOps\n" if image else "",
-        numpy_import="import numpy as np\n" if image else "",
+        numpy_import="import numpy as np\n" if image or (gate and gate["kind"] == "learned") else "",
         picture=PICTURE if image else "",
         classes=", ".join(sorted((loader, processor))),
         base=_base(base),
@@ -229,7 +235,8 @@ def _mixing(gate: Mapping[str, Any]) -> list[str]:
     elif gate["kind"] == "counts":
         lines += COUNTS
     else:
-        terms = {"log_r": LOG_R} if gate["evidence"] != "none" else {}
+        log_r = POSTERIOR_LOG_R if gate["evidence"] == "posterior" else LOG_R
+        terms = {"log_r": log_r} if gate["evidence"] != "none" else {}
         terms |= {"delta": DELTA} if gate["network_kept"] else {}
         lines += (
             ["with model.disable_adapter():", "    u = feature(inputs)"]
@@ -237,7 +244,9 @@ def _mixing(gate: Mapping[str, Any]) -> list[str]:
             else ["u = x"]
         )
         lines += ['gate = load_file("gate.safetensors")', *(line for term in terms.values() for line in term)]
-        lines.append(f"evidence = {gate['evidence_scale']} * ({' + '.join(terms)})")
+        scales = gate["evidence_scales"]
+        lines.append(f"priors, scales = {[*map(float, scales)]}, {[*scales.values()]}")
+        lines.append(f"evidence = np.interp(prior, priors, scales) * ({' + '.join(terms)})")
         lines.append("local_weight = torch.sigmoid(torch.logit(torch.tensor(prior)) + evidence)[:, None]")
     if gate["mixture_on"] == "logits":
         return [*lines, "return ((1 - local_weight) * everyone + local_weight * own).softmax(1)"]
