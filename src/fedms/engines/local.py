@@ -17,13 +17,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fedms.config import Config
 from fedms.core.files import sweep
 from fedms.engines.autotune import Way, decide, measured
-from fedms.engines.base import Answer, Arrived, read_answer
+from fedms.engines.base import Answer, Arrived, ClosedAtEnd, read_answer
 from fedms.engines.host import respond
 from fedms.engines.memory import keep_freed_memory, peak_memory
 from fedms.engines.pipe import MEASURE, bundled, unbundled
@@ -37,7 +35,7 @@ Ask = Callable[[bytes, int], bytes]
 """From a message, and the number of clients that it is for, to the answer."""
 
 
-class LocalEngine:
+class LocalEngine(ClosedAtEnd):
     """Carries tasks to clients on this machine. The protocol is `engines.base.Engine`.
 
     The folder `prefixes`, if any, shares the frozen prefixes' outputs with other runs.
@@ -208,14 +206,6 @@ class LocalEngine:
             self._host.close()
         for worker in self.processes:
             worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def check_plugins(config: Config) -> None:

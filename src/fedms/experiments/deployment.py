@@ -16,7 +16,7 @@ import yaml
 
 from fedms.config import Config
 from fedms.core.errors import FedmsError
-from fedms.core.files import make_folder, write_bytes
+from fedms.core.files import make_folder, read_json, write_bytes
 from fedms.data.public import with_public_digest
 from fedms.engines.flower.processes import (
     Child,
@@ -93,7 +93,7 @@ class Deployment:
         values["engine"] |= {"name": "flower", "superlink": self.address, "secret": str(secret)}
         values["federation"] |= {"sites": tuple(names)}
         values["partition"] |= {"clients": len(names)}
-        values["data"] |= {"classes": tuple(read_classes(self.place / "data"))}
+        values["data"] |= {"classes": tuple(read_json(self.place / "data" / "classes.json"))}
         values["evaluation"] |= {"public": str(self._public), "everyone": None}
         return with_public_digest(Config.model_validate(values))
 
@@ -130,14 +130,6 @@ class Deployment:
         """End all processes, sites before the SuperLink."""
         for name in sorted(self.children, key=lambda name: name == "superlink"):
             self.children.pop(name).stop()
-
-
-def read_classes(data: Path) -> list[str]:
-    """The class names that were written beside sites' files."""
-    import json
-
-    names = json.loads((data / "classes.json").read_text(encoding="utf-8"))
-    return [str(name) for name in names]
 
 
 def _secret(folder: Path) -> Path:

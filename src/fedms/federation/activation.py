@@ -17,7 +17,6 @@ class Activation:
 
     Attributes:
         active: the number of active blocks, k.
-        trained: the largest number of blocks that have been active.
     """
 
     def __init__(self, config: ActivationConfig, depth: int) -> None:
@@ -26,9 +25,13 @@ class Activation:
         self.limit = min(config.maximum or depth, depth)
         self.planned = self.limit if config.blocks == "all" else min(config.blocks, self.limit)
         self.active = self.limit if config.rule == "warm" else self.planned
-        self.trained = self.active
         self.rounds = 0
         self.queue: list[float] = []
+
+    @property
+    def trained(self) -> int:
+        """The largest number of blocks that have been active."""
+        return self.limit if self.config.rule == "warm" else self.active
 
     def blocks(self, count: int | None = None) -> list[int]:
         """The active blocks, ascending; or the first `count` of the order."""
@@ -50,12 +53,13 @@ class Activation:
         if score is not None:
             self.queue = [*self.queue, score][-self.config.queue :]
         if self.config.rule == "warm":
-            warm = self.active == self.planned or self.rounds < self.config.warm_rounds
-            self.active = self.active if warm else self.planned
-            return not warm
+            if self.active == self.planned or self.rounds < self.config.warm_rounds:
+                return False
+            self.active = self.planned
+            return True
         if self.active >= self.limit or not self._due(left):
             return False
-        self.active = self.trained = min(self.active + self.config.step, self.limit)
+        self.active = min(self.active + self.config.step, self.limit)
         self.rounds = 0
         self.queue = []
         return True
@@ -78,12 +82,11 @@ class Activation:
 
     def state(self) -> dict[str, Any]:
         """The present state, as values of JSON."""
-        return {"active": self.active, "trained": self.trained, "rounds": self.rounds, "queue": self.queue}
+        return {"active": self.active, "rounds": self.rounds, "queue": self.queue}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a state."""
-        self.active, self.trained, self.rounds = state["active"], state["trained"], state["rounds"]
-        self.queue = list(state["queue"])
+        self.active, self.rounds, self.queue = state["active"], state["rounds"], list(state["queue"])
 
 
 def check_depth(config: ActivationConfig, depth: int, model: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fedms.model.discriminant import Discriminant
+from fedms.model.discriminant import Discriminant, posterior_mean
 from fedms.model.statistics import FeatureSums
 
 MEAN_STRENGTH = 5.0
@@ -50,7 +50,7 @@ class Evidence:
             else everyone.means
         )
         self.own_means = means
-        self.prior = (self.counts + everyone.prior) / (self.counts.sum() + 1)
+        self.prior = posterior_mean(self.counts, everyone.prior, 1)
 
     def log_ratio(self, x: Tensor) -> Tensor:
         """[n, d] -> [n], for samples outside the client's sums."""

@@ -10,11 +10,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from fedms.core.errors import FedmsError
-from fedms.engines.base import Answer, Arrived, read_answer
+from fedms.engines.base import Answer, Arrived, ClosedAtEnd, read_answer
 from fedms.engines.flower.known import KnownSites
 from fedms.engines.flower.post import Letter, Node, Return
 from fedms.engines.flower.sites import PAUSE, Sites
@@ -40,7 +38,7 @@ class Waiting:
     """When, by the monotonic clock"""
 
 
-class FlowerEngine:
+class FlowerEngine(ClosedAtEnd):
     """Carries tasks to sites. The protocol is `engines.base.Engine`.
 
     Attributes:
@@ -185,11 +183,3 @@ class FlowerEngine:
 
     def close(self) -> None:
         """Nothing stays open here: the world closes the way to the sites."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

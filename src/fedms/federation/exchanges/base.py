@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, Literal, Self, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes, check_whole
@@ -111,6 +112,11 @@ class Likelihood(Answer):
             raise RefusalError(f"{cls.name} is above zero")
 
 
+def log_likelihood(candidates: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Log-likelihood of labels [n] under each candidate's logits [n, C], [candidates]."""
+    return torch.tensor([-float(F.cross_entropy(each, labels, reduction="sum")) for each in candidates])
+
+
 @dataclass(frozen=True)
 class Expected:
     """What the server knows of a client whose answer it checks."""
@@ -189,3 +195,26 @@ class Exchange(ABC, Generic[AskedT, AnswerT, ResultT]):
             RefusalError: these are no such numbers, or other ones than before.
         """
         return {self.split: expected.samples(self.split, update.weight)}
+
+
+LikelihoodT = TypeVar("LikelihoodT", bound=Likelihood)
+
+
+class ChoiceExchange(Exchange[Asked, LikelihoodT, float]):
+    """One number for all clients: the candidate of the best likelihood on all clients' validation data.
+
+    Attributes:
+        candidates: the grid; a client answers a log-likelihood for each.
+    """
+
+    split = "validation"
+    asked = Asked
+    candidates: ClassVar[tuple[float, ...]]
+
+    def check(self, task: Task, update: Update, expected: Expected) -> None:
+        """A log-likelihood a candidate."""
+        self.answered.check(update, len(self.candidates), expected.declared["validation"])
+
+    def combine(self, answers: Sequence[LikelihoodT], recipe: Recipe) -> float:
+        """The candidate of the best likelihood."""
+        return self.candidates[int(self.answered.total(answers).argmax())]

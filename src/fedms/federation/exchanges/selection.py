@@ -16,7 +16,14 @@ from torch.nn import functional as F
 
 from fedms.federation.assembly import finished_model, local_experts
 from fedms.federation.client_view import ClientView
-from fedms.federation.exchanges.base import Asked, Exchange, Expected, Likelihood
+from fedms.federation.exchanges.base import (
+    Asked,
+    ChoiceExchange,
+    Exchange,
+    Expected,
+    Likelihood,
+    log_likelihood,
+)
 from fedms.federation.messages import Task, Update
 from fedms.federation.personal_model import UNSCALED
 from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
@@ -48,32 +55,23 @@ class InterpolationLikelihood(Likelihood):
     name: ClassVar[str] = "interpolate.log_likelihood"
 
 
-class InterpolationExchange(Exchange[Asked, InterpolationLikelihood, float]):
+class InterpolationExchange(ChoiceExchange[InterpolationLikelihood]):
     """How far the local experts go from their start: one number for all clients."""
 
     kind = "interpolate"
-    split = "validation"
-    asked = Asked
     answered = InterpolationLikelihood
+    candidates = INTERPOLATIONS
 
     def answer(self, view: ClientView, asked: Asked) -> InterpolationLikelihood:
         """Log-likelihood of the client's validation labels under its local expert, at each interpolation."""
         samples = view.samples("validation")
         head_alone = view.recipe.method.trains_heads_alone(view.config)
-        likelihood = []
+        candidates = []
         for expert in local_experts(view, *INTERPOLATIONS):
             logits = view.runner.outputs(expert, samples, view.boundary, head_alone).logits
             assert logits is not None
-            likelihood.append(-float(F.cross_entropy(logits, samples.labels, reduction="sum")))
-        return InterpolationLikelihood(len(samples), torch.tensor(likelihood))
-
-    def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood an interpolation."""
-        InterpolationLikelihood.check(update, len(INTERPOLATIONS), expected.declared["validation"])
-
-    def combine(self, answers: Sequence[InterpolationLikelihood], recipe: Recipe) -> float:
-        """The interpolation of the best likelihood on all clients' validation data."""
-        return INTERPOLATIONS[int(InterpolationLikelihood.total(answers).argmax())]
+            candidates.append(logits)
+        return InterpolationLikelihood(len(samples), log_likelihood(candidates, samples.labels))
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,12 @@ samples everyone's label shares count in a client's own).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.federation.assembly import received_calibrated
 from fedms.federation.client_view import ClientView
-from fedms.federation.exchanges.base import Asked, Exchange, Expected, Likelihood
+from fedms.federation.exchanges.base import Asked, ChoiceExchange, Likelihood, log_likelihood
 from fedms.federation.initialization import label_prior_shift
-from fedms.federation.messages import Task, Update
-from fedms.federation.recipe import Recipe
 from fedms.model.discriminant import Discriminant
 from fedms.model.expert import Expert
 from fedms.model.heads import HEAD_SHARES, mixed_head, statistics_head
@@ -34,13 +27,12 @@ class HeadLikelihood(Likelihood):
     name: ClassVar[str] = "head.log_likelihood"
 
 
-class HeadExchange(Exchange[Asked, HeadLikelihood, float]):
+class HeadExchange(ChoiceExchange[HeadLikelihood]):
     """How much of the discriminant of the trained features goes into the global expert's head."""
 
     kind = "head"
-    split = "validation"
-    asked = Asked
     answered = HeadLikelihood
+    candidates = HEAD_SHARES
 
     def answer(self, view: ClientView, asked: Asked) -> HeadLikelihood:
         """Log-likelihood of the client's validation labels under each mixture of both heads."""
@@ -50,15 +42,7 @@ class HeadExchange(Exchange[Asked, HeadLikelihood, float]):
         x = view.runner.frozen_outputs("global", expert, samples, view.boundary).features
         heads = (mixed_head(expert.arrays, derived, share) for share in HEAD_SHARES)
         candidates = [Expert(expert.arrays | head, expert.scale).logits(x) for head in heads]
-        return HeadLikelihood(len(samples), _log_likelihood(candidates, samples.labels))
-
-    def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood a share."""
-        HeadLikelihood.check(update, len(HEAD_SHARES), expected.declared["validation"])
-
-    def combine(self, answers: Sequence[HeadLikelihood], recipe: Recipe) -> float:
-        """The share of the best likelihood on all clients' validation data."""
-        return HEAD_SHARES[int(HeadLikelihood.total(answers).argmax())]
+        return HeadLikelihood(len(samples), log_likelihood(candidates, samples.labels))
 
 
 class LabelPriorLikelihood(Likelihood):
@@ -67,13 +51,12 @@ class LabelPriorLikelihood(Likelihood):
     name: ClassVar[str] = "label_prior.log_likelihood"
 
 
-class LabelPriorExchange(Exchange[Asked, LabelPriorLikelihood, float]):
+class LabelPriorExchange(ChoiceExchange[LabelPriorLikelihood]):
     """How many samples everyone's label shares count in a client's label prior."""
 
     kind = "label-prior"
-    split = "validation"
-    asked = Asked
     answered = LabelPriorLikelihood
+    candidates = LABEL_PRIORS
 
     def answer(self, view: ClientView, asked: Asked) -> LabelPriorLikelihood:
         """Log-likelihood of the client's validation labels under the global expert with each label prior."""
@@ -81,17 +64,4 @@ class LabelPriorExchange(Exchange[Asked, LabelPriorLikelihood, float]):
         logits = view.runner.frozen_outputs("global", expert, samples, view.boundary).logits
         assert logits is not None
         candidates = [logits + label_prior_shift(view, number) for number in LABEL_PRIORS]
-        return LabelPriorLikelihood(len(samples), _log_likelihood(candidates, samples.labels))
-
-    def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood a candidate."""
-        LabelPriorLikelihood.check(update, len(LABEL_PRIORS), expected.declared["validation"])
-
-    def combine(self, answers: Sequence[LabelPriorLikelihood], recipe: Recipe) -> float:
-        """The number of the best likelihood on all clients' validation data."""
-        return LABEL_PRIORS[int(LabelPriorLikelihood.total(answers).argmax())]
-
-
-def _log_likelihood(candidates: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Log-likelihood of labels [n] under each candidate's logits [n, C]."""
-    return torch.tensor([-float(F.cross_entropy(each, labels, reduction="sum")) for each in candidates])
+        return LabelPriorLikelihood(len(samples), log_likelihood(candidates, samples.labels))

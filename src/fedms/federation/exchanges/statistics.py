@@ -79,12 +79,11 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
             "statistics.counts": (classes,),
             "statistics.sums": (classes, size),
         }
-        if not statistics.second_moment:
-            pass
-        elif rank is None or rank >= size:
-            shapes["statistics.second"] = (size * (size + 1) // 2,)
-        else:
-            shapes |= {"statistics.factor": (size, rank), "statistics.rest": (1,)}
+        if statistics.second_moment:
+            if rank is None or rank >= size:
+                shapes["statistics.second"] = (size * (size + 1) // 2,)
+            else:
+                shapes |= {"statistics.factor": (size, rank), "statistics.rest": (1,)}
         check_shapes(
             update.arrays, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         )
