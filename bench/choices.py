@@ -7,9 +7,9 @@
 
 A quarter of each client's training samples is validation data here, so that there is something to choose by.
 All figures are of the validation split: no test data is read for a choice. A candidate is a row of a `fedms
-compare`, which is stored in runs/choices/EXAMPLE; `fedms` is training that hardly moves. *Balanced* is the
-largest mean of both accuracies along the frontier: the accuracy of a client that meets both kinds of data
-alike.
+compare`, which is stored in runs/choices/EXAMPLE; `fedms` is training that hardly moves, on pictures the
+example as it is. *Balanced* is the largest mean of both accuracies along the frontier: the accuracy of a
+client that meets both kinds of data alike.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ MOVING = {
 TWO = {"activation.rule": "fixed", "activation.blocks": 2}
 NAMES = {"statistics.anchor": 2}
 MEANS = {"head.kind": "means"}
+NO_SECOND = {"statistics.second_moment": False}
 TEXT: dict[str, dict[str, Any]] = {
     "never": {"head.rederive": "never"},
     "means": MEANS,
@@ -54,12 +55,32 @@ TEXT: dict[str, dict[str, Any]] = {
     "means + moving + two blocks": MEANS | MOVING | TWO,
     "names + moving + two blocks": NAMES | MOVING | TWO,
     "names .8 + moving + two blocks": NAMES | MOVING | TWO | {"statistics.shrinkage": 0.8},
+    "means + moving + two blocks without second moment": MEANS | MOVING | TWO | NO_SECOND,
+    "names + moving + two blocks without second moment": NAMES | MOVING | TWO | NO_SECOND,
+}
+FIVE = {"activation.blocks": 5}
+PICTURES: dict[str, dict[str, Any]] = {
+    "never": {"head.rederive": "never"},
+    "five blocks": {"activation.rule": "fixed", **FIVE},
+    "warm then five blocks": {"activation.rule": "warm", **FIVE},
+    "no second moment": NO_SECOND,
+    "means": MEANS,
+    "means and head at 1e-3": MEANS | {"training.head_learning_rate": 1e-3},
 }
 EXAMPLES: dict[str, tuple[list[str], dict[str, dict[str, Any]]]] = {
     "assistant": ([*STILL, "activation.blocks=1", "evaluation.everyone=300"], TEXT),
     "banking77": (
         [*STILL, "data.source=DATA/banking77", "data.limit=3000", "evaluation.everyone=300"],
         TEXT,
+    ),
+    "pacs": (
+        [
+            "data.source=DATA/pacs",
+            "model.name=DATA/vit-tiny-patch16-224",
+            "data.limit=1500",
+            "evaluation.everyone=300",
+        ],
+        PICTURES,
     ),
 }
 """Keys of all candidates (DATA stands for --data), and the candidates beside these keys alone."""

@@ -71,7 +71,15 @@ EVERY_DENSE: dict[str, Any] = {
 SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
 """Limits that let a hundred runs finish in an afternoon."""
 EMBEDDED: dict[str, Any] = {
-    "methods": ["fedms", "fedavg-finetune", "mixture-constant", "statistics", "fedavg", "fedavg-sal"],
+    "methods": [
+        "fedms",
+        "fedavg-finetune",
+        "mixture-constant",
+        "statistics",
+        "fedavg",
+        "fedavg-sal",
+        "local",
+    ],
     "seeds": [0, 1, 2],
 }
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
