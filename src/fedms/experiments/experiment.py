@@ -22,6 +22,7 @@ from fedms.engines.registry import REMOTE, open_engine
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
+from fedms.experiments.secure_rounds import SecureRounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
@@ -39,6 +40,7 @@ from fedms.federation.exchanges import (
 from fedms.federation.exchanges.selection import InterpolationAsked, Selection
 from fedms.federation.exchanges.statistics import FeaturesAsked
 from fedms.federation.exchanges.testing import BASE_MEANS, FinalTestAsked
+from fedms.federation.masking import check_secure
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
@@ -85,6 +87,7 @@ def run(
     watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
     check_plugins(config)
+    check_secure(config)
     config = with_public_digest(config)
     if warning := same_bits_warning():
         log.warning(warning)
@@ -154,7 +157,8 @@ class Experiment:
         self.observer = observer
         self.server = Server(self.recipe, world.backbone, list(world.clients), world.ranks, adapter)
         admission = Admission(self.server, world.classes, world.capacities)
-        self.rounds = Rounds(self.server, admission, engine, folder, observer)
+        rounds = SecureRounds if self.config.privacy.secure_sum else Rounds
+        self.rounds = rounds(self.server, admission, engine, folder, observer)
         self.closed = 0
         self.reused = False
         self.base_means: Tensor | None = None

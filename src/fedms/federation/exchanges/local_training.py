@@ -40,6 +40,7 @@ from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, around, between
 from fedms.federation.tiers import trainable
 from fedms.model.arrays import Arrays, prefixed
 from fedms.model.expert import Expert
@@ -48,6 +49,9 @@ from fedms.model.parts import fresh_lora, group, part_of, trained_names
 from fedms.training.device import moved
 from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
 from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
+
+LARGEST_LOSS = 100.0
+"""Mean loss of a client's round, in nats, above which a secure sum counts no more."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +209,38 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             raise RefusalError("loss is not finite")
         if stage.expert == "local":
             check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """Arrays no further from their start than training reaches, loss and hits, all times samples."""
+        stage, samples = expected.recipe.method.stage(task.stage), expected.declared["train"]
+        ranges = {}
+        for name, start in _expected_starts(task, stage, expected).items():
+            furthest = _furthest(task, stage, name, start, expected) * (1 + ROUNDING)
+            furthest += ROUNDING * float(start.abs().max())
+            ranges[name] = around(samples * start.double(), samples * furthest)
+        ranges["loss"] = between((), 0.0, LARGEST_LOSS * samples)
+        if stage.expert == "local":
+            ranges["correct"] = between((), 0, expected.declared["validation"], whole=True)
+        return ranges
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """Arrays, loss and hits, times samples where a mean is wanted."""
+        found = {name: update.weight * array.double() for name, array in update.arrays.items()}
+        found["loss"] = torch.tensor(update.weight * min(update.metrics["loss"], LARGEST_LOSS))
+        if "correct" in update.metrics:
+            found["correct"] = torch.tensor(update.metrics["correct"])
+        return found
+
+    def summed(self, totals: Mapping[str, Tensor], parts: Mapping[str, Sequence[Expected]]) -> Update:
+        """The weighted mean of each array, the mean loss, and all hits."""
+        weights = {name: sum(each.declared["train"] for each in clients) for name, clients in parts.items()}
+        means = {name: total / weights[name] for name, total in totals.items() if name != "correct"}
+        metrics: dict[str, Any] = {"loss": float(means.pop("loss"))}
+        if "correct" in totals:
+            metrics["validated"] = sum(each.declared["validation"] for each in parts["correct"])
+            metrics["correct"] = int(totals["correct"])
+        arrays = {name: mean.float() for name, mean in means.items()}
+        return Update("", arrays, float(weights["loss"]), metrics)
 
     def combine(self, answers: Sequence[TrainingAnswer], recipe: Recipe) -> RoundResult:
         """Mean loss over samples, and the score of a local stage. Arrays are for the aggregator."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedms.federation.assembly import finished_model, local_experts
@@ -28,6 +29,7 @@ from fedms.federation.messages import Task, Update
 from fedms.federation.personal_model import UNSCALED
 from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,15 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """A log-likelihood a candidate."""
-        constant = expected.recipe.method.gate == "constant"
-        candidates = len(PRIORS) if constant else len(UNSCALED) * len(SCALES)
-        WeightLikelihood.check(update, candidates, expected.declared["validation"])
+        WeightLikelihood.check(update, _candidates(expected.recipe), expected.declared["validation"])
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """A log-likelihood a candidate."""
+        return WeightLikelihood.ranges(_candidates(expected.recipe), expected.declared["validation"])
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """The log-likelihoods, cut to their range."""
+        return WeightLikelihood.cut(update, expected.declared["validation"])
 
     def combine(self, answers: Sequence[WeightLikelihood], recipe: Recipe) -> Weights:
         """The candidates of the best likelihood on all clients' validation data."""
@@ -139,3 +147,8 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
             return Weights(prior=PRIORS[int(likelihood.argmax())])
         best = likelihood.view(len(UNSCALED), len(SCALES)).argmax(1).tolist()
         return Weights(evidence_scales=tuple(SCALES[index] for index in best))
+
+
+def _candidates(recipe: Recipe) -> int:
+    """How many ways to weigh the experts are compared."""
+    return len(PRIORS) if recipe.method.gate == "constant" else len(UNSCALED) * len(SCALES)

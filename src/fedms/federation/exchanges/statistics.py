@@ -21,6 +21,7 @@ from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected, L
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes
 from fedms.federation.messages import Task, Update
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, between
 from fedms.model.discriminant import TEMPERATURES, Discriminant
 from fedms.model.statistics import FeatureSums
 
@@ -51,10 +52,7 @@ class Sums(Answer):
 
 
 class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
-    """Sums of training features become the federation's sums.
-
-    Only the total is read, so a secure sum would do.
-    """
+    """Sums of training features become the federation's sums."""
 
     kind = "statistics"
     split = "train"
@@ -102,6 +100,18 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
         if large:
             raise RefusalError("the second moment is larger than its samples' features can make it")
 
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """As the features, each of length sqrt(d), can make them."""
+        size, samples = expected.backbone.feature_size, expected.declared["train"]
+        long, large = (samples * most * (1 + ROUNDING) for most in (math.sqrt(size), size))
+        ranges = {
+            "statistics.counts": between((expected.classes,), 0, samples, whole=True),
+            "statistics.sums": between((expected.classes, size), -long, long),
+        }
+        if expected.recipe.config.statistics.second_moment:
+            ranges["statistics.second"] = between((size * (size + 1) // 2,), -large, large)
+        return ranges
+
     def combine(self, answers: Sequence[Sums], recipe: Recipe) -> FeatureSums:
         """The sums over all clients' samples."""
         return FeatureSums.total(FeatureSums.from_arrays(answer.sums) for answer in answers)
@@ -134,6 +144,15 @@ class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, Tensor]
         """A log-likelihood a candidate."""
         candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
         CalibrationLikelihood.check(update, candidates, expected.declared["validation"])
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """A log-likelihood a candidate."""
+        candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
+        return CalibrationLikelihood.ranges(candidates, expected.declared["validation"])
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """The log-likelihoods, cut to their range."""
+        return CalibrationLikelihood.cut(update, expected.declared["validation"])
 
     def combine(self, answers: Sequence[CalibrationLikelihood], recipe: Recipe) -> Tensor:
         """Log-likelihood of all clients' validation labels, [shrinkages, temperatures]."""
