@@ -44,8 +44,11 @@ def find_blocks(model: nn.Module, name: str, by_hand: str | None = None) -> str:
     }
     if not outer:
         raise FedmsError(f"model {name}: has no list of blocks of one class, so none can be active alone")
-    sizes = [(sum(each.numel() for each in module.parameters()), path) for path, module in outer.items()]
-    return max(sizes)[1]
+    sizes: dict[str, int] = {}
+    for path, module in outer.items():
+        sizes[path] = sum(each.numel() for each in module.parameters())
+    largest: str = max(sizes, key=lambda path: sizes[path])
+    return largest
 
 
 def find_targets(blocks: Sequence[nn.Module], name: str) -> tuple[str, ...]:
