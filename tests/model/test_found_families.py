@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import transformers
 from torch.nn import functional as F
 
 from fedms.config.sections import LoraConfig, ModelConfig
-from fedms.core.errors import ConfigError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.model.backbone import Backbone
-from fedms.model.checkpoints import load_backbone
+from fedms.model.checkpoints import load_backbone, open_checkpoint
 from fedms.model.expert import Expert
 from fedms.model.parts import fresh_lora
 from fedms.runs.export.peft import write_peft
@@ -58,6 +59,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "nomic_bert": ENCODER,
     "t5": {"d_model": 32, "d_kv": 8, "num_layers": 3, "num_heads": 4, "d_ff": 64, "vocab_size": 40},
 }
+VIT: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 8,
+}
+PICTURES: dict[str, dict[str, Any]] = {
+    "dinov2_with_registers": VIT | {"mlp_ratio": 2},
+    "dinov3_vit": VIT,
+    "beit": VIT | {"use_relative_position_bias": True},
+    "data2vec-vision": VIT,
+    "siglip": {"vision_config": VIT, "text_config": ENCODER},
+    "siglip_vision_model": VIT,
+    "ijepa": VIT,
+    "vit_msn": VIT,
+    "aimv2_vision_model": VIT,
+}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory):
         if family not in made:
             made[family] = tmp_path_factory.mktemp(family)
             torch.manual_seed(0)
-            config: Any = transformers.AutoConfig.for_model(family, **CONFIGS[family])
+            config: Any = transformers.AutoConfig.for_model(family, **(CONFIGS | PICTURES)[family])
             model = transformers.T5EncoderModel(config) if family == "t5" else None
             (model or transformers.AutoModel.from_config(config)).save_pretrained(made[family])
         return made[family]
@@ -133,6 +153,64 @@ def test_a_family_that_was_found(folder, family, tmp_path):
     with torch.no_grad():
         ours = backbone.end(backbone.run(below, LENGTHS, 1))
     torch.testing.assert_close(ours[real], theirs(adapted)[real], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", PICTURES)
+def test_an_image_family_that_was_found(folder, family, tmp_path):
+    path, pixels = folder(family), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    backbone = opened(path)
+    loader = transformers.SiglipVisionModel if family == "siglip" else transformers.AutoModel
+    with torch.no_grad():
+        hidden = backbone.embed(pixels)
+        whole = backbone.run(hidden, None)
+        for boundary in range(4):
+            assert torch.equal(backbone.run(backbone.run(hidden, None, 0, boundary), None, boundary), whole)
+        pretrained = loader.from_pretrained(path)(pixel_values=pixels).last_hidden_state
+        assert torch.equal(backbone.end(whole), pretrained)
+        feature = pretrained[:, 0] if backbone.pooling == "cls" else pretrained.mean(1)
+        assert torch.equal(backbone.pool(whole, None), feature)
+    expert = expert_on(backbone, [1, 2])
+    leaves = expert.train(list(expert.arrays))
+    backbone.attach(expert.pairs())
+    below = backbone.run(hidden, None, 0, 1)
+    adapted = backbone.run(below, None, 1)
+    backbone.pool(adapted, None).square().sum().backward()
+    assert all(leaf.grad is not None and leaf.grad.abs().max() > 0 for leaf in leaves)
+    assert not torch.allclose(backbone.end(adapted), pretrained, atol=1e-4)
+    peft = pytest.importorskip("peft")
+    write_peft(tmp_path / "out", expert.detached(), backbone, LORA, str(path), [])
+    reloaded = peft.PeftModel.from_pretrained(loader.from_pretrained(path), str(tmp_path / "out")).eval()
+    with torch.no_grad():
+        again = reloaded(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(backbone.end(adapted), again, atol=1e-5, rtol=1e-5)
+        half = opened(path).to_device("cpu", torch.bfloat16).feature(pixels, None)
+    assert half.dtype == torch.float32
+    assert F.cosine_similarity(half, feature).min() > 0.98
+
+
+def test_what_makes_the_feature_of_an_image(folder):
+    assert opened(folder("dinov3_vit")).pooling == "cls"
+    assert opened(folder("siglip")).pooling == "mean"
+    assert opened(folder("aimv2_vision_model")).pooling == "mean"  # its head alone has a class token
+
+
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        ("swin", "its blocks differ in width; name a model whose blocks are alike, such as ViT, DINOv3"),
+        ("swinv2", "its blocks differ in width"),
+        ("convnext", "its blocks differ in width"),
+        ("dinov3_convnext", "its blocks differ in width"),
+        ("siglip2", "it reads pictures of any shape; name a SigLIP of one size"),
+        ("vit_mae", "it hides patches at random"),
+        ("albert", "its blocks are one and the same"),
+    ],
+)
+def test_a_family_that_cannot_be_taken_apart(family, why, tmp_path):
+    transformers.AutoConfig.for_model(family).save_pretrained(tmp_path)
+    line = f"model {tmp_path}: family {family!r} cannot be taken apart: {why}"
+    with pytest.raises(FedmsError, match=re.escape(line)):
+        open_checkpoint(str(tmp_path))
 
 
 def test_a_language_model_is_read_at_its_last_token(folder):

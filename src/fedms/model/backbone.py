@@ -267,8 +267,9 @@ def _pooling(model: nn.Module, family: Family) -> str:
     """How a model's tokens become one feature, unless somebody says otherwise."""
     if family.kind == "text":
         return "last" if family.causal else "mean"
-    names = [name.rpartition(".")[2] for name, _ in model.named_parameters()]
-    return "cls" if (family.blocks and not family.found) or "cls_token" in names else "mean"
+    own = [name.split(".") for name, _ in model.named_parameters()]
+    first = any(parts[-1] == "cls_token" and "head" not in parts for parts in own)  # a head pools by its own
+    return "cls" if (family.blocks and not family.found) or first else "mean"
 
 
 def _samples(model: nn.Module, kind: str) -> tuple[Tensor, Tensor | None]:

@@ -19,7 +19,7 @@ from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
 from fedms.model.backbone import Backbone
 from fedms.model.discovery import find_blocks
-from fedms.model.families import REFUSED, Family, family_of
+from fedms.model.families import Family, family_of, refusal
 from fedms.model.formats import adapter_refusal, check_format
 from fedms.model.sentence_transformers import Read, SentenceModel, read_sentence_model, reader
 
@@ -62,8 +62,8 @@ class Checkpoint:
 
         loader = getattr(transformers, self.family.model_class)
         declared = self.declared
-        if declared.model_type == "clip":  # of a full CLIP, only the image tower is loaded
-            declared = declared.vision_config
+        if self.family.kind == "image":  # of a full CLIP or SigLIP, only the image tower is loaded
+            declared = getattr(declared, "vision_config", declared)
         try:
             model, info = loader.from_pretrained(
                 self.source,
@@ -173,8 +173,8 @@ def open_checkpoint(name: str, pooling: str = "auto") -> Checkpoint:
     except Exception as error:  # transformers and huggingface_hub raise many types for a damaged config
         raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
     family = family_of(declared)
-    if refusal := REFUSED.get(declared.model_type):
-        raise FedmsError(f"model {name}: family {declared.model_type!r} cannot be taken apart: {refusal}")
+    if why := refusal(declared):
+        raise FedmsError(f"model {name}: family {declared.model_type!r} cannot be taken apart: {why}")
     if getattr(declared, "quantization_config", None) is not None:
         raise FedmsError(f"model {name}: is quantised; name the model that it was made from")
     read = reader(source)

@@ -54,7 +54,13 @@ _CLIP = Family(
 )
 _T5 = Family("text", model_class="T5EncoderModel")
 _UMT5 = Family("text", model_class="UMT5EncoderModel")
-REFUSED = {"albert": "its blocks are one and the same, so none can be active alone"}
+_SIGLIP = Family("image", model_class="SiglipVisionModel")
+REFUSED = {
+    "albert": "its blocks are one and the same, so none can be active alone",
+    "siglip2": "it reads pictures of any shape; name a SigLIP of one size, such as siglip2-base-patch16-224",
+    "siglip2_vision_model": "it reads pictures of any shape; name a SigLIP of one size",
+    "vit_mae": "it hides patches at random",
+}
 """Types that cannot be run from a block upward, and why."""
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
@@ -66,11 +72,22 @@ FAMILIES: dict[str, Family] = {
     "dinov2": _DINOV2,
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
     "t5": _T5,
     "mt5": _T5,
     "umt5": _UMT5,
 }
 """The families by the `model_type` of their config.json."""
+
+
+def refusal(declared: Any) -> str | None:
+    """Why a model of this config.json cannot be run from a block upward; None if it may."""
+    if any(isinstance(getattr(declared, key, None), list | tuple) for key in ("depths", "hidden_sizes")):
+        return (
+            "its blocks differ in width; name a model whose blocks are alike, such as ViT, DINOv3 or SigLIP"
+        )
+    return REFUSED.get(declared.model_type)
 
 
 def register_family(model_type: str, family: Family) -> None:
@@ -93,7 +110,7 @@ def family_of(declared: Any) -> Family:
     model_type = declared.model_type
     if model_type in FAMILIES:
         return FAMILIES[model_type]
-    if not hasattr(declared, "vocab_size"):
+    if hasattr(declared, "image_size") or not hasattr(declared, "vocab_size"):
         return Family("image")
     causal = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     return Family("text", causal=causal and model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ Standing = Callable[[int, Tensor, tuple[Any, ...], dict[str, Any]], Any]
 
 
 class _Reached(Exception):  # noqa: N818 - it is no error
-    """Ends the parent's pass at block 0."""
+    """Ends the parent's pass at a block."""
 
     def __init__(self, hidden: Tensor) -> None:
         super().__init__()
@@ -97,6 +97,8 @@ class Reentry:
             def record(number: int, own: Tensor, others: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
                 nonlocal extras
                 made.append((others, keywords))
+                if len(made) == len(self.blocks):
+                    raise _Reached(own)
                 if extras is None:
                     return own
                 if number == 0 and any(each is not None for each in extras):
@@ -104,7 +106,7 @@ class Reentry:
                     extras = tuple(type(self.blocks[0]).forward(self.blocks[0], own, *others, **keywords)[1:])
                 return (own, *extras)
 
-            with torch.no_grad():
+            with torch.no_grad(), suppress(_Reached):
                 self._pass(self._given(self._placeholder(hidden), lengths), record)
             self._calls = key, made
         return self._calls[1]
@@ -114,7 +116,8 @@ class Reentry:
         count, tokens = hidden.shape[:2]
         if self.kind == "text":
             return torch.zeros(count, tokens, dtype=torch.long, device=hidden.device)
-        return torch.zeros(count, *self._pixels[tokens], device=hidden.device, dtype=hidden.dtype)
+        dtype = next(self.parent.parameters()).dtype  # that of the embeddings, where `hidden` may be float32
+        return torch.zeros(count, *self._pixels[tokens], device=hidden.device, dtype=dtype)
 
     def _given(self, inputs: Tensor, lengths: Tensor | None) -> dict[str, Any]:
         """The parent's own arguments."""

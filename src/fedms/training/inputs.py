@@ -98,7 +98,7 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: ModelConfig) -> Inp
     try:
         trial = ImageInputs([Image.new("RGB", (64, 64))], processor, config.image_size)
         pixels, _ = trial.batch(np.zeros(1, dtype=np.int64))
-        backbone.embed(pixels.to(backbone.device))
+        backbone.run(backbone.embed(pixels.to(backbone.device)), None, 0, 1)
     except Exception as error:  # transformers raises many types for a damaged file, torch for a wrong size
         raise FedmsError(f"model {config.name}: no image processor: {first_line(error)}") from None
     return ImageInputs(dataset.inputs, processor, config.image_size)
@@ -122,7 +122,8 @@ def _text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) 
 
 def _check_image_size(backbone: Backbone, config: ModelConfig) -> None:
     model: Any = backbone.model
-    size, patch = config.image_size, model.config.patch_size  # a number, or [height, width]
+    size = config.image_size
+    patch = getattr(model.config, "patch_size", 1)  # a number, or [height, width]
     if size is not None and np.any(size % np.asarray(patch)):
         raise ConfigError(
             f"model.image_size: for model {config.name} it must be a multiple of its patches ({patch}), "
