@@ -141,7 +141,7 @@ def main() -> None:
             columns.setdefault(example, []).append(gains(world, folder))
             print(folder.name, columns[example][-1], flush=True)
     head = ["points above the best constant weight"]
-    head += [f"{example}, {len(runs)} seeds" for example, runs in columns.items()]
+    head += [f"{example}, {len(runs)} seed{'s' * (len(runs) > 1)}" for example, runs in columns.items()]
     rows = [
         [text, *(spread([run[line] for run in runs]) for runs in columns.values())]
         for line, text in TEXTS.items()
