@@ -338,7 +338,7 @@ def methods() -> None:
         typer.echo("\t".join(cells).rstrip())
 
 
-for command in (fleet.site, fleet.serve, fleet.keys, fleet.deploy):
+for command in (fleet.site, fleet.serve, fleet.keys, fleet.deploy, fleet.join):
     app.command(cls=Command)(command)
 
 

@@ -36,6 +36,7 @@ from fedms.config.sections import (
 from fedms.config.yaml import read_yaml
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import excerpt
+from fedms.core.paths import is_name
 
 KEYS_SHARED_BY_ALL_ROWS = (
     "seed",
@@ -69,6 +70,12 @@ class Config(Section):
     """Whether the same config and seed on the same machine give the same result to the last bit. If false,
     the engine may measure how clients train fastest (one at a time or several in one batch, in this process
     or in workers), and results agree within a tolerance (docs/performance.md)."""
+    start_from: str | None = None
+    """Folder of a finished run of the same method, classes and model, from which this one goes on: with its
+    global expert, gate adapter and active blocks, and with what clients of the same names kept."""
+    join: str | None = None
+    """Name of a client that joins the run in `start_from`: it alone trains its own part, and nothing shared
+    changes. All of `data.source` is its data. `fedms join` sets this key and those that follow from it."""
     model: ModelConfig = ModelConfig()
     """Backbone."""
     data: DataConfig = DataConfig()
@@ -125,6 +132,10 @@ class Config(Section):
             raise ValueError(
                 "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"
             )
+        if self.start_from is not None and self.lora.tiers:
+            raise ValueError("start_from: cannot go with lora.tiers, which deals ranks anew")
+        if self.join is not None:
+            self._check_join(self.join)
         # of a plug-in's aggregator only its declaration says whether it can
         if self.lora.tiers and self.federation.aggregation in ("average", "exact", "freeze-a"):
             raise ValueError(
@@ -156,6 +167,16 @@ class Config(Section):
             )
         self._check_compare()
         return self
+
+    def _check_join(self, name: str) -> None:
+        if not is_name(name):
+            raise ValueError(f"join: {excerpt(repr(name))} cannot be a folder's name")
+        if self.start_from is None:
+            raise ValueError("join: needs start_from, the folder of the run to join")
+        if self.partition.rule != "files" or self.partition.clients != 1:
+            raise ValueError("join: needs partition.rule: files and partition.clients: 1")
+        if self.engine.name != "local" and self.federation.sites != (name,):
+            raise ValueError("join: with sites, federation.sites must name this one alone")
 
     def _check_compare(self) -> None:
         """Raise ValueError unless every variant and every candidate gives a valid config on the same data."""

@@ -310,6 +310,11 @@ class EvaluationConfig(Section):
         """The splits on which the final models are scored."""
         return ("validation", "test") if self.validation else ("test",)
 
+    @property
+    def public_splits(self) -> tuple[str, ...]:
+        """Those of everyone's splits that a client holds who does not hold the others' samples."""
+        return ("test",) if self.public is not None else ()
+
 
 class CacheConfig(Section):
     """Kept outputs of the frozen prefix."""

@@ -24,7 +24,9 @@ def expert_at_start(view: ClientView, stage: Stage) -> Expert:
     if stage.expert == "global":
         known = strip(view.received, "global/") | shared
         return _expert(view, _fresh(view, stage, known=known) | known)
-    own = strip(view.kept, "local/") or local_start(view, stage)
+    own = strip(view.kept, "local/")
+    if not own or view.config.start_from is not None:  # more blocks may be active than in the run before
+        own = local_start(view, stage) | own
     beside = _others(view, stage, own, shared) if stage.average == "beside" else shared
     return _expert(view, own | beside)
 

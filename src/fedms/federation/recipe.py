@@ -84,6 +84,11 @@ class Recipe:
         return self.has_global or any({*stage.shares} - {"gate"} for stage in self.stages)
 
     @property
+    def starts_a_head(self) -> bool:
+        """Whether that head is made here; it is not where another run's is taken over."""
+        return self.has_common_start and self.config.start_from is None
+
+    @property
     def has_prompt(self) -> bool:
         """Whether soft prompts train. They stand below all blocks, so no prefix is frozen."""
         return any("prompt" in stage.trains for stage in self.stages)
@@ -98,7 +103,7 @@ class Recipe:
     @property
     def starts_from_statistics(self) -> bool:
         """Whether training or prediction stands on sums of the frozen backbone's features."""
-        head = self.config.head.kind in HEADS_FROM_SUMS and self.has_common_start
+        head = self.config.head.kind in HEADS_FROM_SUMS and self.starts_a_head
         gate = self.gate_reads_statistics and self.config.gate.features == "backbone"
         return head or gate or not self.predictor.reads_experts
 

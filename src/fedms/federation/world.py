@@ -133,7 +133,8 @@ class World:
 
 def divided(config: Config) -> tuple[Dataset, Partition]:
     """The data set, and who holds what. Errors are the user's to mend (FedmsError)."""
-    dataset = sources.load(config.data, config.seed, by_client=config.partition.rule == "files")
+    by_client = config.partition.rule == "files"
+    dataset = sources.load(config.data, config.seed, by_client, alone=config.join)
     parts = partition(dataset, config.partition, config.seed)
     try:
         config.federation.check(len(parts.clients))
@@ -150,7 +151,9 @@ def open_world(config: Config) -> World:
     dataset, parts = divided(config)
     backbone = open_backbone(config)
     judged = config.evaluation
-    data = federated(dataset, parts, judged.splits, judged.everyone, config.seed)
+    # where a client joins, the others' samples are elsewhere
+    splits = judged.splits if config.join is None else judged.public_splits
+    data = federated(dataset, parts, splits, judged.everyone, config.seed)
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
     inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
     return World(config, dataset, parts, data, backbone, inputs, opened)
