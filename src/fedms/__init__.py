@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
     from fedms.model.families import Family
+    from fedms.runs.evaluation import Evaluation
     from fedms.runs.predict import Client, Explanation, Prediction, load
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Client",
     "Config",
     "ConfigError",
+    "Evaluation",
     "Explanation",
     "Family",
     "FedmsError",
@@ -53,6 +55,7 @@ _HOMES = {
     "Aggregator": "fedms.federation.aggregation.aggregator",
     "Client": "fedms.runs.predict",
     "Config": "fedms.config",
+    "Evaluation": "fedms.runs.evaluation",
     "Explanation": "fedms.runs.predict",
     "Family": "fedms.model.families",
     "Method": "fedms.federation.method",
