@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from fedms.config import Config, load_config
     from fedms.experiments.api import compare, run
     from fedms.federation.aggregation.aggregator import Aggregator
+    from fedms.federation.evaluation import Evaluation
     from fedms.federation.method import Method, Stage
     from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
     from fedms.model.families import Family
-    from fedms.runs.evaluation import Evaluation
     from fedms.runs.predict import Client, Explanation, Prediction, load
 
 __all__ = [
@@ -55,7 +55,7 @@ _HOMES = {
     "Aggregator": "fedms.federation.aggregation.aggregator",
     "Client": "fedms.runs.predict",
     "Config": "fedms.config",
-    "Evaluation": "fedms.runs.evaluation",
+    "Evaluation": "fedms.federation.evaluation",
     "Explanation": "fedms.runs.predict",
     "Family": "fedms.model.families",
     "Method": "fedms.federation.method",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from dataclasses import asdict
 
 import pytest
 from PIL import Image
@@ -11,21 +13,16 @@ from typer.testing import CliRunner
 import fedms
 from fedms.cli.main import app
 from fedms.core.errors import FedmsError
-from fedms.runs.evaluation import evaluate
-from fedms.runs.predict import Prediction
+from fedms.federation.evaluation import evaluate
 from tiny_run import finished  # noqa: F401 (a fixture)
 
 runner = CliRunner()
 
 
-def answer(label, probability):
-    return Prediction(label, probability, {label: probability}, None, None)
-
-
 def test_figures_by_hand():
     labels = ["a", "a", "a", "b", "c"]
-    answers = [answer("a", 0.9), answer("a", 0.9), answer("b", 0.5), answer("b", 1.0), answer("b", 0.5)]
-    found = evaluate(["c", "unseen", "b", "a"], labels, answers)
+    answers, probabilities = ["a", "a", "b", "b", "b"], [0.9, 0.9, 0.5, 1.0, 0.5]
+    found = evaluate(["c", "unseen", "b", "a"], labels, answers, probabilities)
     assert (found.samples, found.accuracy) == (5, 0.6)
     assert [*found.classes] == ["c", "b", "a"]
     assert found.confusion == [[0, 1, 0], [0, 1, 0], [0, 1, 2]]
@@ -106,3 +103,25 @@ def test_a_line_for_what_cannot_be(finished, tmp_path, options, code, message): 
     done = runner.invoke(app, [*map(str, asked), "--column", "text", *options])
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (code, "", 1)
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "fedavg"}, {"family": "vit"}])
+def test_each_client_keeps_the_predictions_of_its_test(finished, changes):  # noqa: F811
+    run = finished(**changes)
+    for reported in json.loads((run / "result.json").read_text())["per_client"]:
+        folder = run / "clients" / reported["name"]
+        with (folder / "predictions.csv").open(newline="") as file:
+            rows = [*csv.DictReader(file)]
+        kept = json.loads((folder / "metrics.json").read_text())
+        hits = sum(row["label"] == row["predicted"] for row in rows)
+        assert kept["samples"] == len(rows) > 0
+        assert kept["accuracy"] == hits / len(rows) == pytest.approx(reported["accuracy_local"])
+        if reported["gate_global_share"] is None:
+            assert {row["local_weight"] for row in rows} == {""}
+        else:
+            mean = sum(float(row["local_weight"]) for row in rows) / len(rows)
+            assert 1 - mean == pytest.approx(reported["gate_global_share"], abs=1e-5)
+        columns = [row["label"] for row in rows], [row["predicted"] for row in rows]
+        classes = json.loads((run / "result.json").read_text())["partition"]["classes"]
+        again = evaluate(classes, *columns, [float(row["probability"]) for row in rows])
+        assert kept == {"client": reported["name"], "prior": kept["prior"], **asdict(again)}

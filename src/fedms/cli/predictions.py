@@ -16,7 +16,7 @@ from fedms.core.errors import ConfigError
 from fedms.core.formatting import clip, decimal, one_line, percent, whole
 
 if TYPE_CHECKING:
-    from fedms.runs.evaluation import Evaluation
+    from fedms.federation.evaluation import Evaluation
     from fedms.runs.predict import Client, Prediction
 
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
@@ -163,8 +163,8 @@ def evaluate(
     It shows accuracy, macro-F1, the calibration error, and figures of each class.
     """
     from fedms.core.files import write_json
-    from fedms.runs.evaluation import check_labels
-    from fedms.runs.evaluation import evaluate as compared
+    from fedms.federation.evaluation import check_labels
+    from fedms.federation.evaluation import evaluate as compared
     from fedms.runs.predict import load
     from fedms.runs.tables import check_new, inputs_of, labels_of, predictions, read_rows
 
@@ -177,7 +177,8 @@ def evaluate(
     inputs = inputs_of(table, rows, column, model.kind)
     labels = check_labels(model.classes, labels_of(table, rows, label), f"{table}: row")
     found = [each for batch in predictions(model, inputs, prior) for each in batch]
-    evaluation = compared(model.classes, labels, found)
+    answers, probabilities = [each.label for each in found], [each.probability for each in found]
+    evaluation = compared(model.classes, labels, answers, probabilities)
     if output is not None:
         used = model.prior if prior is None else prior
         write_json(output, {"client": client, "prior": used, **asdict(evaluation)})

@@ -21,6 +21,7 @@ from fedms.core.files import read_arrays
 from fedms.core.formatting import excerpt, printable
 from fedms.data.federated import Samples
 from fedms.data.sources import Dataset
+from fedms.federation.evaluation import Evaluation, check_labels, evaluate
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.federation.prediction import ClientOutputs, MixtureOutputs, judge, scale_at
@@ -28,7 +29,6 @@ from fedms.federation.recipe import recipe_for
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
 from fedms.runs.backbones import SharedBackbone, shared_backbone
-from fedms.runs.evaluation import Evaluation, check_labels, evaluate
 from fedms.runs.folder import RunFolder
 from fedms.runs.inputs import Input, Pictures, each_input
 from fedms.runs.reading.run import read_run
@@ -165,7 +165,9 @@ class Client:
             FedmsError: a label is no class of this model, or there are not as many labels as inputs, or none.
         """
         checked = check_labels(self.classes, labels)
-        return evaluate(self.classes, checked, self.predict(inputs, prior))
+        found = self.predict(inputs, prior)
+        answers, probabilities = [each.label for each in found], [each.probability for each in found]
+        return evaluate(self.classes, checked, answers, probabilities)
 
     @own_torch_state()
     def _explained(self, outputs: ClientOutputs, prior: float, count: int) -> list[Explanation]:

@@ -1,18 +1,14 @@
-"""Figures of a client's predictions for labelled samples: for `fedms evaluate` and `Client.evaluate`."""
+"""Figures of a client's predictions for labelled samples: of the test, and of `fedms evaluate`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
-
-if TYPE_CHECKING:
-    from fedms.runs.predict import Prediction
 
 BINS = 15
 """Of equal width, over the probabilities of the predicted classes, for the calibration error."""
@@ -42,9 +38,10 @@ class Evaluation:
     accuracy: float
     macro_f1: float
     """The mean F1 of all classes that are among the labels or the predictions."""
-    calibration_error: float
+    calibration_error: float | None
     """Mean distance between probability and accuracy in `BINS` bins, weighted by samples (Guo et al. 2017,
-    arXiv 1706.04599): 0 where of the predictions with probability p a share of p is right."""
+    arXiv 1706.04599): 0 where of the predictions with probability p a share of p is right. None
+    if a probability is no number."""
     classes: dict[str, ClassFigures]
     """The classes that are among the labels or the predictions, in the order of the model."""
     confusion: list[list[int]]
@@ -66,37 +63,45 @@ def check_labels(classes: Sequence[str], labels: Iterable[object], where: str = 
     return names
 
 
-def evaluate(classes: Sequence[str], labels: Sequence[str], predictions: Sequence[Prediction]) -> Evaluation:
-    """Compare predictions with labels, which are names of classes.
+def evaluate(
+    classes: Sequence[str], labels: Sequence[str], answers: Sequence[str], probabilities: Sequence[float]
+) -> Evaluation:
+    """Compare answers with labels, both names of classes.
+
+    Args:
+        probabilities: those of the answers.
 
     Raises:
-        FedmsError: there are no samples, or not as many labels as predictions.
+        FedmsError: there are no samples, or not as many labels as answers.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    if len(labels) != len(predictions):
-        raise FedmsError(f"{len(labels)} labels for {len(predictions)} inputs: each input needs one label")
+    if len(labels) != len(answers):
+        raise FedmsError(f"{len(labels)} labels for {len(answers)} inputs: each input needs one label")
     if not labels:
         raise FedmsError("there are no samples to evaluate on")
-    answers = [each.label for each in predictions]
-    there = [name for name in classes if name in {*labels, *answers}]
-    confusion = confusion_matrix(labels, answers, labels=there)
-    figures = precision_recall_fscore_support(labels, answers, labels=there, zero_division=0)
-    precision, recall, f1, counts = (values.tolist() for values in figures)
-    columns = zip(counts, confusion.sum(axis=0).tolist(), precision, recall, f1, strict=True)
-    hits = np.array([label == answer for label, answer in zip(labels, answers, strict=True)])
+    named = {*labels, *answers}
+    place = {name: at for at, name in enumerate(name for name in classes if name in named)}
+    is_of, said = ([place[name] for name in names] for names in (labels, answers))
+    confusion = np.zeros((len(place), len(place)), dtype=np.int64)
+    np.add.at(confusion, (is_of, said), 1)
+    hits, samples, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    f1 = 2 * hits / (samples + predicted)  # one of the two is not 0, else the class would not be there
+    shares = (hits / np.maximum(predicted, 1), hits / np.maximum(samples, 1), f1)
+    columns = zip(*(values.tolist() for values in (samples, predicted, *shares)), strict=True)
+    right = np.equal(is_of, said)
     return Evaluation(
         samples=len(labels),
-        accuracy=float(hits.mean()),
-        macro_f1=float(np.mean(f1)),
-        calibration_error=_calibration_error(np.array([each.probability for each in predictions]), hits),
-        classes={name: ClassFigures(*values) for name, values in zip(there, columns, strict=True)},
+        accuracy=float(right.mean()),
+        macro_f1=float(f1.mean()),
+        calibration_error=_calibration_error(np.asarray(probabilities), right),
+        classes={name: ClassFigures(*values) for name, values in zip(place, columns, strict=True)},
         confusion=confusion.tolist(),
     )
 
 
-def _calibration_error(probabilities: np.ndarray, hits: np.ndarray) -> float:
+def _calibration_error(probabilities: np.ndarray, hits: np.ndarray) -> float | None:
     """The expected calibration error of probabilities [n] and hits [n]."""
+    if not np.isfinite(probabilities).all():
+        return None
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
     gaps = np.bincount(bins, weights=hits - probabilities)
     return float(np.abs(gaps).sum() / len(hits))
