@@ -210,16 +210,25 @@ def _show_evaluation(evaluation: Evaluation) -> None:
 
 def export(
     folder: RunFolder,
-    client: ClientName,
     to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
+    client: Annotated[str | None, typer.Option("--client", metavar="NAME", help="The client.")] = None,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="All clients of the run, each in a sub-folder of its name.")
+    ] = False,
     model_folder: ModelFolder = None,
 ) -> None:
     """Write one client's model as PEFT adapters.
 
     The folder also holds the heads and the gate.
     """
-    from fedms.runs.export.export import export_client
-    from fedms.runs.predict import load
+    if everyone == (client is not None):
+        raise ConfigError("--client: give either the name of a client or --all")
 
-    for path in export_client(load(folder, client, model_folder), to):
-        typer.echo(path)
+    from fedms.runs.export.export import check_empty, export_client
+    from fedms.runs.predict import clients_of, load
+
+    places = {name: to / name for name in clients_of(folder)} if client is None else {client: to}
+    check_empty(to)
+    for name, place in places.items():
+        for path in export_client(load(folder, name, model_folder), place):
+            typer.echo(path)

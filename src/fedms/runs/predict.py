@@ -298,7 +298,10 @@ def load(
         raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
-    classes = _classes(folder, finished.result, client)
+    classes, names = _classes_and_clients(folder, finished.result)
+    if client not in names:
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
     path = folder.client(client).path / "model.safetensors"
     if not path.exists() and folder.config().engine.name == "flower":
         there = f"fedms predict SITE/runs/RUN --client {client}"
@@ -332,18 +335,19 @@ def load(
     return found
 
 
-def _classes(folder: RunFolder, result: Mapping[str, Any], client: str) -> list[str]:
-    """Names of the run's classes; FedmsError where the run has no such client."""
+def clients_of(run: Path) -> list[str]:
+    """The names of a finished run's clients. Raises FedmsError if no finished run is there."""
+    return _classes_and_clients(RunFolder(run), read_run(run).result)[1]
+
+
+def _classes_and_clients(folder: RunFolder, result: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of the run's classes and of its clients."""
     try:
-        classes, names = result["partition"]["classes"], result["partition"]["clients"]
+        return [*result["partition"]["classes"]], [*result["partition"]["clients"]]
     except (KeyError, TypeError):
         raise FedmsError(
             f"{folder.path / 'result.json'}: damaged: it does not say which classes and clients there are"
         ) from None
-    if client not in names:
-        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
-    return list(classes)
 
 
 def _with_model(config: Config, environment: Mapping[str, Any], model: str | Path | None) -> Config:
