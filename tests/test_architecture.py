@@ -109,6 +109,7 @@ WALLS = {
         "fedms.federation.exchanges",
         "fedms.federation.assembly",
         "fedms.federation.client_view",
+        "fedms.federation.evaluation",
         "fedms.federation.initialization",
         "fedms.federation.messages",
         "fedms.federation.method",

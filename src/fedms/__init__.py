@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedms.config import Config, load_config
     from fedms.experiments.api import compare, run
     from fedms.federation.aggregation.aggregator import Aggregator
+    from fedms.federation.evaluation import Evaluation
     from fedms.federation.method import Method, Stage
     from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
@@ -35,6 +36,7 @@ __all__ = [
     "Client",
     "Config",
     "ConfigError",
+    "Evaluation",
     "Explanation",
     "Family",
     "FedmsError",
@@ -53,6 +55,7 @@ _HOMES = {
     "Aggregator": "fedms.federation.aggregation.aggregator",
     "Client": "fedms.runs.predict",
     "Config": "fedms.config",
+    "Evaluation": "fedms.federation.evaluation",
     "Explanation": "fedms.runs.predict",
     "Family": "fedms.model.families",
     "Method": "fedms.federation.method",

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fedms.core.errors import FedmsError
 
+AT_ONCE = 8192
+"""Bytes of standard input that are read at a time, a few hundred short lines."""
 
-def read_inputs(arguments: list[str] | None, kind: str) -> list[str | Path]:
-    """The inputs of a prediction: the arguments, or the lines of standard input."""
+
+def input_batches(arguments: list[str] | None, kind: str) -> Iterator[list[str | Path]]:
+    """The inputs of a prediction: the arguments at once, or the lines of standard input as they come."""
     if not arguments:
-        given = _lines(sys.stdin.buffer.read(), "standard input")
-        return list(map(Path, given)) if kind == "image" else list(given)
-    if kind == "image":
-        return [Path(each) for each in arguments]
-    return [text for each in arguments for text in _texts(each)]
+        for lines in _arriving(sys.stdin.buffer):
+            yield [Path(line) for line in lines] if kind == "image" else [*lines]
+    elif kind == "image":
+        yield [Path(each) for each in arguments]
+    elif texts := [text for each in arguments for text in _texts(each)]:
+        yield [*texts]
+
+
+def _arriving(stream: BinaryIO) -> Iterator[list[str]]:
+    """The whole lines that have come, without waiting for more of them than one."""
+    waiting, before = b"", 0
+    while part := stream.read1(AT_ONCE):  # type: ignore[attr-defined]
+        whole, ended, rest = (waiting + part).rpartition(b"\n")
+        waiting = rest
+        if lines := _lines(whole, "standard input", before):
+            yield lines
+        before += len(whole + ended)
+    if lines := _lines(waiting, "standard input", before):
+        yield lines
 
 
 def _texts(argument: str) -> list[str]:
@@ -35,9 +54,13 @@ def _texts(argument: str) -> list[str]:
     return _lines(path.read_bytes(), argument) if is_file else [argument]
 
 
-def _lines(data: bytes, where: str) -> list[str]:
-    """All lines that are not blank. Raises FedmsError if the data is not UTF-8."""
+def _lines(data: bytes, where: str, before: int = 0) -> list[str]:
+    """All lines that are not blank. Raises FedmsError if the data is not UTF-8.
+
+    `before` counts the bytes that came before these.
+    """
     try:
-        return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+        text = data.decode("utf-8" if before else "utf-8-sig")
+        return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
-        raise FedmsError(f"{where}: not a text in UTF-8 (byte {error.start})") from None
+        raise FedmsError(f"{where}: not a text in UTF-8 (byte {before + error.start})") from None

@@ -8,14 +8,13 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fedms.cli import fleet
+from fedms.cli import fleet, predictions
 from fedms.cli.failures import Command, Commands
-from fedms.cli.inputs import read_inputs
-from fedms.cli.streams import prepare_streams
+from fedms.cli.streams import prepare_streams, show, width
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import one_line
 
@@ -36,12 +35,6 @@ app = typer.Typer(
 )
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
-ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="The client.")]
-ModelFolder = Annotated[
-    Path | None,
-    typer.Option("--model", metavar="FOLDER", help="The folder of the run's frozen model, if it has moved."),
-]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable."),
@@ -105,7 +98,7 @@ def run(
 
     from fedms.runs.report.tables import result_table
 
-    _print(result_table([result]))
+    show(result_table([result]))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")
 
 
@@ -206,7 +199,7 @@ def partition(
     described = description.describe_partition(checked)
     if write is not None:
         description.write_partition(checked, write)
-    _print(partition_table(described, _width()))
+    show(partition_table(described, width()))
     typer.echo(partition_summary(described))
     if out is not None:
         from fedms.core.files import make_folder, unmake
@@ -249,75 +242,11 @@ def report(
         for folder in folders
     ]
     if results:
-        _print(result_table(results))
+        show(result_table(results))
     for folder in comparisons:
         _show_comparison(folder)
     for path in written:
         typer.echo(f"report  {path}")
-
-
-@app.command(cls=Command)
-def predict(
-    folder: RunFolder,
-    client: ClientName,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TEXT|FILE", help="Texts, .txt files of one text a line, or image files."),
-    ] = None,
-    prior: Annotated[
-        float | None,
-        typer.Option(
-            "--prior",
-            metavar="P",
-            help="Prior probability of own data, from 0 to 1; default: the prior of the run.",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with every class.")
-    ] = False,
-    model_folder: ModelFolder = None,
-) -> None:
-    """Predict with one client's model.
-
-    Without TEXT or FILE, each line of standard input is one input.
-    """
-    from fedms.runs.predict import load
-
-    model = load(folder, client, model_folder)
-    samples = read_inputs(inputs, model.kind)
-    predictions = model.predict(samples, prior)
-    width = max((len(each.label) for each in predictions), default=0)
-    for sample, each in zip(samples, predictions, strict=True):
-        if as_json:
-            import json
-            from dataclasses import asdict
-
-            typer.echo(json.dumps({"input": str(sample), **asdict(each)}, ensure_ascii=False))
-            continue
-        weights = (
-            ""
-            if each.local_weight is None
-            else f"  local {each.local_weight:.3f}  global {each.global_weight:.3f}"
-        )
-        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {one_line(sample)}")
-
-
-@app.command(cls=Command)
-def export(
-    folder: RunFolder,
-    client: ClientName,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
-    model_folder: ModelFolder = None,
-) -> None:
-    """Write one client's model as PEFT adapters.
-
-    The folder also holds the heads and the gate.
-    """
-    from fedms.runs.export.export import export_client
-    from fedms.runs.predict import load
-
-    for path in export_client(load(folder, client, model_folder), to):
-        typer.echo(path)
 
 
 @app.command(cls=Command)
@@ -332,13 +261,22 @@ def methods() -> None:
     if sys.stdout.isatty():
         from fedms.runs.report.tables import methods_table
 
-        _print(methods_table(listed))
+        show(methods_table(listed))
         return
     for cells in listed:
         typer.echo("\t".join(cells).rstrip())
 
 
-for command in (fleet.site, fleet.serve, fleet.keys, fleet.deploy, fleet.join):
+for command in (
+    predictions.predict,
+    predictions.evaluate,
+    predictions.export,
+    fleet.site,
+    fleet.serve,
+    fleet.keys,
+    fleet.deploy,
+    fleet.join,
+):
     app.command(cls=Command)(command)
 
 
@@ -356,7 +294,7 @@ def _show_comparison(folder: Path) -> None:
     from fedms.runs.reading.comparison import read_comparison
     from fedms.runs.report.comparison.tables import MARKS, comparison_table
 
-    _print(comparison_table(read_comparison(folder)))
+    show(comparison_table(read_comparison(folder)))
     typer.echo(MARKS)
 
 
@@ -368,19 +306,6 @@ def _whole_numbers(text: str | None, option: str) -> list[int] | None:
         raise ConfigError(
             f"{option}: must be whole numbers between commas, as in 0,1,2, not {one_line(text)!r}"
         ) from None
-
-
-def _width() -> int:
-    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
-    import shutil
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console(width=_width(), highlight=False).print(table)
 
 
 def main() -> None:

@@ -1,9 +1,13 @@
-"""The standard streams of a command: one that is closed, or that nobody reads any more, ends no command."""
+"""The standard streams of a command, and tables on them.
+
+A stream that is closed, or that nobody reads any more, ends no command.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 from typing import Any, TextIO
 
@@ -28,6 +32,18 @@ def prepare_streams() -> None:
             stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115 - it stays open
             setattr(sys, name, stream)
     sys.stdout, sys.stderr = _surviving(sys.stdout), _surviving(sys.stderr)
+
+
+def width() -> int:
+    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+
+
+def show(table: Any) -> None:
+    """Print a table of rich."""
+    from rich.console import Console
+
+    Console(width=width(), highlight=False).print(table)
 
 
 def _surviving(stream: TextIO) -> TextIO:

@@ -20,8 +20,8 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import read_arrays
 from fedms.core.formatting import excerpt, printable
 from fedms.data.federated import Samples
-from fedms.data.images import decode
 from fedms.data.sources import Dataset
+from fedms.federation.evaluation import Evaluation, check_labels, evaluate
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.federation.prediction import ClientOutputs, MixtureOutputs, judge, scale_at
@@ -30,14 +30,13 @@ from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
 from fedms.runs.backbones import SharedBackbone, shared_backbone
 from fedms.runs.folder import RunFolder
+from fedms.runs.inputs import Input, Pictures, each_input
 from fedms.runs.reading.run import read_run
 from fedms.training.ambient import own_torch_state
 from fedms.training.inputs import inputs_for
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.runner import Runner
 
-Input = str | Path | Image.Image
-"""A text; or an image, as a file or decoded."""
 CHUNK = 256
 """Inputs that are read and classified at a time, so that memory does not grow with their number."""
 MEMORY = 512 * 2**20
@@ -155,6 +154,21 @@ class Client:
             for explanation in self._explained(outputs, prior, count)
         ]
 
+    def evaluate(
+        self, inputs: Iterable[Input], labels: Iterable[object], prior: float | None = None
+    ) -> Evaluation:
+        """Compare the predictions with labels, which are names of classes.
+
+        The other arguments and errors are those of `predict`.
+
+        Raises:
+            FedmsError: a label is no class of this model, or there are not as many labels as inputs, or none.
+        """
+        checked = check_labels(self.classes, labels)
+        found = self.predict(inputs, prior)
+        answers, probabilities = [each.label for each in found], [each.probability for each in found]
+        return evaluate(self.classes, checked, answers, probabilities)
+
     @own_torch_state()
     def _explained(self, outputs: ClientOutputs, prior: float, count: int) -> list[Explanation]:
         """The explanations of `count` inputs."""
@@ -185,7 +199,7 @@ class Client:
 
     def _outputs(self, inputs: Iterable[Input]) -> Iterator[tuple[ClientOutputs, int]]:
         """What the client's parts say of `CHUNK` inputs at a time, and how many these are."""
-        waiting, done = _iterator(inputs), 0
+        waiting, done = each_input(inputs), 0
         while chunk := list(islice(waiting, CHUNK)):
             yield self.judge(chunk, done), len(chunk)
             done += len(chunk)
@@ -260,43 +274,6 @@ def _answer(outputs: ClientOutputs, prior: float, count: int) -> tuple[Tensor, l
     return outputs.log_probabilities(prior), [None] * count if weight is None else weight.tolist()
 
 
-class Pictures(Sequence[Any]):
-    """Images decoded when asked for, in RGB and upright, so that memory holds one batch of them."""
-
-    def __init__(self, given: Sequence[Input], before: int = 0) -> None:
-        self._given = given
-        self._before = before
-
-    def __len__(self) -> int:
-        return len(self._given)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One RGB image.
-
-        Raises:
-            FedmsError: the image cannot be decoded.
-        """
-        given = self._given[index]
-        number = f"input {self._before + index + 1}"
-        return decode(given, number if isinstance(given, Image.Image) else printable(str(given)))
-
-
-def _iterator(inputs: object) -> Iterator[Any]:
-    """The inputs one by one.
-
-    Raises:
-        TypeError: one input, a table, or a value that cannot be iterated.
-    """
-    one = "inputs must be a list or another iterable; for one input write predict([x])"
-    if isinstance(inputs, str | bytes | Path | Image.Image | Mapping):
-        raise TypeError(one)
-    if (dimensions := getattr(inputs, "ndim", 1)) != 1:
-        raise TypeError(f"inputs must have 1 dimension, not {dimensions}; of a table, give one column")
-    if not isinstance(inputs, Iterable):
-        raise TypeError(f"{one}, not {type(inputs).__name__}")
-    return iter(inputs)
-
-
 @own_torch_state()
 def load(
     run: str | Path,
@@ -321,7 +298,10 @@ def load(
         raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
-    classes = _classes(folder, finished.result, client)
+    classes, names = _classes_and_clients(folder, finished.result)
+    if client not in names:
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
     path = folder.client(client).path / "model.safetensors"
     if not path.exists() and folder.config().engine.name == "flower":
         there = f"fedms predict SITE/runs/RUN --client {client}"
@@ -355,18 +335,19 @@ def load(
     return found
 
 
-def _classes(folder: RunFolder, result: Mapping[str, Any], client: str) -> list[str]:
-    """Names of the run's classes; FedmsError where the run has no such client."""
+def clients_of(run: Path) -> list[str]:
+    """The names of a finished run's clients. Raises FedmsError if no finished run is there."""
+    return _classes_and_clients(RunFolder(run), read_run(run).result)[1]
+
+
+def _classes_and_clients(folder: RunFolder, result: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of the run's classes and of its clients."""
     try:
-        classes, names = result["partition"]["classes"], result["partition"]["clients"]
+        return [*result["partition"]["classes"]], [*result["partition"]["clients"]]
     except (KeyError, TypeError):
         raise FedmsError(
             f"{folder.path / 'result.json'}: damaged: it does not say which classes and clients there are"
         ) from None
-    if client not in names:
-        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
-    return list(classes)
 
 
 def _with_model(config: Config, environment: Mapping[str, Any], model: str | Path | None) -> Config:

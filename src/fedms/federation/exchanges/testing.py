@@ -1,26 +1,30 @@
 """The finished personal models on own and everyone's data.
 
 What leaves a client: accuracies (by prior where predictions move with it), the gate's mean weight, its number
-of training samples, and the hits of the untrained model. The finished model stays in its folder.
+of training samples, and the hits of the untrained model. The finished model stays in its folder, and so do
+its predictions for the client's own test samples with their figures.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from torch.nn import functional as F
 
-from fedms.core.files import write_arrays
+from fedms.core.files import write_arrays, write_bytes, write_json
 from fedms.data.federated import Samples
 from fedms.federation.assembly import finished_model
 from fedms.federation.client_view import ClientView
+from fedms.federation.evaluation import evaluate
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
 from fedms.federation.exchanges.checks import RefusalError, check_shapes, check_share, check_whole
 from fedms.federation.messages import Task, Update
 from fedms.federation.personal_model import UNSCALED, PersonalModel
-from fedms.federation.prediction import PRIORS
+from fedms.federation.prediction import PRIORS, ClientOutputs
 from fedms.federation.recipe import Recipe
 
 BASE_MEANS = "base.means"
@@ -108,15 +112,18 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         model = finished_model(view, asked.interpolation, asked.evidence_scales)
         facts = {**model.facts(), "client": view.client, "prior": asked.prior, "boundary": view.boundary}
         write_arrays(view.folder.path / "model.safetensors", model.arrays, facts)
-        judged = {
-            f"{split}_{whose}": _judge(view, model, samples, asked.prior)
-            for split in view.config.evaluation.splits
-            for whose, samples in (("own", view.samples(split)), ("everyone", view.everyone.get(split)))
-            if samples is not None
-        }
+        judged: dict[str, Judgement] = {}
+        for split in view.config.evaluation.splits:
+            for whose, samples in (("own", view.samples(split)), ("everyone", view.everyone.get(split))):
+                if samples is None:
+                    continue
+                outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
+                judged[f"{split}_{whose}"] = _judgement(view.recipe, outputs, samples, asked.prior)
+                if (split, whose) == ("test", "own"):
+                    _keep_predictions(view, outputs, samples, asked.prior)
         hits = (*_untrained(view), _shared(view, model))
-        samples = len(view.samples("train"))
-        return FinalTestAnswer(samples, view.client, judged, model.network_kept, model.evidence_scales, *hits)
+        count = len(view.samples("train"))
+        return FinalTestAnswer(count, view.client, judged, model.network_kept, model.evidence_scales, *hits)
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """Accuracies and shares between 0 and 1, and counts within what was declared."""
@@ -145,12 +152,29 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         return tuple(answers)
 
 
-def _judge(view: ClientView, model: PersonalModel, samples: Samples, prior: float) -> Judgement:
-    outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
+def _judgement(recipe: Recipe, outputs: ClientOutputs, samples: Samples, prior: float) -> Judgement:
     frontier = None
-    if view.recipe.has_frontier:
+    if recipe.has_frontier:
         frontier = tuple(outputs.accuracy(samples.labels, at) for at in PRIORS)
     return Judgement(outputs.accuracy(samples.labels, prior), frontier, outputs.global_share(prior))
+
+
+def _keep_predictions(view: ClientView, outputs: ClientOutputs, samples: Samples, prior: float) -> None:
+    """Write predictions.csv and metrics.json into the client's folder, where they stay."""
+    names, weight = view.data.class_names, outputs.local_weight(prior)
+    log_probabilities = outputs.log_probabilities(prior)
+    found = log_probabilities.argmax(1, keepdim=True)
+    labels = [names[label] for label in samples.labels.tolist()]
+    answers = [names[place] for place in found.flatten().tolist()]
+    probabilities = log_probabilities.gather(1, found).exp().flatten().tolist()
+    weights = [""] * len(samples) if weight is None else weight.tolist()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("row", "label", "predicted", "probability", "local_weight"))
+    writer.writerows(zip(samples.rows.tolist(), labels, answers, probabilities, weights, strict=True))
+    write_bytes(view.folder.path / "predictions.csv", text.getvalue().encode())
+    figures = asdict(evaluate(names, labels, answers, probabilities))
+    write_json(view.folder.path / "metrics.json", {"client": view.client, "prior": prior, **figures})
 
 
 def _shared(view: ClientView, model: PersonalModel) -> int | None:
