@@ -14,7 +14,7 @@ import typer
 
 from fedms.cli import fleet
 from fedms.cli.failures import Command, Commands
-from fedms.cli.inputs import read_inputs
+from fedms.cli.inputs import read_inputs, whole_numbers
 from fedms.cli.streams import prepare_streams
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import one_line
@@ -35,7 +35,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of an example, such as assistant.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="The client.")]
 ModelFolder = Annotated[
@@ -45,6 +47,13 @@ ModelFolder = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable."),
+]
+MethodName = Annotated[
+    str | None, typer.Option("--method", metavar="NAME", help="Short for --set method=NAME.")
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Short for --set seed=N.")]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="Short for --set device=NAME.")
 ]
 
 
@@ -75,8 +84,11 @@ def options(
 
 @app.command(cls=Command)
 def run(
-    config: ConfigFile,
+    config: ConfigFile = Path("assistant"),
     overrides: Overrides = None,
+    method: MethodName = None,
+    seed: Seed = None,
+    device: DeviceName = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Run folder; default: runs/CONFIG-METHOD-SEED."),
@@ -87,14 +99,18 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
 ) -> None:
-    """Run one experiment; write its run folder and report."""
+    """Run one experiment; write its run folder and report.
+
+    Without CONFIG it is the demo, which needs no data and no network.
+    """
     from fedms.config import load_config
 
+    overrides = _with_short(overrides, method=method, seed=seed, device=device)
     # the config is checked before heavy imports, so that an error appears at once
-    checked = load_config(config, overrides or [], config.parent)
+    checked = load_config(config, overrides, config.parent)
     folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
 
-    sets = [part for override in overrides or [] for part in ("--set", override)]
+    sets = [part for override in overrides for part in ("--set", override)]
     with _resumable("run", str(config), *sets, "--out", str(folder), "--resume"):
         from fedms.cli.interrupt import Interruptible
         from fedms.experiments.api import run
@@ -122,9 +138,12 @@ def compare(
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="0,1,...", help="Seeds; default: those of the config, or 0,1,2."),
+        typer.Option(
+            "--seeds", metavar="0,1,...", help="Seeds, as in 0,1,2 or 0-4; default: those of the config."
+        ),
     ] = None,
     overrides: Overrides = None,
+    device: DeviceName = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -140,10 +159,11 @@ def compare(
     from fedms.config import load_config
     from fedms.experiments.comparison.rows import narrowed, rows
 
+    overrides = _with_short(overrides, device=device)
     checked = narrowed(
-        load_config(config, overrides or [], config.parent),
+        load_config(config, overrides, config.parent),
         None if methods is None else methods.split(","),
-        _whole_numbers(seeds, "--seeds"),
+        whole_numbers(seeds, "--seeds"),
     )
     rows(checked)  # before heavy imports, so that an error appears at once
     folder = out or Path("runs") / f"{config.stem}-compare"
@@ -154,7 +174,7 @@ def compare(
         if value is not None
         for part in (name, value)
     ]
-    sets = [part for override in overrides or [] for part in ("--set", override)]
+    sets = [part for override in overrides for part in ("--set", override)]
     with _resumable("compare", str(config), *chosen, *sets, "--out", str(folder)):
         from fedms.cli.interrupt import Interruptible
         from fedms.experiments.api import compare
@@ -172,6 +192,7 @@ def compare(
 def partition(
     config: ConfigFile,
     overrides: Overrides = None,
+    seed: Seed = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the picture of the report: .png, .svg or .csv."),
@@ -188,7 +209,7 @@ def partition(
     """
     from fedms.config import load_config
 
-    checked = load_config(config, overrides or [], config.parent)
+    checked = load_config(config, _with_short(overrides, seed=seed), config.parent)
 
     from fedms.runs.report.drawing import SUFFIXES, save_picture
 
@@ -360,14 +381,9 @@ def _show_comparison(folder: Path) -> None:
     typer.echo(MARKS)
 
 
-def _whole_numbers(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers between commas; None for None."""
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"{option}: must be whole numbers between commas, as in 0,1,2, not {one_line(text)!r}"
-        ) from None
+def _with_short(overrides: list[str] | None, **short: str | int | None) -> list[str]:
+    """All overrides; those of the short options come last."""
+    return [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
 
 
 def _width() -> int:

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from fedms.config.comparison import CompareConfig
 from fedms.config.data import DataConfig, PartitionConfig
 from fedms.config.engine import EngineConfig
+from fedms.config.examples import config_file
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
@@ -192,6 +193,8 @@ def load_config(
 ) -> Config:
     """Read a config file (or mapping), apply `a.b=value` overrides, check, and fill in the defaults.
 
+    Where there is no such file, an example of that name is read (`fedms.config.examples`).
+
     The modules in `plugins` are imported first. They are found on the import path and in `plugin_folder`.
 
     Raises:
@@ -199,7 +202,7 @@ def load_config(
         ConfigError: the text is not YAML, a plug-in cannot be imported, or a key, type, range or combination
             is wrong.
     """
-    values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    values = dict(source) if isinstance(source, Mapping) else read_yaml(config_file(Path(source)))
     for override in overrides:
         values = overridden(values, override)
     named = values.get("plugins")
