@@ -23,6 +23,7 @@ from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
+    Device,
     EvaluationConfig,
     GateConfig,
     HeadConfig,
@@ -60,8 +61,9 @@ class Config(Section):
     """Method, by its name in `fedms methods`."""
     plugins: tuple[str, ...] = ()
     """Python modules imported before anything is looked up by name; see docs/plugins.md."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Device of models and data."""
+    device: Device = "cpu"
+    """Device of models and data: `cpu`, `cuda` (an NVIDIA GPU), `mps` (an Apple GPU), or `auto`, which is the
+    first of `cuda`, `mps` and `cpu` that is there."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number type of the frozen backbone. `bfloat16` needs half the memory and is meant for GPUs and long
     inputs. Trained parameters, their gradients and optimizer, and the features for heads and gate stay in
