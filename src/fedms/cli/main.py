@@ -8,14 +8,14 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fedms.cli import fleet
+from fedms.cli import fleet, settings
 from fedms.cli.failures import Command, Commands
 from fedms.cli.inputs import read_inputs, whole_numbers
-from fedms.cli.streams import prepare_streams
+from fedms.cli.streams import line_width, prepare_streams, print_table
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import one_line
 
@@ -121,7 +121,7 @@ def run(
 
     from fedms.runs.report.tables import result_table
 
-    _print(result_table([result]))
+    print_table(result_table([result]))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")
 
 
@@ -227,7 +227,7 @@ def partition(
     described = description.describe_partition(checked)
     if write is not None:
         description.write_partition(checked, write)
-    _print(partition_table(described, _width()))
+    print_table(partition_table(described, line_width()))
     typer.echo(partition_summary(described))
     if out is not None:
         from fedms.core.files import make_folder, unmake
@@ -270,7 +270,7 @@ def report(
         for folder in folders
     ]
     if results:
-        _print(result_table(results))
+        print_table(result_table(results))
     for folder in comparisons:
         _show_comparison(folder)
     for path in written:
@@ -341,25 +341,16 @@ def export(
         typer.echo(path)
 
 
-@app.command(cls=Command)
-def methods() -> None:
-    """List all methods with their summaries and papers.
-
-    On a terminal this is a table, else one line per method with tabs between the cells.
-    """
-    from fedms.federation.methods import METHODS
-
-    listed = [(method.name, method.summary, method.paper or "") for method in METHODS.values()]
-    if sys.stdout.isatty():
-        from fedms.runs.report.tables import methods_table
-
-        _print(methods_table(listed))
-        return
-    for cells in listed:
-        typer.echo("\t".join(cells).rstrip())
-
-
-for command in (fleet.site, fleet.serve, fleet.keys, fleet.deploy):
+for command in (
+    settings.init,
+    settings.config,
+    settings.clean,
+    settings.methods,
+    fleet.site,
+    fleet.serve,
+    fleet.keys,
+    fleet.deploy,
+):
     app.command(cls=Command)(command)
 
 
@@ -377,26 +368,13 @@ def _show_comparison(folder: Path) -> None:
     from fedms.runs.reading.comparison import read_comparison
     from fedms.runs.report.comparison.tables import MARKS, comparison_table
 
-    _print(comparison_table(read_comparison(folder)))
+    print_table(comparison_table(read_comparison(folder)))
     typer.echo(MARKS)
 
 
 def _with_short(overrides: list[str] | None, **short: str | int | None) -> list[str]:
     """All overrides; those of the short options come last."""
     return [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
-
-
-def _width() -> int:
-    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
-    import shutil
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console(width=_width(), highlight=False).print(table)
 
 
 def main() -> None:
