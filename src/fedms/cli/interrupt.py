@@ -38,6 +38,9 @@ class Interruptible:
         self._at_work = True
         self._stop_if_asked()
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._watcher.progress(what, done, total)
+
     def round_done(self, record: dict[str, Any]) -> None:
         self._watcher.round_done(record)
         self._stop_if_asked()
