@@ -12,9 +12,11 @@ from typing import Annotated
 
 import typer
 
-from fedms.cli import fleet, settings
+from fedms.cli import fleet, reports, settings
+from fedms.cli.completion import complete_client, complete_config, complete_method, complete_override
 from fedms.cli.failures import Command, Commands
 from fedms.cli.inputs import read_inputs, whole_numbers
+from fedms.cli.reports import show_comparison
 from fedms.cli.streams import line_width, prepare_streams, print_table
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import one_line
@@ -30,26 +32,41 @@ app = typer.Typer(
     help=SUMMARY,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 ConfigFile = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="A YAML file, or the name of an example, such as assistant.")
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, or the name of an example, such as assistant.",
+        autocompletion=complete_config,
+    ),
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
-ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="The client.")]
+ClientName = Annotated[
+    str,
+    typer.Option("--client", metavar="NAME", help="The client.", autocompletion=complete_client),
+]
 ModelFolder = Annotated[
     Path | None,
     typer.Option("--model", metavar="FOLDER", help="The folder of the run's frozen model, if it has moved."),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a key, as in gate.prior=0.3. Repeatable.",
+        autocompletion=complete_override,
+    ),
 ]
 MethodName = Annotated[
-    str | None, typer.Option("--method", metavar="NAME", help="Short for --set method=NAME.")
+    str | None,
+    typer.Option(
+        "--method", metavar="NAME", help="Short for --set method=NAME.", autocompletion=complete_method
+    ),
 ]
 Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Short for --set seed=N.")]
 DeviceName = Annotated[
@@ -113,10 +130,11 @@ def run(
     sets = [part for override in overrides for part in ("--set", override)]
     with _resumable("run", str(config), *sets, "--out", str(folder), "--resume"):
         from fedms.cli.interrupt import Interruptible
-        from fedms.experiments.api import run
         from fedms.experiments.console import observer
 
-        with Interruptible(observer(quiet)) as watcher:
+        with Interruptible(observer(quiet)) as watcher:  # before imports, so that it moves at once
+            from fedms.experiments.api import run
+
             result = run(checked, folder, observer=watcher, resume=resume)
 
     from fedms.runs.report.tables import result_table
@@ -177,13 +195,14 @@ def compare(
     sets = [part for override in overrides for part in ("--set", override)]
     with _resumable("compare", str(config), *chosen, *sets, "--out", str(folder)):
         from fedms.cli.interrupt import Interruptible
-        from fedms.experiments.api import compare
         from fedms.experiments.console import observer
 
         with Interruptible(observer(quiet)) as watcher:
+            from fedms.experiments.api import compare
+
             compare(checked, out=folder, observer=watcher)
 
-    _show_comparison(folder)
+    show_comparison(folder)
     typer.echo(f"comparison  {folder / 'comparison.md'}")
     typer.echo(f"report  {folder / 'report.html'}")
 
@@ -244,37 +263,6 @@ def partition(
         typer.echo(f"picture  {out}")
     if write is not None:
         typer.echo(f"sites    {write / 'sites'}")
-
-
-@app.command(cls=Command)
-def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")],
-) -> None:
-    """Write reports of finished runs or comparisons again.
-
-    Also show their results in one table.
-    """
-    from fedms.runs.reading.comparison import is_comparison, read_comparison
-    from fedms.runs.reading.run import read_run
-    from fedms.runs.report.comparison.page import write_comparison_report
-    from fedms.runs.report.run.page import write_report
-    from fedms.runs.report.tables import result_table
-
-    comparisons = [folder for folder in folders if is_comparison(folder)]
-    runs = [folder for folder in folders if folder not in comparisons]
-    for folder in comparisons:
-        read_comparison(folder)  # read everything before writing anything
-    results = [read_run(folder).result for folder in runs]
-    written = [
-        write_comparison_report(folder) if folder in comparisons else write_report(folder)
-        for folder in folders
-    ]
-    if results:
-        print_table(result_table(results))
-    for folder in comparisons:
-        _show_comparison(folder)
-    for path in written:
-        typer.echo(f"report  {path}")
 
 
 @app.command(cls=Command)
@@ -342,6 +330,7 @@ def export(
 
 
 for command in (
+    reports.report,
     settings.init,
     settings.config,
     settings.clean,
@@ -361,15 +350,6 @@ def _resumable(*command: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"go on with: {shlex.join(('fedms', *command))}") from None
-
-
-def _show_comparison(folder: Path) -> None:
-    """Print a comparison as a table, with an explanation of its marks."""
-    from fedms.runs.reading.comparison import read_comparison
-    from fedms.runs.report.comparison.tables import MARKS, comparison_table
-
-    print_table(comparison_table(read_comparison(folder)))
-    typer.echo(MARKS)
 
 
 def _with_short(overrides: list[str] | None, **short: str | int | None) -> list[str]:

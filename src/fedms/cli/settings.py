@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fedms.cli.completion import complete_key
 from fedms.cli.streams import print_table
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import plural, scaled
@@ -58,7 +59,10 @@ def init(
 
 def config(
     key: Annotated[
-        str | None, typer.Argument(metavar="KEY", help="A key or a section, such as gate.prior.")
+        str | None,
+        typer.Argument(
+            metavar="KEY", help="A key or a section, such as gate.prior.", autocompletion=complete_key
+        ),
     ] = None,
     as_yaml: Annotated[bool, typer.Option("--yaml", help="A YAML file of all keys, with comments.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="The JSON schema, for editors.")] = False,
