@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedms.federation.registration import register
     from fedms.model.families import Family
     from fedms.runs.predict import Client, Prediction, load
+    from fedms.runs.tables import Result
 
 __all__ = [
     "Aggregator",
@@ -40,6 +41,7 @@ __all__ = [
     "Method",
     "Prediction",
     "Predictor",
+    "Result",
     "Stage",
     "compare",
     "load",
@@ -56,6 +58,7 @@ _HOMES = {
     "Method": "fedms.federation.method",
     "Prediction": "fedms.runs.predict",
     "Predictor": "fedms.federation.prediction",
+    "Result": "fedms.runs.tables",
     "Stage": "fedms.federation.method",
     "compare": "fedms.experiments.api",
     "load": "fedms.runs.predict",
