@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
     from fedms.model.families import Family
+    from fedms.runs.frames import Result
     from fedms.runs.predict import Client, Explanation, Prediction, load
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Method",
     "Prediction",
     "Predictor",
+    "Result",
     "Stage",
     "compare",
     "load",
@@ -61,6 +63,7 @@ _HOMES = {
     "Method": "fedms.federation.method",
     "Prediction": "fedms.runs.predict",
     "Predictor": "fedms.federation.prediction",
+    "Result": "fedms.runs.frames",
     "Stage": "fedms.federation.method",
     "compare": "fedms.experiments.api",
     "load": "fedms.runs.predict",

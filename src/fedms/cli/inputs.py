@@ -1,13 +1,36 @@
-"""The inputs of `fedms predict`: arguments, the lines of files, or standard input."""
+"""What commands read: inputs of `fedms predict` (arguments, lines of files, standard input), and seeds."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.formatting import one_line
+
+MOST_NUMBERS = 1000
+"""Upper bound on the length of a range on the command line."""
+
+
+def whole_numbers(text: str | None, option: str) -> list[int] | None:
+    """`0,1,2` or `0-2` or `0-2,7` as numbers; None for None. Raises ConfigError for anything else."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(-?[0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + MOST_NUMBERS:
+            raise ConfigError(
+                f"{option}: must be whole numbers between commas or a range, "
+                f"as in 0,1,2 or 0-4, not {one_line(text)!r}"
+            )
+        found += range(first, last + 1)
+    return found
+
 
 AT_ONCE = 8192
 """Bytes of standard input that are read at a time, a few hundred short lines."""

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedms.cli.completion import complete_client
 from fedms.cli.inputs import input_batches
-from fedms.cli.streams import show
+from fedms.cli.streams import print_table
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import clip, decimal, one_line, percent, whole
 
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from fedms.runs.predict import Client, Prediction
 
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
-ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="The client.")]
+ClientName = Annotated[
+    str,
+    typer.Option("--client", metavar="NAME", help="The client.", autocompletion=complete_client),
+]
 ModelFolder = Annotated[
     Path | None,
     typer.Option("--model", metavar="FOLDER", help="The folder of the run's frozen model, if it has moved."),
@@ -201,7 +205,7 @@ def _show_evaluation(evaluation: Evaluation) -> None:
         taken = f"{clip([*evaluation.classes][wrong.index(most)])} ({most:,})" if most else ""
         shares = (percent(share) for share in (each.precision, each.recall, each.f1))
         table.add_row(clip(name), whole(each.samples), *shares, taken)
-    show(table)
+    print_table(table)
     typer.echo(
         f"samples {whole(evaluation.samples)}  accuracy {percent(evaluation.accuracy)}  "
         f"macro-F1 {percent(evaluation.macro_f1)}  calibration error {decimal(evaluation.calibration_error)}"

@@ -1,13 +1,9 @@
-"""The standard streams of a command, and tables on them.
-
-A stream that is closed, or that nobody reads any more, ends no command.
-"""
+"""The standard streams of a command: one that is closed, or that nobody reads any more, ends no command."""
 
 from __future__ import annotations
 
 import io
 import os
-import shutil
 import sys
 from typing import Any, TextIO
 
@@ -34,18 +30,6 @@ def prepare_streams() -> None:
     sys.stdout, sys.stderr = _surviving(sys.stdout), _surviving(sys.stderr)
 
 
-def width() -> int:
-    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
-
-
-def show(table: Any) -> None:
-    """Print a table of rich."""
-    from rich.console import Console
-
-    Console(width=width(), highlight=False).print(table)
-
-
 def _surviving(stream: TextIO) -> TextIO:
     """The stream on the same file, with its encoding and its buffering."""
     raw = _Output(stream.fileno(), "w", closefd=False)
@@ -60,3 +44,17 @@ def _null(number: int) -> None:
     if handle != number:
         os.dup2(handle, number)
         os.close(handle)
+
+
+def line_width() -> int:
+    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+
+
+def print_table(table: Any) -> None:
+    """Print a table of rich."""
+    from rich.console import Console
+
+    Console(width=line_width(), highlight=False).print(table)

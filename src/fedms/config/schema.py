@@ -16,12 +16,14 @@ from pydantic import Field, ValidationError, model_validator
 from fedms.config.comparison import CompareConfig
 from fedms.config.data import DataConfig, PartitionConfig
 from fedms.config.engine import EngineConfig
+from fedms.config.examples import config_file
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
+    Device,
     EvaluationConfig,
     GateConfig,
     HeadConfig,
@@ -60,8 +62,9 @@ class Config(Section):
     """Method, by its name in `fedms methods`."""
     plugins: tuple[str, ...] = ()
     """Python modules imported before anything is looked up by name; see docs/plugins.md."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Device of models and data."""
+    device: Device = "cpu"
+    """Device of models and data: `cpu`, `cuda` (an NVIDIA GPU), `mps` (an Apple GPU), or `auto`, which is the
+    first of `cuda`, `mps` and `cpu` that is there."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number type of the frozen backbone. `bfloat16` needs half the memory and is meant for GPUs and long
     inputs. Trained parameters, their gradients and optimizer, and the features for heads and gate stay in
@@ -213,6 +216,8 @@ def load_config(
 ) -> Config:
     """Read a config file (or mapping), apply `a.b=value` overrides, check, and fill in the defaults.
 
+    Where there is no such file, an example of that name is read (`fedms.config.examples`).
+
     The modules in `plugins` are imported first. They are found on the import path and in `plugin_folder`.
 
     Raises:
@@ -220,7 +225,7 @@ def load_config(
         ConfigError: the text is not YAML, a plug-in cannot be imported, or a key, type, range or combination
             is wrong.
     """
-    values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    values = dict(source) if isinstance(source, Mapping) else read_yaml(config_file(Path(source)))
     for override in overrides:
         values = overridden(values, override)
     named = values.get("plugins")

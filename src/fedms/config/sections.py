@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
 LARGEST_INTEGER = 2**53
 """Largest whole number. Some readers of JSON cannot tell larger ones apart."""
 

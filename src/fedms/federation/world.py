@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedms.config import Config
-from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.errors import ConfigError
 from fedms.data import sources
 from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated, repeated
 from fedms.data.partition import ClientSplit, Partition, partition
@@ -22,7 +22,7 @@ from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
 from fedms.federation.tiers import capacities, ranks
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
-from fedms.training.device import prepare
+from fedms.training.device import prepare, resolved
 from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
 
 log = logging.getLogger(__name__)
@@ -161,9 +161,8 @@ def open_world(config: Config) -> World:
 
 def open_backbone(config: Config) -> Backbone:
     """The frozen model of a config on its device. Errors are the user's to mend (FedmsError)."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise FedmsError("device: cuda is not available here; allowed: cpu")
-    prepare(config.device, config.deterministic)
+    device = resolved(config.device)
+    prepare(device, config.deterministic)
     backbone = load_backbone(config.model, config.lora)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
         allowed = "statistics, means, linear"
@@ -173,5 +172,5 @@ def open_backbone(config: Config) -> Backbone:
     if backbone.kind == "image" and config.statistics.anchor:
         raise ConfigError(f"statistics.anchor: needs a text model; with {config.model.name} allowed: 0")
     check_depth(config.activation, backbone.depth, config.model.name)
-    backbone.to_device(config.device, getattr(torch, config.precision))
+    backbone.to_device(device, getattr(torch, config.precision))
     return backbone

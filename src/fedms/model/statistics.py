@@ -40,6 +40,8 @@ class FeatureSums:
     @classmethod
     def of(cls, x: Tensor, labels: Tensor, classes: int, second: bool = True) -> FeatureSums:
         """The sums of normalised features x [n, d] with labels [n], with S or without."""
+        if x.device.type == "mps":  # which has no float64
+            x, labels = x.cpu(), labels.cpu()
         x = x.double()
         counts = torch.bincount(labels, minlength=classes).double()
         sums = torch.zeros(classes, x.shape[1], dtype=torch.float64, device=x.device).index_add_(0, labels, x)

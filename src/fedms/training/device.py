@@ -6,6 +6,24 @@ import os
 
 import torch
 
+from fedms.config.sections import Device
+from fedms.core.errors import FedmsError
+
+
+def resolved(device: Device) -> str:
+    """The device that a config means on this machine: `cpu`, `cuda` or `mps`.
+
+    Raises:
+        FedmsError: it is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    allowed = [name for name, found in there.items() if found]
+    if device == "auto":
+        return allowed[0]
+    if device not in allowed:
+        raise FedmsError(f"device: {device} is not available here; allowed: auto, {', '.join(allowed)}")
+    return device
+
 
 def prepare(device: str, deterministic: bool) -> None:
     """Set whether a GPU computes the same bits each time, or is as fast as it can be.
