@@ -27,7 +27,7 @@ def leverage(second: Tensor, candidates: Tensor) -> Tensor:
     """-xᵀ (S + RIDGE I)⁻¹ x of candidates [n, d]: high for what lies in the span of S, [n]."""
     size = second.shape[0]
     factor = torch.linalg.cholesky(second + RIDGE * torch.eye(size, dtype=torch.float64))
-    solved = torch.linalg.solve_triangular(factor, candidates.double().T, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(factor, candidates.double().T, upper=False)
     return -solved.square().sum(0)
 
 
