@@ -28,13 +28,14 @@ if TYPE_CHECKING:
     from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
     from fedms.model.families import Family
-    from fedms.runs.predict import Client, Prediction, load
+    from fedms.runs.predict import Client, Explanation, Prediction, load
 
 __all__ = [
     "Aggregator",
     "Client",
     "Config",
     "ConfigError",
+    "Explanation",
     "Family",
     "FedmsError",
     "Method",
@@ -52,6 +53,7 @@ _HOMES = {
     "Aggregator": "fedms.federation.aggregation.aggregator",
     "Client": "fedms.runs.predict",
     "Config": "fedms.config",
+    "Explanation": "fedms.runs.predict",
     "Family": "fedms.model.families",
     "Method": "fedms.federation.method",
     "Prediction": "fedms.runs.predict",

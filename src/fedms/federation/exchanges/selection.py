@@ -28,6 +28,7 @@ from fedms.federation.messages import Task, Update
 from fedms.federation.personal_model import UNSCALED
 from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
 from fedms.federation.recipe import Recipe
+from fedms.model.expert import same_body
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,10 @@ class InterpolationExchange(ChoiceExchange[InterpolationLikelihood]):
     def answer(self, view: ClientView, asked: Asked) -> InterpolationLikelihood:
         """Log-likelihood of the client's validation labels under its local expert, at each interpolation."""
         samples = view.samples("validation")
-        head_alone = view.recipe.method.trains_heads_alone(view.config)
+        alone, everyone = view.recipe.method.trains_heads_alone(view.config), view.global_expert
         candidates = []
         for expert in local_experts(view, *INTERPOLATIONS):
+            head_alone = alone or same_body(expert, everyone)
             logits = view.runner.outputs(expert, samples, view.boundary, head_alone).logits
             assert logits is not None
             candidates.append(logits)
