@@ -31,7 +31,9 @@ from fedms.runs.report.drawing import save_picture
 RUNS = ROOT / "runs" / "results"
 PAGES = (RESULTS, ROOT / "README.md")
 
-COMMON = ["evaluation.everyone=250", "engine.workers=1"]
+SENT = "statistics.second_moment=true"
+"""As in the stored comparisons."""
+COMMON = ["evaluation.everyone=250", "engine.workers=1", SENT]
 BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
 CORE: dict[str, Any] = {

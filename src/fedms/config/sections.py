@@ -223,9 +223,14 @@ class StatisticsConfig(Section):
     anchor: float = Field(0.0, ge=0)
     """Weight of a class's name in the mean of its frozen features, in samples; 0 ignores names. Needs a text
     model."""
-    second_moment: bool = True
-    """Whether clients send the second moment of their features. Without it the covariance is a multiple of
-    the identity."""
+    second_moment: bool | Literal["auto"] = "auto"
+    """Whether clients send the second moment of their features, which names their training samples
+    (docs/privacy.md). `auto` does not send it and estimates the covariance from the differences between the
+    clients' class means. `false` neither sends nor estimates: the covariance is a multiple of the identity.
+    """
+    least: int = Field(1, ge=1)
+    """Fewest samples of a class with which a client sends the sum of that class; smaller classes are left out
+    of its sums."""
     rank: int | None = Field(None, ge=1)
     """Number of eigenvectors in which the second moment is sent, with one rest; default: the whole symmetric
     matrix."""
@@ -241,7 +246,7 @@ class StatisticsConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StatisticsConfig:
-        if not self.second_moment and self.shrinkage not in ("auto", 1):
+        if self.second_moment is False and self.shrinkage not in ("auto", 1):
             raise ValueError("shrinkage: must be 1 or `auto` with `second_moment: false`")
         return self
 

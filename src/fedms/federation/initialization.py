@@ -103,7 +103,8 @@ def _own_head(view: ClientView) -> Arrays:
         samples = view.samples(split)
         features = view.runner.frozen_outputs("backbone", None, samples, view.boundary).features
         found[split] = features, samples.labels
-    own = FeatureSums.of(*found["train"], view.classes, view.config.statistics.second_moment).discriminant()
+    second = view.config.statistics.second_moment is not False  # nothing of it leaves the client
+    own = FeatureSums.of(*found["train"], view.classes, second).discriminant()
     if kind == "means":
         return nearest_head(own.means)
     shrinkages = view.recipe.shrinkages

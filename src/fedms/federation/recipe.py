@@ -112,10 +112,15 @@ class Recipe:
         return "gate" in stage.trains and self.gate_reads_statistics and self.config.gate.features == "global"
 
     @property
+    def sends_second_moment(self) -> bool:
+        """Whether clients send the second moment of their features."""
+        return self.config.statistics.second_moment is True
+
+    @property
     def shrinkages(self) -> tuple[float, ...]:
         """Candidates for the discriminant's shrinkage."""
         statistics = self.config.statistics
-        if not statistics.second_moment:
+        if statistics.second_moment is False:
             return (1.0,)
         return SHRINKAGES if statistics.shrinkage == "auto" else (statistics.shrinkage,)
 
