@@ -16,9 +16,11 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone, open_checkpoint
 from fedms.model.expert import Expert
+from fedms.model.families import FAMILIES
 from fedms.model.parts import fresh_lora
 from fedms.runs.export.peft import write_peft
 
+PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 LENGTHS = torch.tensor([7, 3, 9, 2])
 LORA = LoraConfig(rank=4, alpha=8)
 LLAMA: dict[str, Any] = {
@@ -101,6 +103,13 @@ def opened(path: Path, **keys: Any) -> Backbone:
     return load_backbone(ModelConfig(name=str(path), **keys), LORA)
 
 
+def page_row(family: str, backbone: Backbone) -> str:
+    """The family's line in the table of docs/models.md."""
+    targets = ", ".join(f"`{target}`" for target in backbone.usual_targets)
+    cells = (f"`{family}`", backbone.kind, f"`{backbone.family.blocks}`", targets, backbone.pooling)
+    return f"| {' | '.join(cells)} |"
+
+
 def ids() -> torch.Tensor:
     drawn = torch.randint(5, 40, (4, 9), generator=torch.Generator().manual_seed(1))
     return drawn.masked_fill(torch.arange(9) >= LENGTHS[:, None], 0)
@@ -125,6 +134,7 @@ def theirs(model: Any) -> torch.Tensor:
 def test_a_family_that_was_found(folder, family, tmp_path):
     path = folder(family)
     backbone = opened(path)
+    assert page_row(family, backbone) in PAGE.splitlines()
     loader = transformers.T5EncoderModel if family == "t5" else transformers.AutoModel
     real = torch.arange(9) < LENGTHS[:, None]
     with torch.no_grad():
@@ -159,6 +169,7 @@ def test_a_family_that_was_found(folder, family, tmp_path):
 def test_an_image_family_that_was_found(folder, family, tmp_path):
     path, pixels = folder(family), torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     backbone = opened(path)
+    assert page_row(family, backbone) in PAGE.splitlines()
     loader = transformers.SiglipVisionModel if family == "siglip" else transformers.AutoModel
     with torch.no_grad():
         hidden = backbone.embed(pixels)
@@ -186,6 +197,13 @@ def test_an_image_family_that_was_found(folder, family, tmp_path):
         half = opened(path).to_device("cpu", torch.bfloat16).feature(pixels, None)
     assert half.dtype == torch.float32
     assert F.cosine_similarity(half, feature).min() > 0.98
+
+
+def test_the_page_lists_the_families_that_are_tested_and_no_others():
+    listed = re.findall(r"^\| `([^`]+)` \| (?:text|image) \|", PAGE, flags=re.MULTILINE)
+    assert sorted(listed) == sorted([*CONFIGS, *PICTURES])
+    declared = [name for name, family in FAMILIES.items() if family.blocks]
+    assert all(f"`{name}`" in PAGE for name in declared)
 
 
 def test_what_makes_the_feature_of_an_image(folder):

@@ -171,7 +171,10 @@ def open_checkpoint(name: str, pooling: str = "auto") -> Checkpoint:
     try:
         declared = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers and huggingface_hub raise many types for a damaged config
-        raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
+        line = first_line(error)
+        if "custom code" in line:
+            line = "it brings its own code, which fedms never runs; name a model of transformers itself"
+        raise FedmsError(f"model {name}: cannot be read: {line}") from None
     family = family_of(declared)
     if why := refusal(declared):
         raise FedmsError(f"model {name}: family {declared.model_type!r} cannot be taken apart: {why}")
