@@ -18,6 +18,7 @@ from fedms.experiments.observers import Observer
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import FINAL_TEST, TRAINING
 from fedms.federation.exchanges.base import Asked, Cost, Exchange
+from fedms.federation.exchanges.checks import RefusalError
 from fedms.federation.messages import Failure, FailureKind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.server import Server
@@ -215,10 +216,11 @@ class Rounds:
                 lost.append(answer)
             elif len(taken) == most:
                 line.surplus.append(task.client)
-            elif reason := self.admission.refusal(task, answer):
-                lost.append(Failure(task.client, "refused", reason))
             else:
-                taken.append(answer)
+                try:
+                    taken.append(self.admission.admitted(task, answer))
+                except RefusalError as refused:
+                    lost.append(Failure(task.client, "refused", str(refused)))
         line.failures += lost
         for each in lost:
             if each.kind == "lost":

@@ -17,6 +17,10 @@ from fedms.model.heads import nearest_head, statistics_head, zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, group, part_of, trained_names
 from fedms.model.statistics import FeatureSums
 
+ARRIVED = "arrived/"
+"""How the names of arrays begin that a client keeps as the server has them, where they were rounded on their
+way (`federation.uplink`)."""
+
 
 def expert_at_start(view: ClientView, stage: Stage) -> Expert:
     """The expert as this round's training finds it."""
@@ -71,12 +75,12 @@ def _others(view: ClientView, stage: Stage, own: Arrays, average: Arrays) -> Arr
     rest = {name: array.clone() for name, array in own.items() if group(name) in LORA} | average
     averaged = view.situation.averaged
     if averaged and view.kept_at == {"stage": averaged["stage"], "round": averaged["round"]}:
-        weight = len(view.samples("train"))
+        weight, in_average = len(view.samples("train")), own | strip(view.kept, ARRIVED)
         for name in average.keys() & training_names(view, stage):
             share = weight / averaged["weights"][str(block_of(name))]
             # a client that trained it alone has no others, and zeros in their place change nothing
             alone = torch.zeros_like(own[name])
-            rest[name] = (average[name] - share * own[name]) / (1 - share) if share < 1 else alone
+            rest[name] = (average[name] - share * in_average[name]) / (1 - share) if share < 1 else alone
     return prefixed(rest, "beside.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +27,7 @@ from fedms.federation.assembly import (
     with_own_knowledge,
 )
 from fedms.federation.client_view import ClientView
+from fedms.federation.exchanges import uplink
 from fedms.federation.exchanges.base import Answer, Asked, Cost, Exchange, Expected
 from fedms.federation.exchanges.checks import (
     ROUNDING,
@@ -35,13 +36,14 @@ from fedms.federation.exchanges.checks import (
     check_shapes,
     check_whole,
 )
-from fedms.federation.initialization import expert_at_start, local_start, training_names
+from fedms.federation.initialization import ARRIVED, expert_at_start, local_start, training_names
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
 from fedms.federation.tiers import trainable
 from fedms.model.arrays import Arrays, moved, prefixed
+from fedms.model.backbone import Backbone
 from fedms.model.expert import Expert
 from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
 from fedms.model.parts import fresh_lora, group, part_of, trained_names
@@ -64,6 +66,7 @@ class TrainingAnswer(Answer):
     """What a client has trained and shares."""
 
     shared: Arrays
+    """Packed, as `federation.uplink` says"""
     loss: float
     """Mean over the samples of the last pass."""
     cost: Cost
@@ -172,13 +175,20 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         travels = "gate" in stage.shares and view.config.gate.network
         gate_shared = shared_names(view.config.gate.share) if travels else ()
         cost, validation = Cost(view.runner.flops, view.runner.once), None
+        sent, arrives = _packed(view, stage, shared | {name: gate[name] for name in gate_shared})
         if stage.expert == "local":
-            _keep(
-                view, stage, expert, {name: array for name, array in gate.items() if name not in gate_shared}
-            )
+            private = {name: array for name, array in gate.items() if name not in gate_shared}
+            _keep(view, stage, expert, private | arrives)
             validation = _validate(view, gate | prefixed(expert.arrays, "local/"), cost.flops)
-        shared |= {name: gate[name] for name in gate_shared}
-        return TrainingAnswer(len(begun.samples), shared, loss, cost, validation)
+        return TrainingAnswer(len(begun.samples), sent, loss, cost, validation)
+
+    def unpacked(self, task: Task, update: Update, expected: Expected) -> Update:
+        """With the arrays that `federation.uplink` packed."""
+        form = expected.recipe.config.federation.uplink
+        if form == "float32":
+            return update
+        starts = _expected_starts(task, expected.recipe.method.stage(task.stage), expected)
+        return replace(update, arrays=uplink.unpacked(update.arrays, starts, form))
 
     def declares(self, task: Task, update: Update, expected: Expected) -> dict[str, int]:
         """Training samples; in a local stage validation samples, too."""
@@ -194,10 +204,11 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         stage = expected.recipe.method.stage(task.stage)
         starts = _expected_starts(task, stage, expected)
         check_shapes(update.arrays, starts)
+        slack = 1 + ROUNDING + uplink.overshoot(expected.recipe.config.federation.uplink)
         for name, start in starts.items():
             moved_by = float((update.arrays[name].double() - start.double()).abs().max())
             furthest = _furthest(task, stage, name, start, expected)
-            if moved_by > furthest * (1 + ROUNDING) + ROUNDING * float(start.abs().max()):
+            if moved_by > furthest * slack + ROUNDING * float(start.abs().max()):
                 reason = f"{name} is {moved_by:.3g} away from its start, and training reaches {furthest:.3g}"
                 raise RefusalError(reason)
         if not math.isfinite(check_number(update.metrics.get("loss"), "loss")):
@@ -214,6 +225,33 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             return RoundResult(loss, None)
         score = sum(each.correct for each in validations) / sum(each.samples for each in validations)
         return RoundResult(loss, score)
+
+
+# both sides
+
+
+def _starts(
+    sent: Arrays,
+    stage: Stage,
+    client: str,
+    recipe: Recipe,
+    backbone: Backbone,
+    blocks: Sequence[int],
+    rank: int,
+) -> Arrays:
+    """The arrays that a client shares, as a task with the arrays `sent` has it begin."""
+    config = recipe.config
+    groups = [each for each in stage.trains if each in stage.shares]
+    starts = dict(sent)
+    if stage.average == "beside":  # the client goes on from its own arrays, and those from the common start
+        starts |= fresh_lora(backbone, blocks, rank, config.seed)
+    names = trained_names(backbone, groups, blocks, config.head.kind)
+    if "gate" in groups and config.gate.network:
+        gate = config.gate
+        own = fresh_gate(backbone.feature_size, gate.adapter_rank, gate.hidden, config.seed, client)
+        starts = own | starts
+        names += shared_names(gate.share)
+    return {name: starts[name].cpu() for name in names}
 
 
 # the client's side
@@ -275,6 +313,25 @@ def _train_gate(view: ClientView, stage: Stage, samples: Samples, gate: Arrays) 
     return train_gate(gate, x, known, model.discriminant, model.evidence, view.config.gate, generator)
 
 
+def _packed(view: ClientView, stage: Stage, shared: Arrays) -> tuple[Arrays, Arrays]:
+    """What travels of the shared arrays; and what of it the server will have, where the client subtracts its
+    own part from the average later and so must keep it.
+    """
+    form = view.config.federation.uplink
+    if form == "float32":
+        return shared, {}
+    starts = _starts(view.arrays, stage, view.client, view.recipe, view.backbone, view.blocks, view.rank)
+
+    def draw(name: str) -> torch.Generator:
+        return seeds.torch_generator(
+            view.config.seed, "uplink", stage.name, view.version[1], view.client, name
+        )
+
+    sent = uplink.packed(shared, starts, form, draw)
+    arrived = uplink.unpacked(sent, starts, form) if stage.average == "beside" else {}
+    return sent, prefixed(arrived, ARRIVED)
+
+
 def _keep(view: ClientView, stage: Stage, expert: Expert, gate: Arrays) -> None:
     """Save what the client trained and does not send."""
     private = {
@@ -300,19 +357,9 @@ def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Va
 
 def _expected_starts(task: Task, stage: Stage, expected: Expected) -> Arrays:
     """The arrays that the client answers with, as its training found them."""
-    config, backbone = expected.recipe.config, expected.backbone
-    blocks = trainable(task.settings["active"], expected.capacity, config.activation.order)
-    groups = [each for each in stage.trains if each in stage.shares]
-    starts = dict(task.arrays)
-    if stage.average == "beside":  # the client goes on from its own arrays, and those from the common start
-        starts |= fresh_lora(backbone, blocks, expected.rank, config.seed)
-    names = trained_names(backbone, groups, blocks, config.head.kind)
-    if "gate" in groups and config.gate.network:
-        gate = config.gate
-        own = fresh_gate(backbone.feature_size, gate.adapter_rank, gate.hidden, config.seed, task.client)
-        starts = own | starts
-        names += shared_names(gate.share)
-    return {name: starts[name].cpu() for name in names}
+    recipe = expected.recipe
+    blocks = trainable(task.settings["active"], expected.capacity, recipe.config.activation.order)
+    return _starts(task.arrays, stage, task.client, recipe, expected.backbone, blocks, expected.rank)
 
 
 def _furthest(task: Task, stage: Stage, name: str, start: Tensor, expected: Expected) -> float:
