@@ -206,14 +206,14 @@ def test_prompts_lengthen_the_sequence_and_stay_out_of_the_feature(finished, mon
     backbone, run, pool = client.backbone, client.backbone.run, client.backbone.pool
     lengths: list[tuple[int, int]] = []
 
-    def watched_run(hidden, mask, start=0, stop=None):
+    def watched_run(hidden, lengths, start=0, stop=None):
         lengths.append((hidden.shape[1], -1))
-        assert not isinstance(mask, torch.Tensor) or mask.shape[3] == hidden.shape[1]
-        return run(hidden, mask, start, stop)
+        assert not isinstance(lengths, torch.Tensor) or int(lengths.max()) == hidden.shape[1]
+        return run(hidden, lengths, start, stop)
 
-    def watched_pool(hidden, mask):
+    def watched_pool(hidden, lengths):
         lengths[-1] = (lengths[-1][0], hidden.shape[1])
-        return pool(hidden, mask)
+        return pool(hidden, lengths)
 
     monkeypatch.setattr(backbone, "run", watched_run)
     monkeypatch.setattr(backbone, "pool", watched_pool)

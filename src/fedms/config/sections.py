@@ -47,13 +47,15 @@ class ModelConfig(Section):
     folder). Weights must be safetensors."""
     max_length: int = Field(64, ge=4, le=8192)
     """Longest text in tokens; the rest is cut. The number of positions of the model is a further limit."""
+    blocks: str | None = None
+    """Path of the list of blocks in the model, such as `encoder.layer`; default: it is found."""
     image_size: int | None = Field(None, ge=16, le=2048)
     """Side of an image in pixels, a multiple of the patch size; default: the size in the model's image
     processor."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     """How the tokens of a block output become one feature: `mean`, `cls` (the first token) or `last`. `auto`
-    is the pooling of a sentence-transformers model (1_Pooling/config.json), else the mean for text, the class
-    token for images."""
+    is the pooling of a sentence-transformers model (1_Pooling/config.json), else the last token for language
+    models, the mean for other text models, the class token for images, and the mean where there is none."""
     prompt_tokens: int = Field(8, ge=1, le=1024)
     """Number of soft prompt tokens, for method `promptfl`."""
     adapter: str | None = None
@@ -177,8 +179,8 @@ class LoraConfig(Section):
     alpha: float = Field(16.0, gt=0)
     """Scale of the update, which is (alpha / rank) B A."""
     targets: tuple[str, ...] = ()
-    """Names of the linear layers in a block that get a LoRA pair; default: query and value of the model's
-    family."""
+    """Names of the linear layers in a block that get a LoRA pair, or `all-linear` alone; default: query and
+    value, or the one layer of both."""
 
     @model_validator(mode="after")
     def _check(self) -> LoraConfig:

@@ -57,7 +57,15 @@ def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone
     onednn = kernel == "onednn" and has_onednn() and (device, dtype) == ("cpu", torch.float32)
     with _loading:  # a second thread that asks for the same backbone waits for the first one's
         model = config.model
-        key = (*_files(model.name), config.lora.targets, model.pooling, config.precision, device, onednn)
+        key = (
+            *_files(model.name),
+            config.lora.targets,
+            model.blocks,
+            model.pooling,
+            config.precision,
+            device,
+            onednn,
+        )
         found = _backbones.get(key)
         if found is None:
             with own_torch_state():

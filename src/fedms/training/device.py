@@ -1,11 +1,10 @@
-"""The device of the tensors: its settings, and how tensors move to it."""
+"""The device of the tensors: its settings."""
 
 from __future__ import annotations
 
 import os
 
 import torch
-from torch import Tensor
 
 
 def prepare(device: str, deterministic: bool) -> None:
@@ -19,13 +18,3 @@ def prepare(device: str, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
         # no code here reads memory that was not written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, without waiting for the copy.
-
-    The way to a GPU is through pinned memory, which torch keeps reserved until the copy is done.
-    """
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -15,10 +15,9 @@ from fedms.config.sections import TrainingConfig
 from fedms.core.errors import FedmsError
 from fedms.data.federated import Samples
 from fedms.model import flops
-from fedms.model.arrays import Arrays
+from fedms.model.arrays import Arrays, moved
 from fedms.model.expert import Expert
 from fedms.model.parts import group, part_of, rate_of
-from fedms.training.device import moved
 from fedms.training.inputs import batches
 from fedms.training.objectives.base import Objective
 from fedms.training.objectives.classification import Classification

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedms.config.sections import ModelConfig
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset
-from fedms.model.backbone import Backbone, Preprocessing, attention_mask
+from fedms.model.backbone import Backbone, Preprocessing, ragged
 from fedms.model.checkpoints import first_line
 
 _tokenizing = threading.Lock()
@@ -28,7 +28,7 @@ class Inputs(Protocol):
         """Number of tokens of each sample, [len(rows)]."""
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Inputs of these samples, padded to the longest, and the mask (None without padding)."""
+        """Inputs of these samples, padded to the longest, and their lengths (None without padding)."""
 
 
 class TextInputs:
@@ -62,7 +62,7 @@ class TextInputs:
         padded = np.full((len(ids), longest), self._pad, dtype=np.int64)
         for line, each in zip(padded, ids, strict=True):
             line[: len(each)] = each
-        return torch.from_numpy(padded), attention_mask(lengths, longest)
+        return torch.from_numpy(padded), ragged(lengths, longest)
 
 
 class ImageInputs:
@@ -137,8 +137,8 @@ def class_name_embeddings(class_names: Sequence[str], backbone: Backbone, config
     backbone.attach({})
     features = []
     for row in range(len(class_names)):  # one by one, so that none depends on another's padding
-        ids, mask = texts.batch(np.array([row]))
-        features.append(backbone.feature(ids.to(backbone.device), mask))
+        ids, lengths = texts.batch(np.array([row]))
+        features.append(backbone.feature(ids.to(backbone.device), lengths))
     return torch.cat(features).cpu()
 
 

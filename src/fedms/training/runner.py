@@ -119,16 +119,18 @@ class Runner:
 
         `trained` are the blocks to which a loss will be propagated back.
         """
-        hidden, mask = self.cache.hidden(samples, boundary, picks, expert.below(boundary) if expert else None)
+        hidden, lengths = self.cache.hidden(
+            samples, boundary, picks, expert.below(boundary) if expert else None
+        )
         pairs = expert.pairs(picks, boundary) if expert else {}
         prompt = expert.prompt if expert else None
         self.backbone.attach(pairs)
         if prompt is not None:
-            hidden, mask_with = _before(prompt, hidden, mask)
+            hidden, longer = _before(prompt, hidden, lengths)
         self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
         if prompt is None:
-            return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
-        return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)
+            return self.backbone.pool(self.backbone.run(hidden, lengths, boundary), lengths)
+        return self.backbone.pool(self.backbone.run(hidden, longer, boundary)[:, len(prompt) :], lengths)
 
     def _packed_feature(
         self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray
@@ -221,13 +223,11 @@ class Runner:
             self._held_bytes -= self._held.pop(next(iter(self._held))).bytes
 
 
-def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Hidden states with a soft prompt [m, d] before every sample's tokens, and the mask for both."""
+def _before(prompt: Tensor, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Hidden states with a soft prompt [m, d] before every sample's tokens, and the lengths of both."""
     count = hidden.shape[0]
     hidden = torch.cat([prompt.to(hidden.dtype).expand(count, -1, -1), hidden], dim=1)
-    if mask is None:
-        return hidden, None
-    return hidden, torch.cat([mask.new_zeros(count, 1, 1, len(prompt)), mask], dim=3)
+    return hidden, None if lengths is None else lengths + len(prompt)
 
 
 def _digest(expert: Expert | None) -> str:

@@ -41,11 +41,10 @@ from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
 from fedms.federation.tiers import trainable
-from fedms.model.arrays import Arrays, prefixed
+from fedms.model.arrays import Arrays, moved, prefixed
 from fedms.model.expert import Expert
 from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
 from fedms.model.parts import fresh_lora, group, part_of, trained_names
-from fedms.training.device import moved
 from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
 from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
 

@@ -69,7 +69,7 @@ def to_peft(
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": bool({*pairs} & {*backbone.transposed}),
         "init_lora_weights": True,
         "inference_mode": True,
     }
