@@ -106,7 +106,7 @@ def log_ratio_so_far(own: Tensor, everyone: Tensor, counts: np.ndarray) -> Tenso
 
 
 def mixed(everyone: Tensor, own: Tensor, weight: Tensor) -> Tensor:
-    """log ((1 - g) p_G + g p_L) from log p of the same shape and g; a weight of 0 or 1 is one expert alone."""
+    """log ((1 - g) p_G + g p_L), all of one shape; a weight of 0 or 1 is one expert alone."""
     tiny = torch.finfo(weight.dtype).tiny
     shares = (1 - weight).clamp_min(tiny).log(), weight.clamp_min(tiny).log()
     return torch.logaddexp(everyone + shares[0], own + shares[1])

@@ -262,6 +262,8 @@ def load(run: str | Path, client: str, model: str | Path | None = None) -> Clien
     """
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
+    if finished.config.get("task") == "text":
+        raise FedmsError(f"{folder.path}: a run of task: text, whose clients cannot be loaded yet")
     classes = _classes(folder, finished.result, client)
     path = folder.client(client).path / "model.safetensors"
     if not path.exists() and folder.config().engine.name == "flower":

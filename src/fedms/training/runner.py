@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -132,6 +132,26 @@ class Runner:
             return self.backbone.pool(self.backbone.run(hidden, lengths, boundary), lengths)
         return self.backbone.pool(self.backbone.run(hidden, longer, boundary)[:, len(prompt) :], lengths)
 
+    def states(
+        self,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        picks: np.ndarray,
+        trained: list[int] | None = None,
+    ) -> Tensor:
+        """What the pretrained model gives for each token of the samples at `picks`, [n, tokens, d]."""
+        below = expert.below(boundary) if expert else None
+        hidden, padding = self.cache.hidden(samples, boundary, picks, below)
+        pairs = expert.pairs(picks, boundary) if expert else {}
+        self.backbone.attach(pairs)
+        self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
+        return self.backbone.end(self.backbone.run(hidden, padding, boundary))
+
+    def book_words(self, tokens: int, trains: bool) -> None:
+        """Add the operations of the vocabulary's matrix, forward and, in training, backward."""
+        self._spent += (2 if trains else 1) * 2 * tokens * self.backbone.vocabulary.numel()
+
     def _packed_feature(
         self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray
     ) -> Tensor:
@@ -195,8 +215,16 @@ class Runner:
     def _outputs(self, expert: Expert | None, features: Tensor) -> Outputs:
         return Outputs(features, expert.to(torch.device("cpu")).logits(features) if expert else None)
 
-    def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """As `outputs`, but features are kept for the role until its expert's body or boundary changes.
+    def frozen_features(
+        self,
+        role: str,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        compute: Callable[[], Tensor],
+    ) -> Tensor:
+        """What `compute` gives of these samples, kept for the role until its expert's body or boundary
+        changes.
 
         For experts that stay frozen over many rounds.
         """
@@ -204,14 +232,21 @@ class Runner:
         held = self._held.get((role, samples.owner))
         if held is None or held.key != key:
             before, self.cache.used, earlier = self.flops, {}, self.cache.used
-            features = self._features(expert, samples, boundary)
+            features = compute()
             spent = self.flops - before
             self._spent -= spent
             held = _Held(key, features, self.cache.used | {f"{role} {samples.owner}": (key, spent)})
             self.cache.used = earlier
         self._hold((role, samples.owner), held)
         self.cache.used |= held.used
-        return self._outputs(expert, held.features)
+        return held.features
+
+    def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
+        """As `outputs`, but features are kept, as in `frozen_features`."""
+        features = self.frozen_features(
+            role, expert, samples, boundary, lambda: self._features(expert, samples, boundary)
+        )
+        return self._outputs(expert, features)
 
     def _hold(self, name: tuple[str, str], held: _Held) -> None:
         """Keep the outputs, as the most recently used."""
