@@ -43,7 +43,8 @@ def test_the_interval_says_where_the_mixture_is_right(weight, monkeypatch):
     monkeypatch.setattr(next_token, "CHUNK", 7)
     hidden, other, words, targets = drawn(200, words=4)
     found = score(hidden, other, words, targets)
-    probabilities = torch.lerp(*((each @ words.T).softmax(1) for each in (hidden, other)), weight)
+    one, two = ((each @ words.T).softmax(1) for each in (hidden, other))
+    probabilities = torch.lerp(one, two, weight)
     right = probabilities.argmax(1) == targets
     assert torch.equal((found.low <= weight) & (weight <= found.high), right)
     assert 20 < int(right.sum()) < 180
