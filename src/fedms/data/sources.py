@@ -135,11 +135,7 @@ def load(
     learned = sum(size for split, size in sizes.items() if split != "test")
     names = () if by_client else tables[0].class_names.get(label, ())  # each client's file could order them
     declared = dict.fromkeys(name.strip() for name in names)
-    inputs: list[Any]
-    if task == "text":
-        inputs = passages(tables, config)
-    else:
-        inputs = places(tables, image) if image else values(tables, text or "", "text")
+    inputs = _inputs(config, tables, task, image, text)
     if config.classes:
         check_declared(tables, labels, config.classes)
     class_names = config.classes or classes(
@@ -167,6 +163,15 @@ def load(
         clients=tuple(map(str, clients)) if by_client else (),
         owner=owner[rows].astype(np.int64) if by_client else None,
     )
+
+
+def _inputs(
+    config: DataConfig, tables: Sequence[Table], task: str, image: str | None, text: str | None
+) -> list[Any]:
+    """Passages, texts, or where pictures are, over all tables."""
+    if task == "text":
+        return [*passages(tables, config)]
+    return [*places(tables, image)] if image else [*values(tables, text or "", "text")]
 
 
 def _owners(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray]:
