@@ -117,6 +117,7 @@ WALLS = {
         "fedms.federation.prediction",
         "fedms.federation.recipe",
         "fedms.federation.tiers",
+        "fedms.federation.token_prediction",
     ),
     "fedms.federation.aggregation": (
         "fedms.core",

@@ -42,6 +42,7 @@ from fedms.core.paths import is_name
 
 KEYS_SHARED_BY_ALL_ROWS = (
     "seed",
+    "task",
     "plugins",
     "data",
     "partition",
@@ -60,6 +61,8 @@ class Config(Section):
     """Seed from which all randomness is derived."""
     method: str = "fedms"
     """Method, by its name in `fedms methods`."""
+    task: Literal["classification", "text"] = "classification"
+    """What is learned: classes of texts or pictures, or the next token of texts (docs/text.md)."""
     plugins: tuple[str, ...] = ()
     """Python modules imported before anything is looked up by name; see docs/plugins.md."""
     device: Device = "cpu"
@@ -168,6 +171,7 @@ class Config(Section):
             raise ValueError(
                 "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
+        self._check_task()
         self._check_compare()
         return self
 
@@ -180,6 +184,25 @@ class Config(Section):
             raise ValueError("join: needs partition.rule: files and partition.clients: 1")
         if self.engine.name != "local" and self.federation.sites != (name,):
             raise ValueError("join: with sites, federation.sites must name this one alone")
+
+    def _check_task(self) -> None:
+        """Raise ValueError where a key does not go with the task."""
+        if self.task == "classification":
+            if self.data.prompt is not None:
+                raise ValueError("data.prompt: needs task: text")
+            return
+        labelled = self.partition.rule in ("dirichlet", "classes")
+        for key, wrong, allowed in (
+            ("data.image", self.data.image is not None, "null"),
+            ("partition.rule", labelled and self.data.label is None, "column, equal, files, or a data.label"),
+            ("mixture.on", self.mixture.on != "probabilities", "probabilities"),
+            ("gate.objective", self.gate.objective != "own-or-everyone", "own-or-everyone"),
+            ("gate.evidence", self.gate.evidence != "statistics", "its default: tokens are the evidence"),
+            ("activation.blocks_local", self.activation.blocks_local == 0, "1 or more"),
+            ("engine.name", self.engine.name != "local", "local"),
+        ):
+            if wrong:
+                raise ValueError(f"{key}: does not go with task: text; allowed: {allowed}")
 
     def _check_compare(self) -> None:
         """Raise ValueError unless every variant and every candidate gives a valid config on the same data."""

@@ -45,6 +45,8 @@ def local_start(view: ClientView, stage: Stage) -> Arrays:
     alike = any(matrix in stage.shares for matrix in LORA)
     sent = strip(view.received, "global/")
     fresh = _fresh(view, stage, *(() if alike else (view.client,)))
+    if view.recipe.of_text:
+        return fresh | (sent if view.config.mixture.local_start == "global" else {})
     if "head.weight" not in sent:
         return fresh | _own_head(view)
     start = fresh | (sent if view.config.mixture.local_start == "global" else _heads(sent))

@@ -54,7 +54,7 @@ class PersonalModel:
         self.experts = {
             name: Expert(parts, scale)
             for name in ("global", "local")
-            if (parts := strip(arrays, f"{name}/")) and "head.weight" in parts
+            if (parts := strip(arrays, f"{name}/")) and ("head.weight" in parts or config.task == "text")
         }
 
     @property

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -21,9 +22,11 @@ from fedms.federation.activation import check_depth
 from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
 from fedms.federation.tiers import capacities, ranks
 from fedms.model.backbone import Backbone
-from fedms.model.checkpoints import load_backbone
+from fedms.model.checkpoints import Checkpoint, load_backbone
+from fedms.model.vocabulary import load_words
 from fedms.training.device import prepare, resolved
 from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
+from fedms.training.passages import passage_inputs
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +137,7 @@ class World:
 def divided(config: Config) -> tuple[Dataset, Partition]:
     """The data set, and who holds what. Errors are the user's to mend (FedmsError)."""
     by_client = config.partition.rule == "files"
-    dataset = sources.load(config.data, config.seed, by_client, alone=config.join)
+    dataset = sources.load(config.data, config.seed, by_client, alone=config.join, task=config.task)
     parts = partition(dataset, config.partition, config.seed)
     try:
         config.federation.check(len(parts.clients))
@@ -142,7 +145,7 @@ def divided(config: Config) -> tuple[Dataset, Partition]:
         raise ConfigError(str(error)) from None
     if config.evaluation.public is not None:
         check_public(config.evaluation.public, config.evaluation.public_sha256)
-        dataset = sources.with_public(dataset, config.evaluation.public, config.data)
+        dataset = sources.with_public(dataset, config.evaluation.public, config.data, config.task)
     return dataset, parts
 
 
@@ -155,7 +158,11 @@ def open_world(config: Config) -> World:
     splits = judged.splits if config.join is None else judged.public_splits
     data = federated(dataset, parts, splits, judged.everyone, config.seed)
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
-    inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
+    inputs: Inputs
+    if config.task == "text":
+        inputs = passage_inputs(opened, backbone, config.model)
+    else:
+        inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
     return World(config, dataset, parts, data, backbone, inputs, opened)
 
 
@@ -164,6 +171,8 @@ def open_backbone(config: Config) -> Backbone:
     device = resolved(config.device)
     prepare(device, config.deterministic)
     backbone = load_backbone(config.model, config.lora)
+    if config.task == "text":
+        backbone.words = load_words(cast(Checkpoint, backbone.checkpoint), backbone.model)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
         allowed = "statistics, means, linear"
         raise ConfigError(

@@ -73,6 +73,7 @@ class Backbone(nn.Module):
         positions: number of tokens of the longest text that it can read; None for images.
         device, dtype: its device, and the type of its hidden states.
         kernel: computes the products of the blocks' frozen layers.
+        words: the frozen matrix [V, d] from a last hidden state to next tokens, where it was loaded.
         checkpoint: source of the tokenizer or image processor; None for a model that was built in memory.
     """
 
@@ -116,6 +117,7 @@ class Backbone(nn.Module):
         projection = model.get_submodule(family.projection) if family.projection else None
         self.feature_size = projection.out_features if isinstance(projection, nn.Linear) else self.width
         self.positions = _positions(model) if family.kind == "text" else None
+        self.words: Tensor | None = None
         weights = dict(model.named_parameters())
         self.device = next(iter(weights.values())).device
         self.dtype = torch.float32
@@ -128,6 +130,12 @@ class Backbone(nn.Module):
     def packs(self) -> bool:
         """Whether it runs packed batches. On a GPU their many small calls of attention would cost more."""
         return self.family.packs and self.device.type == "cpu"
+
+    @property
+    def vocabulary(self) -> Tensor:
+        """The frozen matrix of all words, [V, d]."""
+        assert self.words is not None, "only `task: text` loads it"
+        return self.words
 
     @property
     def prompt(self) -> str:
@@ -150,6 +158,7 @@ class Backbone(nn.Module):
             for path in (self.family.embeddings, *self.family.before, self.family.blocks):
                 self.model.get_submodule(path).to(dtype)
         self.device, self.dtype = torch.device(device), dtype
+        self.words = None if self.words is None else self.words.to(device)
         self.use("torch")
         return self
 

@@ -298,6 +298,8 @@ def load(
         raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
+    if finished.config.get("task") == "text":
+        raise FedmsError(f"{folder.path}: a run of task: text, whose clients cannot be loaded yet")
     classes, names = _classes_and_clients(folder, finished.result)
     if client not in names:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -54,7 +54,14 @@ class Member:
         the kept features of the global expert.
         """
         plan = self.plan
-        if plan.phases or plan.loss or plan.also or plan.head_alone or not can_stack(self.expert):
+        if (
+            plan.phases
+            or plan.loss
+            or plan.batch_loss
+            or plan.also
+            or plan.head_alone
+            or not can_stack(self.expert)
+        ):
             return None
         shapes = sorted((name, tuple(array.shape)) for name, array in self.expert.arrays.items())
         return tuple(plan.names), tuple(shapes)

@@ -42,13 +42,25 @@ class TextInputs:
         self._pad = int(tokenizer.pad_token_id or 0)
         self._ids: dict[int, np.ndarray] = {}
 
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @property
+    def max_length(self) -> int:
+        return self._max_length
+
+    def encode(self, texts: Sequence[str], **options: Any) -> Any:
+        """Token ids of each text."""
+        with _tokenizing:
+            return self._tokenizer(texts, **options)["input_ids"]
+
     def _of(self, rows: np.ndarray) -> list[np.ndarray]:
         new = [int(row) for row in rows if int(row) not in self._ids]
         if new:
             texts = [self._prompt + self._texts[row] for row in new]
-            with _tokenizing:
-                encoded = self._tokenizer(texts, truncation=True, max_length=self._max_length)
-            for row, ids in zip(new, encoded["input_ids"], strict=True):
+            encoded = self.encode(texts, truncation=True, max_length=self._max_length)
+            for row, ids in zip(new, encoded, strict=True):
                 self._ids[row] = np.asarray(ids, dtype=np.int32)
         return [self._ids[int(row)] for row in rows]
 
@@ -92,7 +104,7 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: ModelConfig) -> Inp
     if dataset.kind != backbone.kind:
         raise FedmsError(f"model {config.name} reads {backbone.kind}, but the data are {dataset.kind}")
     if dataset.kind == "text":
-        return _text_inputs(dataset.inputs, backbone, config)
+        return text_inputs(dataset.inputs, backbone, config)
     _check_image_size(backbone, config)
     processor = _preprocessing(backbone, config).image_processor
     try:
@@ -110,7 +122,8 @@ def _preprocessing(backbone: Backbone, config: ModelConfig) -> Preprocessing:
     return backbone.checkpoint
 
 
-def _text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) -> TextInputs:
+def text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) -> TextInputs:
+    """The model inputs of texts; FedmsError where the model has no fitting tokenizer."""
     tokenizer, model = _preprocessing(backbone, config).tokenizer, cast(Any, backbone.model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise FedmsError(
@@ -134,7 +147,7 @@ def _check_image_size(backbone: Backbone, config: ModelConfig) -> None:
 @torch.no_grad()
 def class_name_embeddings(class_names: Sequence[str], backbone: Backbone, config: ModelConfig) -> Tensor:
     """The frozen features of the class names, read as words, [C, d]."""
-    texts = _text_inputs([name.replace("_", " ").replace("-", " ") for name in class_names], backbone, config)
+    texts = text_inputs([name.replace("_", " ").replace("-", " ") for name in class_names], backbone, config)
     backbone.attach({})
     features = []
     for row in range(len(class_names)):  # one by one, so that none depends on another's padding

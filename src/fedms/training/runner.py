@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,6 +136,26 @@ class Runner:
             return self.backbone.pool(self.backbone.run(hidden, lengths, boundary), lengths)
         return self.backbone.pool(self.backbone.run(hidden, longer, boundary)[:, len(prompt) :], lengths)
 
+    def states(
+        self,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        picks: np.ndarray,
+        trained: list[int] | None = None,
+    ) -> Tensor:
+        """What the pretrained model gives for each token of the samples at `picks`, [n, tokens, d]."""
+        below = expert.below(boundary) if expert else None
+        hidden, padding = self.cache.hidden(samples, boundary, picks, below)
+        pairs = expert.pairs(picks, boundary) if expert else {}
+        self.backbone.attach(pairs)
+        self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
+        return self.backbone.end(self.backbone.run(hidden, padding, boundary))
+
+    def book_words(self, tokens: int, trains: bool) -> None:
+        """Add the operations of the vocabulary's matrix, forward and, in training, backward."""
+        self._spent += (2 if trains else 1) * 2 * tokens * self.backbone.vocabulary.numel()
+
     def _packed_feature(
         self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray
     ) -> Tensor:
@@ -209,17 +229,34 @@ class Runner:
 
         For experts that stay frozen over many rounds.
         """
-        key, held = self._kept(expert, samples, boundary)
-        self.cache.used[f"{role} {samples.owner}"] = key, held.spent
-        return self._outputs(expert, held.features)
+        return self._outputs(expert, self.frozen_features(role, expert, samples, boundary))
 
-    def _kept(self, expert: Expert | None, samples: Samples, boundary: int) -> tuple[str, _Held]:
+    def frozen_features(
+        self,
+        role: str,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        compute: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        """The features behind `frozen_outputs`, or what `compute` gives in their place."""
+        key, held = self._kept(expert, samples, boundary, compute)
+        self.cache.used[f"{role} {samples.owner}"] = key, held.spent
+        return held.features
+
+    def _kept(
+        self,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        compute: Callable[[], Tensor] | None = None,
+    ) -> tuple[str, _Held]:
         """The features, and what they are named by. Their cost is for the caller to book."""
         key = f"{boundary} {_digest(expert)}"
         held = self._held.get(samples.owner, {}).get(key)
         if held is None:
             before, self.cache.used, earlier = self.flops, {}, self.cache.used
-            features = self._features(expert, samples, boundary)
+            features = compute() if compute else self._features(expert, samples, boundary)
             spent = self.flops - before
             self._spent -= spent
             held = _Held(features, spent, self.cache.used)

@@ -34,7 +34,9 @@ from fedms.federation.exchanges.checks import (
     RefusalError,
     check_number,
     check_shapes,
+    check_tokens,
     check_whole,
+    token_metrics,
 )
 from fedms.federation.initialization import ARRIVED, expert_at_start, local_start, training_names
 from fedms.federation.messages import Task, Update
@@ -42,6 +44,7 @@ from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
 from fedms.federation.tiers import trainable
+from fedms.federation.token_prediction import judge_tokens
 from fedms.model.arrays import Arrays, moved, prefixed
 from fedms.model.backbone import Backbone
 from fedms.model.expert import Expert
@@ -49,6 +52,7 @@ from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
 from fedms.model.parts import fresh_lora, group, part_of, trained_names
 from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
 from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
+from fedms.training.passages import token_loss
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,12 @@ class Validation:
     """The personal model after a round of a local stage, on the client's validation data."""
 
     samples: int
-    correct: int
+    correct: float
+    """Samples that it gets right; of texts, the log-likelihood of their tokens."""
     cost: Cost
     """Of this validation alone."""
+    tokens: int | None = None
+    """How many tokens it is the log-likelihood of."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,11 @@ class TrainingAnswer(Answer):
         """Loss, costs, and the validation of a local stage."""
         said: dict[str, Any] = {"loss": self.loss, "flops": self.cost.flops, "once": self.cost.once}
         if self.validation is not None:
-            said |= {"validated": self.validation.samples, "correct": self.validation.correct}
+            judged = self.validation
+            score = {"correct": judged.correct}
+            if judged.tokens:
+                score = token_metrics(judged.correct, judged.tokens)
+            said |= {"validated": judged.samples, **score}
             said["evaluation"] = {"flops": self.validation.cost.flops, "once": self.validation.cost.once}
         return said
 
@@ -93,7 +104,8 @@ class TrainingAnswer(Answer):
         validation = None
         if "validated" in said:
             cost = Cost.of(said.get("evaluation", {}))
-            validation = Validation(int(said["validated"]), int(said["correct"]), cost)
+            correct, tokens = said.get("correct", said.get("log_likelihood", 0)), said.get("tokens")
+            validation = Validation(int(said["validated"]), correct, cost, tokens)
         return cls(int(update.weight), update.arrays, float(said["loss"]), Cost.of(said), validation)
 
 
@@ -104,7 +116,8 @@ class RoundResult:
     train_loss: float
     """Mean over the samples of all clients."""
     validation_score: float | None
-    """Accuracy over all clients' validation samples, of a local stage."""
+    """Accuracy over all clients' validation samples, or of texts mean log p over their tokens; of a local
+    stage."""
 
 
 @dataclass
@@ -159,6 +172,7 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             also,
             view.recipe.objective,
             stage.expert == "local" and view.recipe.method.trains_heads_alone(view.config),
+            token_loss if view.recipe.of_text else None,
             _remedy(view, stage),
         )
         order = seeds.numpy_generator(view.config.seed, "batches", stage.budget, view.version[1], view.client)
@@ -214,7 +228,10 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         if not math.isfinite(check_number(update.metrics.get("loss"), "loss")):
             raise RefusalError("loss is not finite")
         if stage.expert == "local":
-            check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+            validated = expected.declared["validation"]
+            if expected.recipe.of_text:
+                return check_tokens(update.metrics, validated)
+            check_whole(update.metrics.get("correct"), "correct", most=validated)
 
     def combine(self, answers: Sequence[TrainingAnswer], recipe: Recipe) -> RoundResult:
         """Mean loss over samples, and the score of a local stage. Arrays are for the aggregator."""
@@ -223,7 +240,8 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         validations = [answer.validation for answer in answers if answer.validation is not None]
         if not validations:
             return RoundResult(loss, None)
-        score = sum(each.correct for each in validations) / sum(each.samples for each in validations)
+        scored = sum(each.samples if each.tokens is None else each.tokens for each in validations)
+        score = sum(each.correct for each in validations) / scored
         return RoundResult(loss, score)
 
 
@@ -347,6 +365,11 @@ def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Va
     samples = view.samples("validation")
     arrays = received_calibrated(view) | dict(trained)
     model = with_own_knowledge(view, PersonalModel(arrays, view.recipe.method, view.config))
+    if view.recipe.of_text:
+        said = judge_tokens(model, view.runner, samples, view.boundary)
+        likelihood = said.log_likelihood(view.config.gate.prior)
+        cost = Cost(view.runner.flops - spent, view.runner.once)
+        return Validation(len(samples), likelihood, cost, said.tokens)
     outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
     correct = round(outputs.accuracy(samples.labels, view.config.gate.prior) * len(samples))
     return Validation(len(samples), correct, Cost(view.runner.flops - spent, view.runner.once))

@@ -50,6 +50,10 @@ def of(config: Config) -> Method:
     An aggregator that freezes A (arXiv 2403.12313) removes A from every stage that would share both matrices.
     """
     method = find(config.method)
+    if config.task == "text":  # the model's own head stays frozen, and tokens are the gate's evidence
+        method = replace(
+            method, stages=tuple(stage.without("head").without("gate") for stage in method.stages)
+        )
     if not AGGREGATORS[config.federation.aggregation].freezes_a:
         return method
     return replace(
