@@ -323,8 +323,8 @@ def test_a_rule_of_ones_own_is_named_in_the_config(rule: Callable[[str, Rule], N
 def test_a_wrong_rule_is_one_line_that_lists_what_is_allowed(rule: Callable[[str, Rule], None]) -> None:
     rule("in-turn", in_turn)
     line = re.compile(  # other tests of the same process may have registered rules
-        r"partition\.rule: input should be 'dirichlet', 'classes', 'column', 'equal', 'files'(, '[\w-]+')* or "
-        r"'[\w-]+', not 'iid'"
+        r"partition\.rule: input should be 'dirichlet', 'classes', 'column', 'equal', 'files'(, '[\w-]+')* "
+        r"or '[\w-]+', not 'iid'"
     )
     with pytest.raises(ConfigError) as caught:
         load_config({"partition": {"rule": "iid"}})
