@@ -20,7 +20,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common.pages import RESULTS, ROOT, markdown_table, splice
+from common.pages import RESULTS, ROOT, markdown_table, splice, spread
 from fedms import compare
 from fedms.config import load_config
 from fedms.experiments.console import observer
@@ -124,12 +124,6 @@ def table(example: str) -> str:
         flops = statistics.fmean(run.result["train_flops"] for run in row.runs)
         rows.append([row.name, *(spread(values) for values in columns), f"{flops / 1e12:.2f}"])
     return markdown_table(["candidate", "own", "everyone's", "balanced", "TFLOP"], rows)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{deviation}"
 
 
 def main() -> None:

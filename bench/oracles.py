@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from choices import RUNS
-from common.pages import ROOT, markdown_table, splice
+from common.pages import ROOT, markdown_table, splice, spread
 from fedms import load
 from fedms.config import load_config
 from fedms.federation.prediction import MixtureOutputs
@@ -143,18 +143,12 @@ def main() -> None:
     head = ["points above the best constant weight"]
     head += [f"{example}, {len(runs)} seed{'s' * (len(runs) > 1)}" for example, runs in columns.items()]
     rows = [
-        [text, *(spread([run[line] for run in runs]) for runs in columns.values())]
+        [text, *(spread([run[line] for run in runs], 1, "+") for runs in columns.values())]
         for line, text in TEXTS.items()
     ]
     made = markdown_table(head, rows)
     print(made)
     splice(PAGE, "oracles", made)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):+.1f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import transformers
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import ConfigError
-from fedms.model.backbone import Backbone, is_real, ragged
+from fedms.model.arrays import is_real
+from fedms.model.backbone import Backbone, ragged
 from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert
 from fedms.model.families import FAMILIES

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.data.federated import Samples
-from fedms.model.backbone import MASKED, is_real
+from fedms.model.arrays import is_real
+from fedms.model.backbone import MASKED
 from fedms.model.batched import Stack
 from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert

@@ -40,3 +40,8 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=device.type not in ("cpu", "mps"))
+
+
+def is_real(lengths: Tensor, longest: int) -> Tensor:
+    """Which tokens of a padded batch are no padding, [batch, longest]."""
+    return torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fedms.core.errors import ConfigError
-from fedms.model.arrays import moved
+from fedms.model.arrays import is_real, moved
 from fedms.model.discovery import ALL_LINEAR, find_targets, linear_layers, without_transposed
 from fedms.model.families import Family
 from fedms.model.kernels import FrozenLinear, Kernel, fastest, has_onednn
@@ -256,11 +256,6 @@ class Backbone(nn.Module):
 def ragged(lengths: Tensor, longest: int) -> Tensor | None:
     """The lengths [batch], or None if no sample is shorter than the longest, so that nothing is padded."""
     return None if int(lengths.min()) == longest else lengths
-
-
-def is_real(lengths: Tensor, longest: int) -> Tensor:
-    """Which tokens of a padded batch are no padding, [batch, longest]."""
-    return torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]
 
 
 def _mask(lengths: Tensor | None, hidden: Tensor) -> Tensor | None:

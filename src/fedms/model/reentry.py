@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fedms.core.errors import FedmsError
+from fedms.model.arrays import is_real
 
 Standing = Callable[[int, Tensor, tuple[Any, ...], dict[str, Any]], Any]
 """What stands for a block: (number, hidden states, other arguments, keywords) -> its output"""
@@ -124,8 +125,7 @@ class Reentry:
         if self.kind == "text":
             given: dict[str, Any] = {"input_ids": inputs}
             if lengths is not None:
-                real = torch.arange(inputs.shape[1]) < lengths[:, None]
-                given["attention_mask"] = real.long().to(inputs.device)
+                given["attention_mask"] = is_real(lengths, inputs.shape[1]).long().to(inputs.device)
             return given
         given = {"pixel_values": inputs}
         size: Any = getattr(self.parent.config, "image_size", None)

@@ -32,7 +32,6 @@ $program
 """)
 
 PROGRAM = Template("""\
-import inspect
 import json
 import os
 import sys
