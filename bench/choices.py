@@ -20,14 +20,19 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from common.pages import RESULTS, ROOT, markdown_table, splice
+from common.pages import RESULTS, ROOT, markdown_table, splice, spread
 from fedms import compare
 from fedms.config import load_config
 from fedms.experiments.console import observer
 from fedms.runs.reading.comparison import read_comparison
 
 RUNS = ROOT / "runs" / "choices"
-COMMON = ("partition.validation=0.25", "evaluation.validation=true", "engine.workers=1")
+COMMON = (
+    "partition.validation=0.25",
+    "evaluation.validation=true",
+    "engine.workers=1",
+    "statistics.second_moment=true",  # as in the stored runs; candidates below do without
+)
 STILL = (
     "training.batch_size=32",
     "training.learning_rate=1e-3",
@@ -47,6 +52,7 @@ TWO = {"activation.rule": "fixed", "activation.blocks": 2}
 NAMES = {"statistics.anchor": 2}
 MEANS = {"head.kind": "means"}
 NO_SECOND = {"statistics.second_moment": False}
+ESTIMATED = {"statistics.second_moment": "auto"}
 TEXT: dict[str, dict[str, Any]] = {
     "never": {"head.rederive": "never"},
     "means": MEANS,
@@ -57,6 +63,8 @@ TEXT: dict[str, dict[str, Any]] = {
     "names .8 + moving + two blocks": NAMES | MOVING | TWO | {"statistics.shrinkage": 0.8},
     "means + moving + two blocks without second moment": MEANS | MOVING | TWO | NO_SECOND,
     "names + moving + two blocks without second moment": NAMES | MOVING | TWO | NO_SECOND,
+    "means + moving + two blocks with estimated second moment": MEANS | MOVING | TWO | ESTIMATED,
+    "names + moving + two blocks with estimated second moment": NAMES | MOVING | TWO | ESTIMATED,
 }
 FIVE = {"activation.blocks": 5}
 PICTURES: dict[str, dict[str, Any]] = {
@@ -64,6 +72,7 @@ PICTURES: dict[str, dict[str, Any]] = {
     "five blocks": {"activation.rule": "fixed", **FIVE},
     "warm then five blocks": {"activation.rule": "warm", **FIVE},
     "no second moment": NO_SECOND,
+    "estimated second moment": ESTIMATED,
     "means": MEANS,
     "means and head at 1e-3": MEANS | {"training.head_learning_rate": 1e-3},
 }
@@ -115,12 +124,6 @@ def table(example: str) -> str:
         flops = statistics.fmean(run.result["train_flops"] for run in row.runs)
         rows.append([row.name, *(spread(values) for values in columns), f"{flops / 1e12:.2f}"])
     return markdown_table(["candidate", "own", "everyone's", "balanced", "TFLOP"], rows)
-
-
-def spread(values: list[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.3f}{deviation}"
 
 
 def main() -> None:

@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
-from common.pages import RESULTS, ROOT, markdown_table, splice
+from common.pages import RESULTS, ROOT, markdown_table, splice, spread
 from fedms import compare
 from fedms.config import load_config
 from fedms.experiments.console import observer
@@ -31,7 +30,9 @@ from fedms.runs.report.drawing import save_picture
 RUNS = ROOT / "runs" / "results"
 PAGES = (RESULTS, ROOT / "README.md")
 
-COMMON = ["evaluation.everyone=250", "engine.workers=1"]
+SENT = "statistics.second_moment=true"
+"""As in the stored comparisons."""
+COMMON = ["evaluation.everyone=250", "engine.workers=1", SENT]
 BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
 CORE: dict[str, Any] = {
@@ -70,18 +71,7 @@ EVERY_DENSE: dict[str, Any] = {
 }
 SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
 """Limits that let a hundred runs finish in an afternoon."""
-EMBEDDED: dict[str, Any] = {
-    "methods": [
-        "fedms",
-        "fedavg-finetune",
-        "mixture-constant",
-        "statistics",
-        "fedavg",
-        "fedavg-sal",
-        "local",
-    ],
-    "seeds": [0, 1, 2],
-}
+EMBEDDED: dict[str, Any] = {"methods": CORE["methods"], "seeds": CORE["seeds"]}
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "assistant": ("assistant", COMMON, EMBEDDED),
     "assistant-never": ("assistant", [*COMMON, "head.rederive=never"], EMBEDDED),
@@ -139,8 +129,7 @@ def along_the_prior(comparison: Comparison) -> str:
         rows.append([metric.replace("_", " ")])
         for place in range(len(priors)):
             values = [run.result["frontier"][place][metric] for run in fedms.runs]
-            spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-            rows[-1].append(f"{statistics.fmean(values):.3f}{spread}")
+            rows[-1].append(spread(values))
     return markdown_table(["prior", *(f"{prior:g}" for prior in priors)], rows)
 
 
@@ -172,8 +161,7 @@ def against_constants(comparison: Comparison) -> str:
             own = best_own(run.result["frontier"], beside["accuracy_global"])
             if own is not None:
                 gains.append(100 * (own - beside["accuracy_local"]))
-        spread = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
-        cells.append((f"{point['prior']:g}", f"{statistics.fmean(gains):+.1f}{spread}" if gains else "–"))
+        cells.append((f"{point['prior']:g}", spread(gains, 1, "+") if gains else "–"))
     weights, points = zip(*cells, strict=True)
     return markdown_table(["constant weight", *weights], [["FedMS, own accuracy, points", *points]])
 

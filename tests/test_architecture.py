@@ -110,6 +110,7 @@ WALLS = {
         "fedms.federation.exchanges",
         "fedms.federation.assembly",
         "fedms.federation.client_view",
+        "fedms.federation.evaluation",
         "fedms.federation.initialization",
         "fedms.federation.messages",
         "fedms.federation.method",
@@ -118,6 +119,7 @@ WALLS = {
         "fedms.federation.recipe",
         "fedms.federation.secure",
         "fedms.federation.tiers",
+        "fedms.federation.token_prediction",
     ),
     "fedms.federation.aggregation": (
         "fedms.core",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fedms.config import load_config
+from fedms.config.examples import example_names
 from fedms.experiments.comparison.rows import rows
 
 ROOT = Path(__file__).parent.parent
@@ -47,3 +48,10 @@ def test_every_comparison_of_a_bench_can_be_begun(monkeypatch):
         config = load_config(ROOT / "examples" / f"{example}.yaml", [f"compare={json.dumps(section)}", *keys])
         experiments = [row.experiment(config, 0, {}).to_yaml() for row in rows(config)]
         assert len(set(experiments)) == len(experiments) > 1, name
+
+
+def test_examples_travel_by_name():
+    assert set(example_names()) == {
+        path.relative_to(ROOT / "examples").with_suffix("").as_posix() for path in ALL
+    }
+    assert load_config("ablations/rank") == load_config(ROOT / "examples" / "ablations" / "rank.yaml")

@@ -15,7 +15,9 @@ import yaml
 
 import fedms
 from fedms.config import load_config
+from fedms.config.data import PARTITION_RULES
 from fedms.core.errors import ConfigError
+from fedms.data.partition import RULES
 from fedms.federation.aggregation.mean import average
 from fedms.federation.method import GLOBAL, LOCAL, LORA
 from fedms.federation.methods import METHODS, find
@@ -58,6 +60,16 @@ def test_a_built_in_method_is_not_replaced():
     with pytest.raises(ConfigError, match="another method of the name 'fedavg'"):
         fedms.register(replace(METHOD, name="fedavg"))
     fedms.register(METHODS["fedavg"])  # the same one
+
+
+@pytest.fixture(autouse=True)
+def rules_are_forgotten():
+    """A rule that a test registers is not there for other tests of the process."""
+    before = {*RULES}
+    yield
+    for name in {*RULES} - before:
+        del RULES[name]
+        PARTITION_RULES.remove(name)
 
 
 def test_a_function_of_a_second_import_is_the_same():

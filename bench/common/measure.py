@@ -60,7 +60,7 @@ def measured(
             while True:
                 ticks = _family(process.pid, family)
                 family, used = set(ticks), used | ticks
-                peak = max(peak, sum(_memory(pid) for pid, _ in family))
+                peak = max(peak, sum(memory_of(pid) for pid, _ in family))
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(INTERVAL)
                     break
@@ -84,7 +84,7 @@ def measured(
 
 def memory_of_family(pid: int) -> int:
     """Bytes in memory of a process and its descendants now; shared pages are counted once (PSS)."""
-    return sum(_memory(each) for each, _ in _family(pid, set()))
+    return sum(memory_of(each) for each, _ in _family(pid, set()))
 
 
 def _leave(number: int, frame: object) -> None:
@@ -117,7 +117,7 @@ def _family(first: int, known: set[Process]) -> dict[Process, int]:
         found |= more
 
 
-def _memory(pid: int) -> int:
+def memory_of(pid: int) -> int:
     """Bytes in memory, shared pages divided equally; 0 if the process has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

@@ -33,7 +33,7 @@ from fedms.federation.messages import Task
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench/, whose scripts share common/
 
-from common.measure import memory_of_family
+from common.measure import memory_of, memory_of_family
 from common.pages import PERFORMANCE, markdown_table, splice
 
 SITES = 3
@@ -84,12 +84,14 @@ class Watched(Deployment):
     Attributes:
         wires: by site.
         peaks: bytes by process, with its children.
+        alone: bytes by process, without them.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
         super().__init__(config, folder)
         self.wires: dict[str, Wire] = {}
         self.peaks: dict[str, int] = {}
+        self.alone: dict[str, int] = {}
 
     def start_site(self, name: str) -> None:
         superlink = self.address
@@ -102,22 +104,25 @@ class Watched(Deployment):
         """Look at the memory as long as this process lives."""
         while True:
             for name, child in [*self.children.items()]:
-                self.peaks[name] = max(self.peaks.get(name, 0), memory_of_family(child.process.pid))
+                pid = child.process.pid
+                self.peaks[name] = max(self.peaks.get(name, 0), memory_of_family(pid))
+                self.alone[name] = max(self.alone.get(name, 0), memory_of(pid))
             time.sleep(INTERVAL)
 
 
-def timed_exchanges() -> list[float]:
-    """Seconds of every exchange with sites from now on."""
-    took, carry = list[float](), FlowerEngine.run
+def timed_exchanges() -> tuple[list[float], list[int]]:
+    """Seconds of every exchange with sites from now on, and the bytes of all their tasks and answers."""
+    took, carried, carry = list[float](), [0, 0], FlowerEngine.run
 
     def run(self: FlowerEngine, tasks: Sequence[Task], *rest: Any) -> list[Answer]:
         began = time.perf_counter()
         answers = carry(self, tasks, *rest)
         took.append(time.perf_counter() - began)
+        carried[:] = self.sent, self.received
         return answers
 
     FlowerEngine.run = run  # type: ignore[method-assign, assignment]
-    return took
+    return took, carried
 
 
 def measure(folder: Path) -> list[list[str]]:
@@ -137,7 +142,8 @@ def measure(folder: Path) -> list[list[str]]:
     )
     load = os.getloadavg()[0]
     local = experiment.run(config, folder / "local")
-    took, federation = timed_exchanges(), Watched(config, folder / "deployed")
+    took, carried = timed_exchanges()
+    federation = Watched(config, folder / "deployed")
     threading.Thread(target=federation.watch, daemon=True).start()
     began = time.perf_counter()
     deployed = federation.run(Silent())
@@ -145,8 +151,12 @@ def measure(folder: Path) -> list[list[str]]:
     if differ := [key for key in local if key not in TIMES and local[key] != deployed[key]]:
         raise FedmsError(f"the results differ in {differ}")
     said = sum(deployed[key] for key in BYTES)
-    wire = sum(each.up + each.down for each in federation.wires.values())
-    sites = [peak for name, peak in federation.peaks.items() if name != "superlink"]
+    down, up = (sum(getattr(each, way) for each in federation.wires.values()) for way in ("down", "up"))
+    sent, received = carried
+    sites, alone = (
+        max(peak for name, peak in peaks.items() if name != "superlink")
+        for peaks in (federation.peaks, federation.alone)
+    )
     return [
         ["the experiment on the local engine, s", f"{local['seconds']:.1f}"],
         [f"the same over {SITES} sites, s", f"{deployed['seconds']:.1f}"],
@@ -155,9 +165,12 @@ def measure(folder: Path) -> list[list[str]]:
         ["an exchange, median s", f"{statistics.median(took):.1f}"],
         ["the shortest exchange, s", f"{min(took):.1f}"],
         ["bytes of tasks and answers, MB", f"{said / 1e6:.2f}"],
-        ["bytes on the wire, MB", f"{wire / 1e6:.2f}"],
+        ["bytes on the wire, MB", f"{(down + up) / 1e6:.2f}"],
+        ["the wire to sites, times their tasks", f"{down / sent:.2f}"],
+        ["the wire from sites, times their answers", f"{up / received:.2f}"],
         ["memory of the SuperLink, MB", f"{federation.peaks['superlink'] / 1e6:.0f}"],
-        ["memory of a site with its SuperNode, MB", f"{max(sites) / 1e6:.0f}"],
+        ["memory of a site with its SuperNode, MB", f"{sites / 1e6:.0f}"],
+        ["memory of the site's own process, MB", f"{alone / 1e6:.0f}"],
         ["load of the machine before", f"{load:.1f}"],
     ]
 

@@ -24,22 +24,27 @@ if TYPE_CHECKING:
     from fedms.config import Config, load_config
     from fedms.experiments.api import compare, run
     from fedms.federation.aggregation.aggregator import Aggregator
+    from fedms.federation.evaluation import Evaluation
     from fedms.federation.method import Method, Stage
     from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
     from fedms.model.families import Family
-    from fedms.runs.predict import Client, Prediction, load
+    from fedms.runs.frames import Result
+    from fedms.runs.predict import Client, Explanation, Prediction, load
 
 __all__ = [
     "Aggregator",
     "Client",
     "Config",
     "ConfigError",
+    "Evaluation",
+    "Explanation",
     "Family",
     "FedmsError",
     "Method",
     "Prediction",
     "Predictor",
+    "Result",
     "Stage",
     "compare",
     "load",
@@ -52,10 +57,13 @@ _HOMES = {
     "Aggregator": "fedms.federation.aggregation.aggregator",
     "Client": "fedms.runs.predict",
     "Config": "fedms.config",
+    "Evaluation": "fedms.federation.evaluation",
+    "Explanation": "fedms.runs.predict",
     "Family": "fedms.model.families",
     "Method": "fedms.federation.method",
     "Prediction": "fedms.runs.predict",
     "Predictor": "fedms.federation.prediction",
+    "Result": "fedms.runs.frames",
     "Stage": "fedms.federation.method",
     "compare": "fedms.experiments.api",
     "load": "fedms.runs.predict",

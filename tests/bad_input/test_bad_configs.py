@@ -237,7 +237,6 @@ LINES: dict[str, tuple[list[str], int, str]] = {
         2,
         "no such option: --no-such; see fedms --help",
     ),
-    "run without a config": (["run"], 2, "missing argument 'CONFIG'"),
     "run with two configs": (["run", "good.yaml", "good.yaml"], 2, "extra argument"),
     "compare without a config": (["compare"], 2, "missing argument 'CONFIG'"),
     "partition without a config": (["partition"], 2, "missing argument 'CONFIG'"),
@@ -259,8 +258,8 @@ LINES: dict[str, tuple[list[str], int, str]] = {
     "methods with a value": (["methods", "more"], 2, "extra argument"),
     "no such config": (["run", "nowhere.yaml"], 1, "nowhere.yaml: cannot read the config"),
     "a folder for a config": (["run", "."], 1, "cannot read the config"),
-    "a config below a file": (["run", "good.yaml/x"], 1, "cannot read the config"),
-    "a config with an endless name": (["run", "x" * 300], 1, "cannot read the config"),
+    "a config below a file": (["run", "good.yaml/x"], 1, "no such file, and no example of that name"),
+    "a config with an endless name": (["run", "x" * 300], 1, "file name too long"),
     "compare without its config": (["compare", "nowhere.yaml"], 1, "nowhere.yaml: cannot read the config"),
     "partition without its config": (
         ["partition", "nowhere.yaml"],

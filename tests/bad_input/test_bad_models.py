@@ -116,7 +116,12 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
         "cannot be read",
     ),
     "unknown type": (says(model_type="berta"), "cannot be read"),
-    "a type without blocks": (says(model_type="gpt2"), "family 'gpt2' has no known blocks"),
+    "a type without blocks": (says(model_type="albert"), "family 'albert' cannot be taken apart"),
+    "another type": (says(model_type="gpt2"), "weights are incomplete or misshapen"),
+    "a type with its own code": (
+        says(model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"}),
+        "cannot be read: it brings its own code, which fedms never runs",
+    ),
     "a type that is no word": (says(model_type=3), "cannot be read"),
     "a width that is no number": (says(hidden_size="wide"), "cannot be read"),
     "another width": (says(hidden_size=64), "weights"),

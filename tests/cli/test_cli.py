@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fedms.cli.inputs import whole_numbers
 from fedms.cli.main import app
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.experiments import description, experiment
+from fedms.federation.methods import find
 from fedms.runs.report.drawing import SUFFIXES
 
 runner = CliRunner()
@@ -123,6 +125,45 @@ def test_overrides_and_out_reach_the_experiment(play: Play, config: str) -> None
     assert "global 1/1" not in result.stdout and "0.8750" in result.stdout
 
 
+def test_short_options_and_the_demo(play: Play, config: str) -> None:
+    seen: list[Any] = []
+
+    def watch(checked: Any, out: Path, *rest: Any) -> dict[str, Any]:
+        seen.append((checked.method, checked.seed, checked.partition.column, out))
+        return fake_run(checked, out, *rest)
+
+    play(watch)
+    for arguments in (["--method", "local", "--seed", "4"], []):
+        assert runner.invoke(app, ["run", *arguments]).exit_code == 0
+    assert seen == [
+        ("local", 4, "domain", Path("runs/assistant-local-4")),
+        ("fedms", 0, "domain", Path("runs/assistant-fedms-0")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "asistant"], "no example of that name; did you mean 'assistant'?"),
+        (["run", "quick.yaml", "--method", "fedavgg"], "did you mean 'fedavg'?"),
+        (["run", "quick.yaml", "--set", "gate.prio=0.3"], "did you mean 'prior'?"),
+        (["run", "quick.yaml", "--resum"], "--resume"),
+        (["compare", "quick.yaml", "--seeds", "3-1"], "as in 0,1,2 or 0-4, not '3-1'"),
+    ],
+)
+def test_a_typing_error_gets_a_suggestion(play: Play, config: str, arguments: list[str], line: str) -> None:
+    def found(checked: Any, *_: Any) -> None:
+        find(checked.method)
+
+    play(found)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code and line in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_seeds_can_be_a_range() -> None:
+    assert whole_numbers("0-2,7", "--seeds") == [0, 1, 2, 7] and whole_numbers(None, "--seeds") is None
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -201,7 +242,9 @@ def test_a_wrong_input_is_one_line_and_writes_nothing(
     assert [path.name for path in Path().iterdir()] == ["quick.yaml"]
 
 
-@pytest.mark.parametrize("arguments", [["run"], ["run", "quick.yaml", "--no-such"], ["nonsense"], ["report"]])
+@pytest.mark.parametrize(
+    "arguments", [["compare"], ["run", "quick.yaml", "--no-such"], ["nonsense"], ["report"]]
+)
 def test_a_wrong_use_is_one_line_that_says_where_help_is(config: str, arguments: list[str]) -> None:
     result = runner.invoke(app, arguments)
     assert result.exit_code == 2 and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1

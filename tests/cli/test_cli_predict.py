@@ -115,6 +115,24 @@ def test_export_names_its_files(finished, tmp_path):  # noqa: F811
     assert not (tmp_path / "other").exists()
 
 
+def test_all_clients_are_exported_each_to_its_folder(finished, tmp_path):  # noqa: F811
+    done = ask("export", finished(), "--all", "--to", tmp_path / "all")
+    assert done.exit_code == 0, done.output
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["client-0", "client-1", "client-2"]
+    assert ask("export", finished(), "--client", "client-1", "--to", tmp_path / "one").exit_code == 0
+    for path in (each for each in (tmp_path / "one").rglob("*") if each.is_file()):
+        same = tmp_path / "all" / "client-1" / path.relative_to(tmp_path / "one")
+        assert same.read_bytes() == path.read_bytes()
+    again = ask("export", finished(), "--all", "--to", tmp_path / "all")
+    assert again.exit_code == 1 and "already there and not empty" in again.stderr
+    for both in ([], ["--all", "--client", "client-0"]):
+        done = ask("export", finished(), *both, "--to", tmp_path / "other")
+        assert (done.exit_code, done.stderr) == (
+            2,
+            "error: --client: give either the name of a client or --all\n",
+        )
+
+
 def shell(command, *arguments):
     """A real process with this redirection; `fedms` stands for the command."""
     fedms_command = shlex.join([sys.executable, "-m", "fedms.cli"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -480,6 +481,25 @@ def test_the_python_face_writes_where_the_config_is_named(played, tmp_path, monk
     made = fedms.compare("quick.yaml", methods=["fedms", "local"], seeds=[3])
     assert made == json.loads(Path("runs/quick-compare/comparison.json").read_text())
     assert [(run["row"], run["seed"]) for run in made["runs"]] == [("fedms", 3), ("local", 3)]
+
+
+def test_a_comparison_can_be_published(played, tmp_path):
+    out = tmp_path / "c"
+    played.test = lambda config: 0.5 if config.method == "fedms" else 0.3
+    compare(config_of(methods=["fedms", "local"], variants={"a_b & 50 %": {"method": "local"}}), out)
+    rows = list(csv.DictReader((out / "comparison.csv").read_text().splitlines()))
+    runs = json.loads((out / "comparison.json").read_text())["runs"]
+    assert len(rows) == len(runs) > 3
+    for row in rows:
+        found = [run for run in runs if (run["row"], str(run["seed"])) == (row["row"], row["seed"])]
+        assert float(row["accuracy_local"]) == found[0]["result"]["accuracy_local"]
+    page = (out / "comparison.tex").read_text()
+    assert page.count(r"\\") == 4 and r"\toprule" in page and r"a\_b \& 50 \%" in page
+    assert r"\textbf{" in page and r"$\pm$" in page
+    for form in ("csv", "tex", "md"):
+        printed = CliRunner().invoke(app, ["report", str(out), "--format", form])
+        assert printed.exit_code == 0 and printed.stdout == (out / f"comparison.{form}").read_text()
+    assert CliRunner().invoke(app, ["report", str(out), "--format", "pdf"]).exit_code == 2
 
 
 def test_tables_mark_what_can_be_told_apart(played, tmp_path):

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from fedms.experiments.console import Live, PlainLines, Remaining, headline, observer
+from fedms.experiments.console import WORDS, Live, PlainLines, Remaining, headline, observer
 from fedms.experiments.observers import Silent
+from fedms.federation.exchanges import EXCHANGES
 
 CONFIG = SimpleNamespace(method="fedms", seed=3)
 PLAN = [{"stage": "global", "rounds": 4}, {"stage": "local", "rounds": 2}]
@@ -125,6 +126,22 @@ def test_the_live_bar_ends_even_when_the_run_fails(capsys: pytest.CaptureFixture
     assert not watcher._progress.live.is_started
     shown = capsys.readouterr().out
     assert "[red]a note" in shown and "global 2/4" in shown
+
+
+def test_the_live_bar_says_what_is_computed_and_rounds_stay(capsys: pytest.CaptureFixture[str]) -> None:
+    with Live() as watcher:
+        watcher.begin(CONFIG, FACTS)
+        for done in range(3):
+            watcher.progress("statistics", done, 3)
+        assert watcher._progress.tasks[0].description == "features: client 3 of 3"
+        watcher.round_done(record("global", 1))
+        watcher.progress("train", 0, 2)
+        assert watcher._progress.tasks[0].description == "training: client 1 of 2"
+    assert "global 1/4  blocks 2  score 0.7500  loss 0.500" in capsys.readouterr().out
+
+
+def test_words_are_of_kinds_of_questions() -> None:
+    assert set(WORDS) <= set(EXCHANGES) and {"statistics", "train", "test"} <= set(WORDS)
 
 
 def test_the_live_bar_bears_a_plan_of_nothing() -> None:

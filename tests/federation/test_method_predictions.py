@@ -204,21 +204,21 @@ def test_prompts_lengthen_the_sequence_and_stay_out_of_the_feature(finished, mon
         else [Image.new("RGB", (40, 40), shade) for shade in ("white", "red", "blue", "black")]
     )
     backbone, run, pool = client.backbone, client.backbone.run, client.backbone.pool
-    lengths: list[tuple[int, int]] = []
+    seen: list[tuple[int, int]] = []
 
-    def watched_run(hidden, mask, start=0, stop=None):
-        lengths.append((hidden.shape[1], -1))
-        assert not isinstance(mask, torch.Tensor) or mask.shape[3] == hidden.shape[1]
-        return run(hidden, mask, start, stop)
+    def watched_run(hidden, lengths, start=0, stop=None):
+        seen.append((hidden.shape[1], -1))
+        assert not isinstance(lengths, torch.Tensor) or int(lengths.max()) == hidden.shape[1]
+        return run(hidden, lengths, start, stop)
 
-    def watched_pool(hidden, mask):
-        lengths[-1] = (lengths[-1][0], hidden.shape[1])
-        return pool(hidden, mask)
+    def watched_pool(hidden, lengths):
+        seen[-1] = (seen[-1][0], hidden.shape[1])
+        return pool(hidden, lengths)
 
     monkeypatch.setattr(backbone, "run", watched_run)
     monkeypatch.setattr(backbone, "pool", watched_pool)
     together = client.judge(samples).logits
-    assert [run_over - pooled for run_over, pooled in lengths if pooled >= 0] == [8]
+    assert [run_over - pooled for run_over, pooled in seen if pooled >= 0] == [8]
     alone = torch.cat([client.judge([sample]).logits for sample in samples])
     torch.testing.assert_close(together, alone, **CLOSE)
     client.personal.experts["global"] = Expert(

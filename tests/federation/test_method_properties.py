@@ -12,7 +12,9 @@ from fedms.config.sections import TrainingConfig
 from fedms.core import seeds
 from fedms.core.errors import ConfigError
 from fedms.federation.activation import Activation
+from fedms.federation.admission import Admission
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import TRAINING
 from fedms.federation.methods import METHODS
 from fedms.model.arrays import strip
 from fedms.model.expert import Expert
@@ -349,6 +351,20 @@ def test_beside_a_fedalt_client_stands_the_mean_of_the_others_of_the_last_round(
                 )
             elif client in average and name in average[client].arrays:
                 assert not own[f"beside.{name}"].any(), "alone, it stands beside itself"
+
+
+def test_a_fedalt_client_subtracts_of_itself_what_arrived(federation):
+    made = federation("fedalt", "federation.uplink=int4")
+    world, server = made.world, made.server
+    made.ask(TRAINING, server.clients, made.stage, 1)
+    admission = Admission(server, world.classes, world.capacities)
+    updates = [admission.admitted(task, update) for task, update in made.exchanges]
+    server.aggregate(made.stage, 1, updates)
+    for client, arrays in made.finish().items():
+        others = [update for update in updates if update.client != client]
+        name = f"{KEY}.lora_A"
+        wanted = mean(others, lambda given, name=name: given[name])
+        torch.testing.assert_close(arrays[f"local/beside.{name}"], wanted, **CLOSE)
 
 
 def test_fedalt_keeps_its_mixers_which_train_from_one_half(federation):

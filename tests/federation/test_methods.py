@@ -79,4 +79,7 @@ def test_fedms_differs_from_its_rivals_in_what_their_names_say():
 def test_an_unknown_method_is_refused_with_the_list():
     with pytest.raises(ConfigError) as caught:
         find("fedmss")
-    assert str(caught.value) == f"method: 'fedmss' is not known; allowed: {', '.join(METHODS)}"
+    assert (
+        str(caught.value)
+        == f"method: 'fedmss' is not known; allowed: {', '.join(METHODS)}; did you mean 'fedms'?"
+    )

@@ -72,7 +72,7 @@ class Fleet:
         self.local, self.folder, self.post = config, folder, post
         write_partition(config, folder / "data")
         self.files = {path.name: path for path in sorted((folder / "data" / "sites").iterdir())}
-        public = folder / "data" / "public.jsonl"
+        [public] = (folder / "data").glob("public.*")
         values = config.model_dump()
         values["engine"] |= {"name": "flower", "patience_seconds": 0.5}
         values["evaluation"] |= {"public": str(public), "public_sha256": public_digest(str(public))}

@@ -6,9 +6,14 @@ import json
 
 import pytest
 
+from fedms.config import load_config
 from fedms.core.files import read_arrays
+from fedms.engines.flower import opening
 from fedms.experiments.experiment import run
 from fedms.model.kernels import has_onednn
+from fedms.runs.folder import RunFolder
+from flower.conftest import Fleet, LocalPost
+from tiny_run import finished  # noqa: F401
 
 TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes")
 
@@ -45,6 +50,22 @@ def test_sites_with_their_own_rows_come_to_the_same_bits(fleet, tmp_path):
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("local", "server")]
     for one, other in zip(*lines, strict=True):
         assert without_times(json.loads(one)) == without_times(json.loads(other))
+
+
+def test_sites_with_pictures_and_validation_figures(finished, tmp_path, monkeypatch):  # noqa: F811
+    values = RunFolder(finished("vit")).config().model_dump()
+    post = LocalPost()
+    monkeypatch.setattr(opening, "open_post", lambda config: post)
+    made = Fleet(load_config(values, ["evaluation.validation=true"]), tmp_path / "fleet", post)
+    wanted = run(made.local, tmp_path / "local")
+    made.all_come()
+    found = run(made.config, tmp_path / "server")
+    here, there = wanted.pop("validation"), found.pop("validation")
+    for judged in (wanted, found):  # everyone's validation samples are at no site, so they cost nothing there
+        del judged["evaluation_flops"], judged["evaluation_bytes"]
+    assert without_times(found) == without_times(wanted)
+    assert there["accuracy_global"] is None and here["accuracy_global"] is not None
+    assert all(there[key] == here[key] for key in ("accuracy_local", "accuracy_local_worst"))
 
 
 @pytest.mark.skipif(not has_onednn(), reason="needs a PyTorch with oneDNN")

@@ -70,7 +70,7 @@ def test_what_the_frozen_blocks_come_to_is_computed_by_the_first_run_alone(
 ):
     begun, embed = [], Backbone.embed
     monkeypatch.setattr(
-        Backbone, "embed", lambda self, inputs: begun.append("embedded") or embed(self, inputs)
+        Backbone, "embed", lambda self, *inputs: begun.append("embedded") or embed(self, *inputs)
     )
     watch = Silent()
     monkeypatch.setattr(watch, "begin", lambda config, facts: begun.append(config.method))

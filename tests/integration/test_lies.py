@@ -16,6 +16,7 @@ from torch import Tensor
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
 from fedms.engines import host as client_side
+from fedms.federation.exchanges.uplink import CODES, SCALES
 from fedms.federation.messages import Failure, Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
 
@@ -171,6 +172,10 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
 ]
 
 
+SECOND = "statistics.second_moment=true"
+"""So that there are lies about it."""
+
+
 def kept(folder: Path) -> dict[str, Any]:
     """All arrays that server and clients keep, to the byte, and what else the server knows."""
     found: dict[str, Any] = {}
@@ -196,14 +201,35 @@ def test_a_lie_is_refused_and_named_and_leaves_no_trace(
     perform, in_flight, without_the_liar, kind, stage, lie, reason
 ):
     in_flight(lie, kind, stage)
-    run = perform(*SHORT)
+    run = perform(*SHORT, SECOND)
     refused = [failure for line in run.lines for failure in line["failures"]]
     assert refused and all((each["client"], each["kind"]) == (LIAR, "refused") for each in refused)
     assert all(each["reason"].startswith(reason) and "\n" not in each["reason"] for each in refused)
     if (kind, stage) not in without_the_liar:
         in_flight(failed, kind, stage)
-        without_the_liar[kind, stage] = kept(perform(*SHORT).folder)
+        without_the_liar[kind, stage] = kept(perform(*SHORT, SECOND).folder)
     assert kept(run.folder) == without_the_liar[kind, stage]
+
+
+PACKED: list[tuple[str, Lie, str]] = [
+    ("int8", array(SCALES, first(float("nan"))), f"{SCALES} is not finite"),
+    ("int8", array(SCALES, first(-1.0)), f"{SCALES} are below zero"),
+    ("int8", array(SCALES, first(1e30)), "block.2."),
+    ("int8", array(CODES, first(-128)), f"{CODES} are below -127"),
+    ("int4", array(CODES, first(0x88)), f"{CODES} are below -7"),
+    ("int4", array(CODES, lambda codes: codes[1:]), f"{CODES} is of shape "),
+    ("bfloat16", array(CODES, first(float("inf"))), "block.2."),
+    ("bfloat16", array(CODES, lambda codes: codes.float()), f"{CODES} is float32, not bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("form", "lie", "reason"), PACKED, ids=[f"{form} {why}" for form, _, why in PACKED])
+def test_a_lie_in_what_is_packed_is_refused_as_any_other(perform, in_flight, form, lie, reason):
+    in_flight(lie, "train", "global")
+    run = perform(*SHORT, "method=fedavg-sal", f"federation.uplink={form}")
+    [refused] = [failure for line in run.lines for failure in line["failures"]]
+    assert (refused["client"], refused["kind"]) == (LIAR, "refused")
+    assert refused["reason"].startswith(reason) and "\n" not in refused["reason"]
 
 
 TESTED = [

@@ -68,6 +68,7 @@ def test_a_method_leaves_every_file_of_the_run_folder(finished, method):
         ".json",
         ".jsonl",
         ".safetensors",
+        ".csv",
     }
     for client in (folder / "clients").iterdir():
         read_arrays(client / "model.safetensors")

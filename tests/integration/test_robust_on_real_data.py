@@ -77,7 +77,7 @@ def accuracy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., float]:
                     for name, array in update.arrays.items()
                 }
                 update = replace(update, arrays=lies)
-            assert admission.refusal(task, update) is None, "nothing but the average stands against it"
+            assert admission.admitted(task, update) is update, "nothing but the average stands against it"
             return update
 
         for number in range(1, ROUNDS + 1):

@@ -15,7 +15,6 @@ ADAPTER = {"gate.adapter.down", "gate.adapter.up"}
 SUMS = {
     "statistics.counts",
     "statistics.sums",
-    "statistics.second",
     "calibrate.log_likelihood",
     "head.log_likelihood",
     "label_prior.log_likelihood",

@@ -6,7 +6,8 @@ import transformers
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import ConfigError
-from fedms.model.backbone import Backbone, attention_mask
+from fedms.model.arrays import is_real
+from fedms.model.backbone import Backbone, ragged
 from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert
 from fedms.model.families import FAMILIES
@@ -34,9 +35,7 @@ def pixels(size, count=2):
 
 def inputs_for(family):
     if family in TEXT:
-        return token_ids(LENGTHS, pad=1 if family == "roberta" else 0), attention_mask(
-            LENGTHS, int(LENGTHS.max())
-        )
+        return token_ids(LENGTHS, pad=1 if family == "roberta" else 0), ragged(LENGTHS, int(LENGTHS.max()))
     return pixels(32), None
 
 
@@ -65,9 +64,9 @@ def reference(folder, family, inputs):
 @torch.no_grad()
 def test_the_feature_is_what_transformers_gives(checkpoint, family):
     backbone = opened(checkpoint(family))
-    inputs, mask = inputs_for(family)
+    inputs, lengths = inputs_for(family)
     expected = reference(checkpoint(family), family, inputs)
-    feature = backbone.feature(inputs, mask)
+    feature = backbone.feature(inputs, lengths)
     assert feature.shape == (len(inputs), backbone.feature_size)
     assert expected.std(0).mean() > 0.01, "the samples are all alike, so any feature would pass"
     torch.testing.assert_close(feature, expected, atol=2e-5, rtol=1e-4)
@@ -101,21 +100,21 @@ def test_a_full_clip_gives_the_features_of_its_image_tower_alone(checkpoint, tmp
 @torch.no_grad()
 def test_running_in_two_parts_equals_one_run(checkpoint, family):
     backbone = opened(checkpoint(family))
-    inputs, mask = inputs_for(family)
+    inputs, lengths = inputs_for(family)
     hidden = backbone.embed(inputs)
-    whole = backbone.run(hidden, mask)
+    whole = backbone.run(hidden, lengths)
     assert hidden.shape == whole.shape == (len(inputs), hidden.shape[1], backbone.width)
     for boundary in range(backbone.depth + 1):
-        assert torch.equal(backbone.run(backbone.run(hidden, mask, 0, boundary), mask, boundary), whole)
-    assert not torch.equal(backbone.run(hidden, mask, 1), whole)
+        assert torch.equal(backbone.run(backbone.run(hidden, lengths, 0, boundary), lengths, boundary), whole)
+    assert not torch.equal(backbone.run(hidden, lengths, 1), whole)
 
 
 @pytest.mark.parametrize("family", TEXT)
 @torch.no_grad()
 def test_padding_does_not_change_a_text(checkpoint, family):
     backbone = opened(checkpoint(family))
-    inputs, mask = inputs_for(family)
-    together = backbone.feature(inputs, mask)
+    inputs, lengths = inputs_for(family)
+    together = backbone.feature(inputs, lengths)
     for row, length in enumerate(LENGTHS):
         torch.testing.assert_close(
             backbone.feature(inputs[row : row + 1, :length], None)[0], together[row], atol=2e-5, rtol=1e-4
@@ -124,23 +123,20 @@ def test_padding_does_not_change_a_text(checkpoint, family):
 
 @torch.no_grad()
 def test_pooling_can_be_chosen(checkpoint):
-    ids, mask = inputs_for("bert")
+    ids, lengths = inputs_for("bert")
     first = opened(checkpoint("bert"), pooling="cls")
-    hidden = first.run(first.embed(ids), mask)
-    assert torch.equal(first.feature(ids, mask), hidden[:, 0])
+    hidden = first.run(first.embed(ids), lengths)
+    assert torch.equal(first.feature(ids, lengths), hidden[:, 0])
     mean = opened(checkpoint("vit"), pooling="mean")
     hidden = transformers.AutoModel.from_pretrained(checkpoint("vit"))(pixels(32)).last_hidden_state
     torch.testing.assert_close(mean.feature(pixels(32), None), hidden.mean(1), atol=2e-5, rtol=1e-4)
 
 
-def test_the_mask_is_none_without_padding_and_hides_padding():
-    assert attention_mask(torch.tensor([4, 4]), 4) is None
-    mask = attention_mask(torch.tensor([4, 2]), 4)
-    assert mask is not None
-    assert mask.shape == (2, 1, 1, 4)
-    assert (mask[:, 0, 0] == 0).tolist() == [[True] * 4, [True, True, False, False]]
-    assert mask.min() < -1e30
-    assert torch.isfinite(mask).all()
+def test_lengths_are_none_where_nothing_is_padded():
+    assert ragged(torch.tensor([4, 4]), 4) is None
+    lengths = ragged(torch.tensor([4, 2]), 4)
+    assert lengths is not None
+    assert is_real(lengths, 4).tolist() == [[True] * 4, [True, True, False, False]]
 
 
 @pytest.mark.parametrize("family", TEXT + IMAGE)
@@ -176,40 +172,40 @@ def expert_on(backbone, blocks, trained=True):
 @torch.no_grad()
 def test_pairs_with_b_at_zero_change_no_bit(checkpoint, family):
     backbone = opened(checkpoint(family))
-    inputs, mask = inputs_for(family)
-    bare = backbone.feature(inputs, mask)
+    inputs, lengths = inputs_for(family)
+    bare = backbone.feature(inputs, lengths)
     expert = Expert(fresh_lora(backbone, range(3), rank=4, seed=0), scale=2.0)
     backbone.attach(expert.pairs())
     assert len(expert.pairs()) == 3 * len(backbone.targets)
-    assert torch.equal(backbone.feature(inputs, mask), bare)
+    assert torch.equal(backbone.feature(inputs, lengths), bare)
     backbone.attach(expert_on(backbone, [1], trained=False).pairs())
-    assert not torch.allclose(backbone.feature(inputs, mask), bare, atol=1e-3)
+    assert not torch.allclose(backbone.feature(inputs, lengths), bare, atol=1e-3)
     backbone.attach({})
-    assert torch.equal(backbone.feature(inputs, mask), bare)
+    assert torch.equal(backbone.feature(inputs, lengths), bare)
 
 
 @pytest.mark.parametrize("lowest", [0, 1, 2])
 def test_nothing_below_the_lowest_active_block_is_in_the_graph(backbone, lowest):
-    ids, mask = inputs_for("bert")
+    ids, lengths = inputs_for("bert")
     expert = expert_on(backbone, [lowest])
     backbone.attach(expert.pairs())
     hidden = backbone.embed(ids)
     for block in range(3):
         assert not hidden.requires_grad or block > lowest
-        hidden = backbone.run(hidden, mask, block, block + 1)
+        hidden = backbone.run(hidden, lengths, block, block + 1)
     assert hidden.requires_grad
-    backbone.pool(hidden, mask).square().sum().backward()
+    backbone.pool(hidden, lengths).square().sum().backward()
     gradients = [expert.arrays[name].grad for name in expert.arrays if name.startswith("block.")]
     assert len(gradients) == 2 * len(backbone.targets)
     assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
 
 
 def test_a_block_without_a_pair_has_nothing_to_train_and_gets_no_gradient(backbone):
-    ids, mask = inputs_for("bert")
+    ids, lengths = inputs_for("bert")
     backbone.attach(expert_on(backbone, [0, 2]).pairs())
     assert all(backbone.layers[1, target].pair is None for target in backbone.targets)
     assert sum(p.numel() for p in backbone.parameters() if p.requires_grad) == 0
-    backbone.feature(ids, mask).square().sum().backward()
+    backbone.feature(ids, lengths).square().sum().backward()
     assert all(p.grad is None for p in backbone.parameters())
 
 

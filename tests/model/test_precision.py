@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.data.federated import Samples
-from fedms.model.backbone import attention_mask
+from fedms.model.arrays import is_real
+from fedms.model.backbone import MASKED
 from fedms.model.batched import Stack
 from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert
@@ -35,9 +36,9 @@ def size(backbone) -> int:
 @torch.no_grad()
 def test_features_are_nearly_those_of_float32_from_half_of_the_memory(checkpoint, family):
     exact, half = opened(checkpoint(family), torch.float32), opened(checkpoint(family))
-    inputs, mask = inputs_for(family)
-    assert half.embed(inputs).dtype == half.run(half.embed(inputs), mask).dtype == HALF
-    feature, expected = half.feature(inputs, mask), exact.feature(inputs, mask)
+    inputs, lengths = inputs_for(family)
+    assert half.embed(inputs).dtype == half.run(half.embed(inputs), lengths).dtype == HALF
+    feature, expected = half.feature(inputs, lengths), exact.feature(inputs, lengths)
     assert feature.dtype == torch.float32 and not torch.equal(feature, expected)
     assert F.cosine_similarity(feature, expected).min() > 0.999
     after = sum(
@@ -50,13 +51,12 @@ def test_features_are_nearly_those_of_float32_from_half_of_the_memory(checkpoint
 @pytest.mark.parametrize("family", TEXT)
 @torch.no_grad()
 def test_padding_stays_hidden(checkpoint, family):
-    """The mask's value is finite in both precisions, else its sums would not be numbers."""
+    """The lengths's value is finite in both precisions, else its sums would not be numbers."""
     backbone = opened(checkpoint(family))
-    mask = attention_mask(torch.tensor([4, 2]), 4)
-    assert mask is not None
-    assert torch.equal(mask.to(HALF).float(), mask) and torch.isfinite(mask).all()
-    ids, mask = inputs_for(family)
-    together, lengths = backbone.feature(ids, mask), (mask[:, 0, 0] == 0).sum(1)
+    masked = torch.tensor(MASKED)
+    assert torch.equal(masked.to(HALF).float(), masked) and masked.isfinite() and masked < -1e30
+    ids, lengths = inputs_for(family)
+    together = backbone.feature(ids, lengths)
     for row, length in enumerate(lengths):
         torch.testing.assert_close(
             backbone.feature(ids[row : row + 1, :length], None)[0], together[row], atol=4 * TOLERANCE, rtol=0
@@ -148,13 +148,13 @@ def test_the_cache_holds_the_very_values_in_half_of_the_room(checkpoint, tmp_pat
     compute, samples = computing(backbone, tmp_path / "cache")
     cache, tokens = compute.cache, int(compute.cache.inputs.lengths(samples.rows).sum())
     cache.memory, cache.disk = memory, 2**20
-    kept, mask = cache.hidden(samples, 2, np.arange(4))
+    kept, lengths = cache.hidden(samples, 2, np.arange(4))
     assert kept.dtype == HALF
     assert [path.stat().st_size for path in cache.folder.glob("*")] == (
         [] if memory else [tokens * backbone.width * 2]
     )
     cache.enabled = False
     fresh, _ = cache.hidden(samples, 2, np.arange(4))
-    assert mask is not None
-    real = mask[:, 0, 0] == 0
+    assert lengths is not None
+    real = is_real(lengths, kept.shape[1])
     assert torch.equal(kept[real], fresh[real])

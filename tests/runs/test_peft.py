@@ -14,7 +14,7 @@ from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
 from fedms.federation.aggregation.products import exact
 from fedms.federation.messages import Update
-from fedms.model.backbone import attention_mask
+from fedms.model.backbone import ragged
 from fedms.model.checkpoints import load_backbone, locate
 from fedms.model.expert import Expert
 from fedms.model.heads import head
@@ -49,7 +49,7 @@ def samples(backbone, generator):
     ids = torch.randint(5, 40, (len(LENGTHS), int(LENGTHS.max())), generator=generator)
     real = (torch.arange(ids.shape[1]) < LENGTHS[:, None]).long()
     ids = ids * real  # the padding token is 0
-    return ids, attention_mask(LENGTHS, ids.shape[1]), {"input_ids": ids, "attention_mask": real}
+    return ids, ragged(LENGTHS, ids.shape[1]), {"input_ids": ids, "attention_mask": real}
 
 
 @torch.no_grad()

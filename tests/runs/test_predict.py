@@ -16,6 +16,7 @@ from PIL import Image
 
 import fedms
 from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.files import read_arrays, write_arrays
 from fedms.data.images import upright
 from fedms.federation.personal_model import UNSCALED
 from fedms.federation.world import open_world
@@ -174,6 +175,43 @@ def test_what_cannot_be_asked(finished):  # noqa: F811
         client.predict(["on", Image.new("RGB", (9, 9))])
     with pytest.raises(ConfigError, match="prior: has no meaning for method fedavg"):
         fedms.load(finished(method="fedavg"), "client-0").predict(TEXTS, 0.5)
+
+
+def test_an_explanation_adds_up_to_the_prediction(finished):  # noqa: F811
+    client = fedms.load(finished(), "client-0", device="cpu")
+    for prior in (None, 0.8):
+        explained = client.explain(TEXTS, prior)
+        assert [each.prediction for each in explained] == client.predict(TEXTS, prior)
+        for each in explained:
+            weight, odds = each.prediction.local_weight, each.prior / (1 - each.prior)
+            assert each.evidence is not None and each.evidence_scale is not None and weight is not None
+            expected = 1 / (1 + np.exp(-each.evidence_scale * each.evidence) / odds)
+            assert weight == pytest.approx(expected, abs=1e-5)
+            everyone, own = each.global_probabilities, each.local_probabilities
+            assert everyone is not None and own is not None
+            for name, probability in each.prediction.probabilities.items():
+                mixed = (1 - weight) * everyone[name] + weight * own[name]
+                assert probability == pytest.approx(mixed, abs=1e-5)
+    alone = fedms.load(finished(method="fedavg"), "client-0").explain(TEXTS)[0]
+    assert (alone.evidence, alone.global_probabilities, alone.local_probabilities) == (None, None, None)
+
+
+def test_a_device_that_is_not_there_is_one_line(finished):  # noqa: F811
+    for device in ("tpu", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(ConfigError, match=f"^device: {device} is not available here; allowed: cpu"):
+            fedms.load(finished(), "client-0", device=device)
+
+
+def test_a_model_of_an_earlier_form_is_named(finished, tmp_path):  # noqa: F811
+    shutil.copytree(finished(), tmp_path / "run")
+    path = tmp_path / "run" / "clients" / "client-0" / "model.safetensors"
+    arrays, facts = read_arrays(path)
+    old = {name: array for name, array in arrays.items() if name != "discriminant.covariance"}
+    old["discriminant.precision"] = torch.eye(32)
+    old["discriminant.numbers"] = torch.ones(1, dtype=torch.float64)
+    write_arrays(path, old, facts)
+    with pytest.raises(FedmsError, match=r"made by an earlier fedms, .*; run the experiment again$"):
+        fedms.load(tmp_path / "run", "client-0")
 
 
 # --- a model that has moved ----------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fedms.core.errors import FedmsError
 from fedms.federation.client import ClientHost, TrainingInStack
 from fedms.federation.exchanges import TRAINING
 from fedms.federation.world import open_world
@@ -18,6 +19,7 @@ from fedms.model.heads import zero_head
 from fedms.training import batched as stacking
 from fedms.training import expert_training as training
 from fedms.training import runner
+from fedms.training.device import resolved
 
 AWAY = torch.device("meta")
 
@@ -162,6 +164,18 @@ def test_what_an_expert_says_is_read_once_and_not_batch_by_batch(abroad, watch, 
     with watch:
         made.host.runner.outputs(expert, samples, 0)
     assert len(samples) > 2 * BATCH and len(watch.reads) == 1, "the features"
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "found"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_auto_is_the_first_device_that_is_there(monkeypatch, cuda, mps, found):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert resolved("auto") == found and resolved("cpu") == "cpu"
+    if not cuda:
+        with pytest.raises(FedmsError, match="device: cuda is not available here; allowed: auto, "):
+            resolved("cuda")
 
 
 # with a GPU

@@ -100,12 +100,12 @@ def test_an_order_wastes_little_padding_against_random_batches(lengths):
 
 
 def test_a_batch_is_padded_to_its_own_longest(texts):
-    ids, mask = texts.batch(np.array([1, 3]))
+    ids, lengths = texts.batch(np.array([1, 3]))
     assert ids.dtype == torch.int64
     assert ids[0].tolist() == [WORD["[CLS]"], WORD["music"], WORD["off"], WORD["[SEP]"]]
     assert ids.shape == (2, 4)
     assert ids[1, 3] == WORD["[PAD]"]
-    assert (mask[:, 0, 0] == 0).tolist() == [[True] * 4, [True, True, True, False]]
+    assert lengths.tolist() == [4, 3]
     assert texts.batch(np.array([1, 2]))[0].shape == (2, 8)
 
 
@@ -138,10 +138,10 @@ def test_a_text_is_tokenised_once(checkpoint):
 def test_a_long_text_is_cut_and_an_empty_one_is_no_trouble(checkpoint):
     backbone, config = text_model(checkpoint, max_length=5)
     inputs = inputs_for(dataset(["the light " * 50, ""]), backbone, config)
-    ids, mask = inputs.batch(np.array([0, 1]))
+    ids, lengths = inputs.batch(np.array([0, 1]))
     assert inputs.lengths(np.array([0, 1])).tolist() == [5, 2]
     assert ids[0, -1] == WORD["[SEP]"]
-    assert torch.isfinite(backbone.feature(ids, mask)).all()
+    assert torch.isfinite(backbone.feature(ids, lengths)).all()
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])
@@ -217,10 +217,10 @@ def test_images_have_the_size_that_was_asked_for(vit, asked, size):
     config = ModelConfig(name=str(vit), image_size=asked)
     backbone = load_backbone(config, LoraConfig())
     inputs = inputs_for(dataset(pictures(), "image"), backbone, config)
-    made, mask = inputs.batch(np.array([2, 0]))
+    made, lengths = inputs.batch(np.array([2, 0]))
     assert made.shape == (2, 3, size, size)
     assert made.dtype == torch.float32
-    assert mask is None
+    assert lengths is None
     assert backbone.feature(made, None).shape == (2, 32)
     assert inputs.lengths(np.array([2, 0])).tolist() == [1, 1]
 

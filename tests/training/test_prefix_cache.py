@@ -11,6 +11,7 @@ import torch
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.data.federated import Samples
 from fedms.model import flops, packing
+from fedms.model.backbone import is_real
 from fedms.model.checkpoints import load_backbone
 from fedms.model.expert import Expert
 from fedms.model.parts import fresh_lora
@@ -40,18 +41,22 @@ def samples(owner="client-1/train", count=100, seed=1):
 @torch.no_grad()
 def direct(backbone, inputs, rows, boundary):
     backbone.attach({})
-    ids, mask = inputs.batch(rows)
-    return backbone.run(backbone.embed(ids), mask, 0, boundary), mask
+    ids, lengths = inputs.batch(rows)
+    return backbone.run(backbone.embed(ids), lengths, 0, boundary), lengths
 
 
 def same_where_real(made, expected, tolerance=2e-5):
     """Equal hidden states on real tokens, and equal masks."""
-    (hidden, mask), (reference, other) = made, expected
+    (hidden, lengths), (reference, other) = made, expected
     assert hidden.shape == reference.shape
-    assert (mask is None) == (other is None)
-    real = torch.ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask[:, 0, 0] == 0
-    if mask is not None:
-        assert torch.equal(mask, other)
+    assert (lengths is None) == (other is None)
+    real = (
+        torch.ones(hidden.shape[:2], dtype=torch.bool)
+        if lengths is None
+        else is_real(lengths, hidden.shape[1])
+    )
+    if lengths is not None:
+        assert torch.equal(lengths, other)
     if tolerance:
         torch.testing.assert_close(hidden[real], reference[real], atol=tolerance, rtol=1e-4)
     else:
@@ -75,10 +80,10 @@ def test_values_continue_to_the_same_feature(make, backbone, inputs):
     expert = Expert(
         {name: torch.ones_like(array) * 0.05 for name, array in fresh_lora(backbone, [2], 4, 0).items()}, 1.0
     )
-    hidden, mask = cache.hidden(owned, 2, PICKS)
+    hidden, lengths = cache.hidden(owned, 2, PICKS)
     backbone.attach(expert.pairs())
     ids, direct_mask = inputs.batch(owned.rows[PICKS])
-    feature = backbone.pool(backbone.run(hidden, mask, 2), mask)
+    feature = backbone.pool(backbone.run(hidden, lengths, 2), lengths)
     torch.testing.assert_close(feature, backbone.feature(ids, direct_mask), atol=2e-5, rtol=1e-4)
 
 
@@ -97,10 +102,10 @@ def test_frozen_pairs_below_the_boundary_are_part_of_the_prefix(make, backbone, 
     expert, other = Expert(arrays, 1.0), Expert({name: 2 * array for name, array in arrays.items()}, 1.0)
     cache, owned = make(), samples()
     backbone.attach(expert.pairs())
-    ids, mask = inputs.batch(owned.rows[PICKS])
+    ids, lengths = inputs.batch(owned.rows[PICKS])
     with torch.no_grad():
-        expected = backbone.run(backbone.embed(ids), mask, 0, 2), mask
-        feature = backbone.feature(ids, mask)
+        expected = backbone.run(backbone.embed(ids), lengths, 0, 2), lengths
+        feature = backbone.feature(ids, lengths)
     below = expert.below(2)
     assert below is not None and {block for block, _ in below.pairs} == {0, 1} and expert.below(0) is None
     same_where_real(cache.hidden(owned, 2, PICKS, below), expected)
@@ -127,12 +132,12 @@ def test_an_owners_values_do_not_depend_on_who_else_is_there(make, memory):
 
 def test_a_sample_has_the_same_bits_in_every_batch(make):
     cache = make()
-    whole, mask = cache.hidden(samples(), 2, np.arange(100))
+    whole, lengths = cache.hidden(samples(), 2, np.arange(100))
     for pick in (0, 41, 99):
         alone, none = cache.hidden(samples(), 2, np.array([pick]))
         assert none is None
         assert torch.equal(whole[pick, : alone.shape[1]], alone[0])
-        assert (mask[pick, 0, 0] == 0).sum() == alone.shape[1]
+        assert lengths[pick] == alone.shape[1]
 
 
 def test_memory_and_disk_hold_the_same_bits_and_recomputing_gives_the_same_values(make):
@@ -161,7 +166,7 @@ def test_what_rests_on_the_disk_is_mapped_only_while_it_is_read(make):
 
 def test_half_the_room_holds_the_values_rounded_wherever_they_rest(make, inputs, backbone):
     size = int(inputs.lengths(samples().rows).sum()) * backbone.width * 2
-    exact, mask = make(folder="exact").hidden(samples(), 2, PICKS)
+    exact, lengths = make(folder="exact").hidden(samples(), 2, PICKS)
     half = {"dtype": torch.bfloat16}
     for cache in (
         make(memory=size, disk=0, **half),
@@ -170,7 +175,7 @@ def test_half_the_room_holds_the_values_rounded_wherever_they_rest(make, inputs,
     ):
         made = cache.hidden(samples(), 2, PICKS)
         assert made[0].dtype == torch.float32
-        same_where_real(made, (exact.bfloat16().float(), mask), tolerance=0 if cache.memory else 2**-6)
+        same_where_real(made, (exact.bfloat16().float(), lengths), tolerance=0 if cache.memory else 2**-6)
         assert [path.stat().st_size for path in cache.folder.glob("*")] == (
             [size] if cache.folder.name == "disk" else []
         )
@@ -320,11 +325,11 @@ def test_images_are_cached_by_their_patches(checkpoint, tmp_path):
     owned = Samples("client-1/train", np.arange(70), torch.zeros(70, dtype=torch.long))
     for memory, disk, computed in ((0, AMPLE, 70), (AMPLE, AMPLE, 70), (0, 0, 2)):
         cache = PrefixCache(backbone, Pixels(), memory, disk, tmp_path / "cache")
-        hidden, mask = cache.hidden(owned, 1, np.array([69, 3]))
-        assert mask is None
+        hidden, lengths = cache.hidden(owned, 1, np.array([69, 3]))
+        assert lengths is None
         assert hidden.shape == (2, 17, 32)
         assert cache.flops == flops.forward(backbone, computed, 17, 0, 1)
-        same_where_real((hidden, mask), direct(backbone, Pixels(), np.array([69, 3]), 1))
+        same_where_real((hidden, lengths), direct(backbone, Pixels(), np.array([69, 3]), 1))
 
 
 def test_several_owners_are_computed_in_common_batches_and_booked_alone(make, backbone, inputs, monkeypatch):

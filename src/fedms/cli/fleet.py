@@ -1,4 +1,4 @@
-"""The commands of a federation of sites: `site`, `serve`, `keys`, `deploy`."""
+"""The commands of a federation of sites: `site`, `serve`, `keys`, `deploy`; and `join`."""
 
 from __future__ import annotations
 
@@ -165,3 +165,42 @@ def deploy(
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}\nsites   {folder}-sites")
     for line in real_commands(config, checked, overrides or [], result["partition"]["clients"]):
         typer.echo(line)
+
+
+def join(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the new client.")],
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PLACE", help="Its samples; none for a site, which has its own."),
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Run folder; default: RUN-NAME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with joining that was stopped.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
+) -> None:
+    """Have a new client join a finished run.
+
+    It gets the global expert and the gate adapter, and trains a local expert and a gate of its own. The run
+    and its clients stay as they are.
+    """
+    from fedms.experiments.before import joining
+
+    checked = joining(run, name, data, overrides or [])
+    whole = run if run.name not in ("", "..") else run.resolve()
+    folder = out or whole.with_name(f"{whole.name}-{name}")
+
+    from fedms.cli.interrupt import Interruptible
+    from fedms.experiments.api import run as run_experiment
+    from fedms.experiments.console import observer
+    from fedms.runs.report.tables import result_table
+
+    with Interruptible(observer(quiet)) as watcher:
+        result = run_experiment(checked, folder, observer=watcher, resume=resume)
+
+    from rich.console import Console
+
+    Console(highlight=False).print(result_table([result]))
+    typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")

@@ -1,21 +1,63 @@
-"""The inputs of `fedms predict`: arguments, the lines of files, or standard input."""
+"""What commands read: inputs of `fedms predict` (arguments, lines of files, standard input), and seeds."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.formatting import one_line
+
+MOST_NUMBERS = 1000
+"""Upper bound on the length of a range on the command line."""
 
 
-def read_inputs(arguments: list[str] | None, kind: str) -> list[str | Path]:
-    """The inputs of a prediction: the arguments, or the lines of standard input."""
+def whole_numbers(text: str | None, option: str) -> list[int] | None:
+    """`0,1,2` or `0-2` or `0-2,7` as numbers; None for None. Raises ConfigError for anything else."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(-?[0-9]{1,18})(?:-([0-9]{1,18}))?", part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + MOST_NUMBERS:
+            raise ConfigError(
+                f"{option}: must be whole numbers between commas or a range, "
+                f"as in 0,1,2 or 0-4, not {one_line(text)!r}"
+            )
+        found += range(first, last + 1)
+    return found
+
+
+AT_ONCE = 8192
+"""Bytes of standard input that are read at a time, a few hundred short lines."""
+
+
+def input_batches(arguments: list[str] | None, kind: str) -> Iterator[list[str | Path]]:
+    """The inputs of a prediction: the arguments at once, or the lines of standard input as they come."""
     if not arguments:
-        given = _lines(sys.stdin.buffer.read(), "standard input")
-        return list(map(Path, given)) if kind == "image" else list(given)
-    if kind == "image":
-        return [Path(each) for each in arguments]
-    return [text for each in arguments for text in _texts(each)]
+        for lines in _arriving(sys.stdin.buffer):
+            yield [Path(line) for line in lines] if kind == "image" else [*lines]
+    elif kind == "image":
+        yield [Path(each) for each in arguments]
+    elif texts := [text for each in arguments for text in _texts(each)]:
+        yield [*texts]
+
+
+def _arriving(stream: BinaryIO) -> Iterator[list[str]]:
+    """The whole lines that have come, without waiting for more of them than one."""
+    waiting, before = b"", 0
+    while part := stream.read1(AT_ONCE):  # type: ignore[attr-defined]
+        whole, ended, rest = (waiting + part).rpartition(b"\n")
+        waiting = rest
+        if lines := _lines(whole, "standard input", before):
+            yield lines
+        before += len(whole + ended)
+    if lines := _lines(waiting, "standard input", before):
+        yield lines
 
 
 def _texts(argument: str) -> list[str]:
@@ -35,9 +77,13 @@ def _texts(argument: str) -> list[str]:
     return _lines(path.read_bytes(), argument) if is_file else [argument]
 
 
-def _lines(data: bytes, where: str) -> list[str]:
-    """All lines that are not blank. Raises FedmsError if the data is not UTF-8."""
+def _lines(data: bytes, where: str, before: int = 0) -> list[str]:
+    """All lines that are not blank. Raises FedmsError if the data is not UTF-8.
+
+    `before` counts the bytes that came before these.
+    """
     try:
-        return [line.removesuffix("\r") for line in data.decode("utf-8-sig").split("\n") if line.strip()]
+        text = data.decode("utf-8" if before else "utf-8-sig")
+        return [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
     except UnicodeDecodeError as error:
-        raise FedmsError(f"{where}: not a text in UTF-8 (byte {error.start})") from None
+        raise FedmsError(f"{where}: not a text in UTF-8 (byte {before + error.start})") from None

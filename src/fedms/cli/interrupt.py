@@ -14,7 +14,9 @@ from typing import Any, Self
 
 from fedms.experiments.observers import Watcher
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+HANGUP = getattr(signal, "SIGHUP", None)
+"""Windows has none."""
+SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
 OUTPUTS = (1, 2)
 """File numbers of standard output and standard error."""
 
@@ -36,6 +38,9 @@ class Interruptible:
         self._at_work = True
         self._stop_if_asked()
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._watcher.progress(what, done, total)
+
     def round_done(self, record: dict[str, Any]) -> None:
         self._watcher.round_done(record)
         self._stop_if_asked()
@@ -51,7 +56,7 @@ class Interruptible:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP:
+        if number == HANGUP:
             self._leave_terminals()
         if self._asked or not self._at_work:  # before the first round there is nothing to lose
             raise KeyboardInterrupt
@@ -72,8 +77,8 @@ class Interruptible:
         if threading.current_thread() is threading.main_thread():
             self._terminals = [output for output in OUTPUTS if os.isatty(output)]
             # under `nohup` a run goes on when the terminal is closed
-            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            heeded = [number for number in SIGNALS if not (nohup and number == signal.SIGHUP)]
+            nohup = HANGUP is not None and signal.getsignal(HANGUP) is signal.SIG_IGN
+            heeded = [number for number in SIGNALS if not (nohup and number == HANGUP)]
             self._before = {number: signal.signal(number, self._on_signal) for number in heeded}
         return self
 

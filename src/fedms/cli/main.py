@@ -8,16 +8,17 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from fedms.cli import fleet
+from fedms.cli import fleet, predictions, reports, settings
+from fedms.cli.completion import complete_config, complete_method, complete_override
 from fedms.cli.failures import Command, Commands
-from fedms.cli.inputs import read_inputs
-from fedms.cli.streams import prepare_streams
+from fedms.cli.inputs import whole_numbers
+from fedms.cli.reports import show_comparison
+from fedms.cli.streams import line_width, prepare_streams, print_table
 from fedms.core.errors import ConfigError
-from fedms.core.formatting import one_line
 
 SUMMARY = (
     "Personalised federated fine-tuning of frozen transformers: "
@@ -30,21 +31,36 @@ app = typer.Typer(
     help=SUMMARY,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see examples/.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
-ClientName = Annotated[str, typer.Option("--client", metavar="NAME", help="The client.")]
-ModelFolder = Annotated[
-    Path | None,
-    typer.Option("--model", metavar="FOLDER", help="The folder of the run's frozen model, if it has moved."),
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CONFIG",
+        help="A YAML file, or the name of an example, such as assistant.",
+        autocompletion=complete_config,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Replace a key, as in gate.prior=0.3. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Replace a key, as in gate.prior=0.3. Repeatable.",
+        autocompletion=complete_override,
+    ),
+]
+MethodName = Annotated[
+    str | None,
+    typer.Option(
+        "--method", metavar="NAME", help="Short for --set method=NAME.", autocompletion=complete_method
+    ),
+]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Short for --set seed=N.")]
+DeviceName = Annotated[
+    str | None, typer.Option("--device", metavar="NAME", help="Short for --set device=NAME.")
 ]
 
 
@@ -75,8 +91,11 @@ def options(
 
 @app.command(cls=Command)
 def run(
-    config: ConfigFile,
+    config: ConfigFile = Path("assistant"),
     overrides: Overrides = None,
+    method: MethodName = None,
+    seed: Seed = None,
+    device: DeviceName = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Run folder; default: runs/CONFIG-METHOD-SEED."),
@@ -87,25 +106,30 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
 ) -> None:
-    """Run one experiment; write its run folder and report."""
+    """Run one experiment; write its run folder and report.
+
+    Without CONFIG it is the demo, which needs no data and no network.
+    """
     from fedms.config import load_config
 
+    overrides = _with_short(overrides, method=method, seed=seed, device=device)
     # the config is checked before heavy imports, so that an error appears at once
-    checked = load_config(config, overrides or [], config.parent)
+    checked = load_config(config, overrides, config.parent)
     folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
 
-    sets = [part for override in overrides or [] for part in ("--set", override)]
+    sets = [part for override in overrides for part in ("--set", override)]
     with _resumable("run", str(config), *sets, "--out", str(folder), "--resume"):
         from fedms.cli.interrupt import Interruptible
-        from fedms.experiments.api import run
         from fedms.experiments.console import observer
 
-        with Interruptible(observer(quiet)) as watcher:
+        with Interruptible(observer(quiet)) as watcher:  # before imports, so that it moves at once
+            from fedms.experiments.api import run
+
             result = run(checked, folder, observer=watcher, resume=resume)
 
     from fedms.runs.report.tables import result_table
 
-    _print(result_table([result]))
+    print_table(result_table([result]))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")
 
 
@@ -122,9 +146,12 @@ def compare(
     ] = None,
     seeds: Annotated[
         str | None,
-        typer.Option("--seeds", metavar="0,1,...", help="Seeds; default: those of the config, or 0,1,2."),
+        typer.Option(
+            "--seeds", metavar="0,1,...", help="Seeds, as in 0,1,2 or 0-4; default: those of the config."
+        ),
     ] = None,
     overrides: Overrides = None,
+    device: DeviceName = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -140,10 +167,11 @@ def compare(
     from fedms.config import load_config
     from fedms.experiments.comparison.rows import narrowed, rows
 
+    overrides = _with_short(overrides, device=device)
     checked = narrowed(
-        load_config(config, overrides or [], config.parent),
+        load_config(config, overrides, config.parent),
         None if methods is None else methods.split(","),
-        _whole_numbers(seeds, "--seeds"),
+        whole_numbers(seeds, "--seeds"),
     )
     rows(checked)  # before heavy imports, so that an error appears at once
     folder = out or Path("runs") / f"{config.stem}-compare"
@@ -154,16 +182,17 @@ def compare(
         if value is not None
         for part in (name, value)
     ]
-    sets = [part for override in overrides or [] for part in ("--set", override)]
+    sets = [part for override in overrides for part in ("--set", override)]
     with _resumable("compare", str(config), *chosen, *sets, "--out", str(folder)):
         from fedms.cli.interrupt import Interruptible
-        from fedms.experiments.api import compare
         from fedms.experiments.console import observer
 
         with Interruptible(observer(quiet)) as watcher:
+            from fedms.experiments.api import compare
+
             compare(checked, out=folder, observer=watcher)
 
-    _show_comparison(folder)
+    show_comparison(folder)
     typer.echo(f"comparison  {folder / 'comparison.md'}")
     typer.echo(f"report  {folder / 'report.html'}")
 
@@ -172,6 +201,7 @@ def compare(
 def partition(
     config: ConfigFile,
     overrides: Overrides = None,
+    seed: Seed = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="FILE", help="Write the picture of the report: .png, .svg or .csv."),
@@ -188,7 +218,7 @@ def partition(
     """
     from fedms.config import load_config
 
-    checked = load_config(config, overrides or [], config.parent)
+    checked = load_config(config, _with_short(overrides, seed=seed), config.parent)
 
     from fedms.runs.report.drawing import SUFFIXES, save_picture
 
@@ -206,7 +236,7 @@ def partition(
     described = description.describe_partition(checked)
     if write is not None:
         description.write_partition(checked, write)
-    _print(partition_table(described, _width()))
+    print_table(partition_table(described, line_width()))
     typer.echo(partition_summary(described))
     if out is not None:
         from fedms.core.files import make_folder, unmake
@@ -225,120 +255,21 @@ def partition(
         typer.echo(f"sites    {write / 'sites'}")
 
 
-@app.command(cls=Command)
-def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of runs or comparisons.")],
-) -> None:
-    """Write reports of finished runs or comparisons again.
-
-    Also show their results in one table.
-    """
-    from fedms.runs.reading.comparison import is_comparison, read_comparison
-    from fedms.runs.reading.run import read_run
-    from fedms.runs.report.comparison.page import write_comparison_report
-    from fedms.runs.report.run.page import write_report
-    from fedms.runs.report.tables import result_table
-
-    comparisons = [folder for folder in folders if is_comparison(folder)]
-    runs = [folder for folder in folders if folder not in comparisons]
-    for folder in comparisons:
-        read_comparison(folder)  # read everything before writing anything
-    results = [read_run(folder).result for folder in runs]
-    written = [
-        write_comparison_report(folder) if folder in comparisons else write_report(folder)
-        for folder in folders
-    ]
-    if results:
-        _print(result_table(results))
-    for folder in comparisons:
-        _show_comparison(folder)
-    for path in written:
-        typer.echo(f"report  {path}")
-
-
-@app.command(cls=Command)
-def predict(
-    folder: RunFolder,
-    client: ClientName,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="TEXT|FILE", help="Texts, .txt files of one text a line, or image files."),
-    ] = None,
-    prior: Annotated[
-        float | None,
-        typer.Option(
-            "--prior",
-            metavar="P",
-            help="Prior probability of own data, from 0 to 1; default: the prior of the run.",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a line, with every class.")
-    ] = False,
-    model_folder: ModelFolder = None,
-) -> None:
-    """Predict with one client's model.
-
-    Without TEXT or FILE, each line of standard input is one input.
-    """
-    from fedms.runs.predict import load
-
-    model = load(folder, client, model_folder)
-    samples = read_inputs(inputs, model.kind)
-    predictions = model.predict(samples, prior)
-    width = max((len(each.label) for each in predictions), default=0)
-    for sample, each in zip(samples, predictions, strict=True):
-        if as_json:
-            import json
-            from dataclasses import asdict
-
-            typer.echo(json.dumps({"input": str(sample), **asdict(each)}, ensure_ascii=False))
-            continue
-        weights = (
-            ""
-            if each.local_weight is None
-            else f"  local {each.local_weight:.3f}  global {each.global_weight:.3f}"
-        )
-        typer.echo(f"{each.label:<{width}}  {each.probability:.3f}{weights}  {one_line(sample)}")
-
-
-@app.command(cls=Command)
-def export(
-    folder: RunFolder,
-    client: ClientName,
-    to: Annotated[Path, typer.Option("--to", metavar="DIR2", help="A new folder.")],
-    model_folder: ModelFolder = None,
-) -> None:
-    """Write one client's model as PEFT adapters.
-
-    The folder also holds the heads and the gate.
-    """
-    from fedms.runs.export.export import export_client
-    from fedms.runs.predict import load
-
-    for path in export_client(load(folder, client, model_folder), to):
-        typer.echo(path)
-
-
-@app.command(cls=Command)
-def methods() -> None:
-    """List all methods with their summaries and papers.
-
-    On a terminal this is a table, else one line per method with tabs between the cells.
-    """
-    from fedms.federation.methods import METHODS
-
-    listed = [(method.name, method.summary, method.paper or "") for method in METHODS.values()]
-    if sys.stdout.isatty():
-        from fedms.runs.report.tables import methods_table
-
-        _print(methods_table(listed))
-        return
-    for cells in listed:
-        typer.echo("\t".join(cells).rstrip())
-
-
-for command in (fleet.site, fleet.serve, fleet.keys, fleet.deploy):
+for command in (
+    predictions.predict,
+    predictions.evaluate,
+    predictions.export,
+    reports.report,
+    settings.init,
+    settings.config,
+    settings.clean,
+    settings.methods,
+    fleet.site,
+    fleet.serve,
+    fleet.keys,
+    fleet.deploy,
+    fleet.join,
+):
     app.command(cls=Command)(command)
 
 
@@ -351,36 +282,9 @@ def _resumable(*command: str) -> Iterator[None]:
         raise KeyboardInterrupt(f"go on with: {shlex.join(('fedms', *command))}") from None
 
 
-def _show_comparison(folder: Path) -> None:
-    """Print a comparison as a table, with an explanation of its marks."""
-    from fedms.runs.reading.comparison import read_comparison
-    from fedms.runs.report.comparison.tables import MARKS, comparison_table
-
-    _print(comparison_table(read_comparison(folder)))
-    typer.echo(MARKS)
-
-
-def _whole_numbers(text: str | None, option: str) -> list[int] | None:
-    """Whole numbers between commas; None for None."""
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(
-            f"{option}: must be whole numbers between commas, as in 0,1,2, not {one_line(text)!r}"
-        ) from None
-
-
-def _width() -> int:
-    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
-    import shutil
-
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    Console(width=_width(), highlight=False).print(table)
+def _with_short(overrides: list[str] | None, **short: str | int | None) -> list[str]:
+    """All overrides; those of the short options come last."""
+    return [*(overrides or []), *(f"{key}={value}" for key, value in short.items() if value is not None)]
 
 
 def main() -> None:

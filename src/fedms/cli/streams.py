@@ -44,3 +44,17 @@ def _null(number: int) -> None:
     if handle != number:
         os.dup2(handle, number)
         os.close(handle)
+
+
+def line_width() -> int:
+    """Characters per line: the width of the terminal, or 120 for a file or pipe."""
+    import shutil
+
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+
+
+def print_table(table: Any) -> None:
+    """Print a table of rich."""
+    from rich.console import Console
+
+    Console(width=line_width(), highlight=False).print(table)

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from string import Formatter
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from fedms.config.sections import Section
 from fedms.core.registry import Names
+
+
+def template_columns(template: str) -> list[str]:
+    """The columns in the braces of a template; none where it is no template."""
+    try:
+        parts = [
+            (name, more, kind) for _, name, more, kind in Formatter().parse(template) if name is not None
+        ]
+    except ValueError:  # a single brace
+        return []
+    return [name for name, _, _ in parts] if all(name and not (m or k) for name, m, k in parts) else []
 
 
 class DataConfig(Section):
@@ -23,6 +35,11 @@ class DataConfig(Section):
     """Column with the image; default: found by type."""
     label: str | None = None
     """Column with the class; default: found by name (`label`, `category`, `intent`, ...)."""
+    prompt: str | None = None
+    """With `task: text`: what precedes the answer, with columns in braces, such as `Question: {question}`.
+    The loss is on the answer alone. If the tokenizer has a chat template, this is the user's turn."""
+    answer: str | None = None
+    """With `data.prompt`: the answer, with columns in braces."""
     classes: tuple[str, ...] = ()
     """Names of all classes, in the order of the labels; a label that is none of them is an error. Empty:
     those of the training samples, sorted."""
@@ -33,6 +50,23 @@ class DataConfig(Section):
     """
     encoding: str | None = None
     """Encoding of CSV, TSV and JSON files, such as `cp1252` or `utf-16`; default: UTF-8."""
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _check_template(cls, value: str | None) -> str | None:
+        if value is not None and not template_columns(value):
+            raise PydanticCustomError(
+                "template", "Input should be a text with columns in braces, such as `Question: {{question}}`"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_templates(self) -> DataConfig:
+        if (self.prompt is None) != (self.answer is None):
+            raise ValueError("prompt: is needed with `answer`, and `answer` with `prompt`")
+        if self.prompt is not None and (self.text or self.image):
+            raise ValueError("prompt: takes the place of `text` and `image`, which must be null")
+        return self
 
     @field_validator("classes")
     @classmethod

@@ -16,6 +16,8 @@ AGGREGATIONS = Names("federation.aggregation", "average", "exact", "freeze-a", "
 functions."""
 ROBUST_MEANS = Names("federation.robust", "none", "median", "trimmed-mean", "multi-krum", "norm-clip")
 """The values of `federation.robust`."""
+Uplink = Literal["float32", "bfloat16", "int8", "int4"]
+"""The values of `federation.uplink`."""
 USUAL_COHORT = 10
 """Clients of a cohort by default"""
 
@@ -49,6 +51,10 @@ class FederationConfig(Section):
     """How LoRA pairs are averaged: `average` (A and B separately), `exact` (the exact mean of the products
     BA), `freeze-a` (only B is trained and averaged), `svd` (the mean of the products, cut to the rank), or
     the name of a plug-in."""
+    uplink: Uplink = "float32"
+    """Number type in which trained arrays travel from clients to the server. All but `float32` send the
+    difference to what the client was sent, rounded at random so that the mean is right; `int8` and `int4`
+    with a scale for each row. Statistics always travel as float32."""
     robust: str = "none"
     """Robust aggregation in place of the mean, if clients may send false updates: `none`, `median`,
     `trimmed-mean`, `multi-krum`, `norm-clip`, or the name of a plug-in. Needs `aggregation` `average` or

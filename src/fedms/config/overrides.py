@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from fedms.config.yaml import parse
 from fedms.core.errors import ConfigError
-from fedms.core.formatting import excerpt
+from fedms.core.formatting import did_you_mean, excerpt
 
 
 def overridden(values: dict[str, Any], text: str) -> dict[str, Any]:
@@ -52,7 +52,9 @@ def first_wrong(error: ValidationError, schema: type[BaseModel]) -> str:
     kind, message, given = first["type"], first["msg"], first.get("input")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if kind == "extra_forbidden":
-        return f"{key}: unknown key; allowed: {', '.join(_siblings(first['loc'], schema))}{more}"
+        allowed = _siblings(first["loc"], schema)
+        guess = did_you_mean(str(first["loc"][-1]), allowed)
+        return f"{key}: unknown key; allowed: {', '.join(allowed)}{guess}{more}"
     if kind == "value_error":
         text = message.removeprefix("Value error, ")
         return f"{key}.{text}{more}" if key else f"{text}{more}"

@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from fedms.config.comparison import CompareConfig
 from fedms.config.data import DataConfig, PartitionConfig
 from fedms.config.engine import EngineConfig
+from fedms.config.examples import config_file
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
@@ -23,6 +24,7 @@ from fedms.config.privacy import PrivacyConfig
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
+    Device,
     EvaluationConfig,
     GateConfig,
     HeadConfig,
@@ -37,9 +39,11 @@ from fedms.config.sections import (
 from fedms.config.yaml import read_yaml
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import excerpt
+from fedms.core.paths import is_name
 
 KEYS_SHARED_BY_ALL_ROWS = (
     "seed",
+    "task",
     "plugins",
     "data",
     "partition",
@@ -58,10 +62,13 @@ class Config(Section):
     """Seed from which all randomness is derived."""
     method: str = "fedms"
     """Method, by its name in `fedms methods`."""
+    task: Literal["classification", "text"] = "classification"
+    """What is learned: classes of texts or pictures, or the next token of texts (docs/text.md)."""
     plugins: tuple[str, ...] = ()
     """Python modules imported before anything is looked up by name; see docs/plugins.md."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Device of models and data."""
+    device: Device = "cpu"
+    """Device of models and data: `cpu`, `cuda` (an NVIDIA GPU), `mps` (an Apple GPU), or `auto`, which is the
+    first of `cuda`, `mps` and `cpu` that is there."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Number type of the frozen backbone. `bfloat16` needs half the memory and is meant for GPUs and long
     inputs. Trained parameters, their gradients and optimizer, and the features for heads and gate stay in
@@ -70,6 +77,12 @@ class Config(Section):
     """Whether the same config and seed on the same machine give the same result to the last bit. If false,
     the engine may measure how clients train fastest (one at a time or several in one batch, in this process
     or in workers), and results agree within a tolerance (docs/performance.md)."""
+    start_from: str | None = None
+    """Folder of a finished run of the same method, classes and model, from which this one goes on: with its
+    global expert, gate adapter and active blocks, and with what clients of the same names kept."""
+    join: str | None = None
+    """Name of a client that joins the run in `start_from`: it alone trains its own part, and nothing shared
+    changes. All of `data.source` is its data. `fedms join` sets this key and those that follow from it."""
     model: ModelConfig = ModelConfig()
     """Backbone."""
     data: DataConfig = DataConfig()
@@ -128,6 +141,10 @@ class Config(Section):
             raise ValueError(
                 "engine.stack: more than 1 needs `deterministic: false`, because the last bits differ"
             )
+        if self.start_from is not None and self.lora.tiers:
+            raise ValueError("start_from: cannot go with lora.tiers, which deals ranks anew")
+        if self.join is not None:
+            self._check_join(self.join)
         # of a plug-in's aggregator only its declaration says whether it can
         if self.lora.tiers and self.federation.aggregation in ("average", "exact", "freeze-a"):
             raise ValueError(
@@ -158,14 +175,50 @@ class Config(Section):
                 "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
         self._check_privacy()
+        self._check_task()
         self._check_compare()
         return self
+
+    def _check_join(self, name: str) -> None:
+        if not is_name(name):
+            raise ValueError(f"join: {excerpt(repr(name))} cannot be a folder's name")
+        if self.start_from is None:
+            raise ValueError("join: needs start_from, the folder of the run to join")
+        if self.partition.rule != "files" or self.partition.clients != 1:
+            raise ValueError("join: needs partition.rule: files and partition.clients: 1")
+        if self.engine.name != "local" and self.federation.sites != (name,):
+            raise ValueError("join: with sites, federation.sites must name this one alone")
+
+    def _check_task(self) -> None:
+        """Raise ValueError where a key does not go with the task."""
+        if self.task == "classification":
+            if self.data.prompt is not None:
+                raise ValueError("data.prompt: needs task: text")
+            return
+        labelled = self.partition.rule in ("dirichlet", "classes")
+        for key, wrong, allowed in (
+            ("data.image", self.data.image is not None, "null"),
+            ("partition.rule", labelled and self.data.label is None, "column, equal, files, or a data.label"),
+            ("mixture.on", self.mixture.on != "probabilities", "probabilities"),
+            ("gate.objective", self.gate.objective != "own-or-everyone", "own-or-everyone"),
+            ("gate.evidence", self.gate.evidence != "statistics", "its default: tokens are the evidence"),
+            ("activation.blocks_local", self.activation.blocks_local == 0, "1 or more"),
+            ("engine.name", self.engine.name != "local", "local"),
+        ):
+            if wrong:
+                raise ValueError(f"{key}: does not go with task: text; allowed: {allowed}")
 
     def _check_privacy(self) -> None:
         """Raise ValueError where the config asks for single answers, or for sums of too few clients."""
         if not self.privacy.secure_sum:
             return
         federation, least = self.federation, self.privacy.least
+        if self.task != "classification":
+            raise ValueError("privacy.secure_sum: does not go with task: text")
+        if federation.uplink != "float32":
+            raise ValueError(
+                "federation.uplink: must be float32 with privacy.secure_sum, which rounds by itself"
+            )
         if federation.robust != "none":
             raise ValueError(
                 "federation.robust: must be none with privacy.secure_sum, where no single answer is seen"
@@ -222,6 +275,8 @@ def load_config(
 ) -> Config:
     """Read a config file (or mapping), apply `a.b=value` overrides, check, and fill in the defaults.
 
+    Where there is no such file, an example of that name is read (`fedms.config.examples`).
+
     The modules in `plugins` are imported first. They are found on the import path and in `plugin_folder`.
 
     Raises:
@@ -229,7 +284,7 @@ def load_config(
         ConfigError: the text is not YAML, a plug-in cannot be imported, or a key, type, range or combination
             is wrong.
     """
-    values = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
+    values = dict(source) if isinstance(source, Mapping) else read_yaml(config_file(Path(source)))
     for override in overrides:
         values = overridden(values, override)
     named = values.get("plugins")

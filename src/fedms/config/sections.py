@@ -16,6 +16,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+Device = Literal["auto", "cpu", "cuda", "mps"]
 LARGEST_INTEGER = 2**53
 """Largest whole number. Some readers of JSON cannot tell larger ones apart."""
 
@@ -47,13 +48,15 @@ class ModelConfig(Section):
     folder). Weights must be safetensors."""
     max_length: int = Field(64, ge=4, le=8192)
     """Longest text in tokens; the rest is cut. The number of positions of the model is a further limit."""
+    blocks: str | None = None
+    """Path of the list of blocks in the model, such as `encoder.layer`; default: it is found."""
     image_size: int | None = Field(None, ge=16, le=2048)
     """Side of an image in pixels, a multiple of the patch size; default: the size in the model's image
     processor."""
     pooling: Literal["auto", "mean", "cls", "last"] = "auto"
     """How the tokens of a block output become one feature: `mean`, `cls` (the first token) or `last`. `auto`
-    is the pooling of a sentence-transformers model (1_Pooling/config.json), else the mean for text, the class
-    token for images."""
+    is the pooling of a sentence-transformers model (1_Pooling/config.json), else the last token for language
+    models, the mean for other text models, the class token for images, and the mean where there is none."""
     prompt_tokens: int = Field(8, ge=1, le=1024)
     """Number of soft prompt tokens, for method `promptfl`."""
     adapter: str | None = None
@@ -177,8 +180,8 @@ class LoraConfig(Section):
     alpha: float = Field(16.0, gt=0)
     """Scale of the update, which is (alpha / rank) B A."""
     targets: tuple[str, ...] = ()
-    """Names of the linear layers in a block that get a LoRA pair; default: query and value of the model's
-    family."""
+    """Names of the linear layers in a block that get a LoRA pair, or `all-linear` alone; default: query and
+    value, or the one layer of both."""
 
     @model_validator(mode="after")
     def _check(self) -> LoraConfig:
@@ -220,9 +223,14 @@ class StatisticsConfig(Section):
     anchor: float = Field(0.0, ge=0)
     """Weight of a class's name in the mean of its frozen features, in samples; 0 ignores names. Needs a text
     model."""
-    second_moment: bool = True
-    """Whether clients send the second moment of their features. Without it the covariance is a multiple of
-    the identity."""
+    second_moment: bool | Literal["auto"] = "auto"
+    """Whether clients send the second moment of their features, which names their training samples
+    (docs/privacy.md). `auto` does not send it and estimates the covariance from the differences between the
+    clients' class means. `false` neither sends nor estimates: the covariance is a multiple of the identity.
+    """
+    least: int = Field(1, ge=1)
+    """Fewest samples of a class with which a client sends the sum of that class; smaller classes are left out
+    of its sums."""
     rank: int | None = Field(None, ge=1)
     """Number of eigenvectors in which the second moment is sent, with one rest; default: the whole symmetric
     matrix."""
@@ -238,7 +246,7 @@ class StatisticsConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StatisticsConfig:
-        if not self.second_moment and self.shrinkage not in ("auto", 1):
+        if self.second_moment is False and self.shrinkage not in ("auto", 1):
             raise ValueError("shrinkage: must be 1 or `auto` with `second_moment: false`")
         return self
 
@@ -307,6 +315,11 @@ class EvaluationConfig(Section):
     def splits(self) -> tuple[str, ...]:
         """The splits on which the final models are scored."""
         return ("validation", "test") if self.validation else ("test",)
+
+    @property
+    def public_splits(self) -> tuple[str, ...]:
+        """Those of everyone's splits that a client holds who does not hold the others' samples."""
+        return ("test",) if self.public is not None else ()
 
 
 class CacheConfig(Section):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 
 from fedms.config.data import DataConfig
 from fedms.config.overrides import first_wrong, tuples
-from fedms.config.sections import CacheConfig, Section
+from fedms.config.sections import CacheConfig, Device, Section
 from fedms.config.yaml import read_yaml
 from fedms.core.errors import ConfigError
 from fedms.core.paths import is_name
@@ -34,7 +34,7 @@ class SiteConfig(Section):
     them by its fingerprint; no other is ever loaded."""
     plugins: tuple[str, ...] = ()
     """Python modules that runs may name in their `plugins`."""
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     """Device of model and data."""
     cache: CacheConfig = CacheConfig()
     """Kept outputs of the frozen prefix."""

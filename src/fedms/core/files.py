@@ -7,7 +7,6 @@ power can fail, so tests fail them one by one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,8 @@ from fedms.core.errors import FedmsError, StorageError
 
 TEMPORARY_NAME = re.compile(r"\..+\.\d+\.\d+")
 """Names of temporary files. Those of a killed process may be removed."""
+FOLDERS_OPEN = os.name != "nt"
+"""Whether a folder can be opened as a file, to sync or lock it. Windows cannot."""
 DIGEST_KEY = "sha256"
 """Key of the digest among the values of an arrays file."""
 
@@ -166,6 +167,8 @@ def _put(path: Path, data: bytes, flags: int, mode: int = 0o666) -> None:
 
 
 def _sync_folder(path: Path) -> None:
+    if not FOLDERS_OPEN:
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -251,11 +254,23 @@ def locked(path: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as held:
         try:
-            handle = os.open(path, os.O_RDONLY)
-            held.callback(os.close, handle)
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if not FOLDERS_OPEN:
+                _lock_beside(path, held)
+            else:
+                import fcntl
+
+                handle = os.open(path, os.O_RDONLY)
+                held.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, TimeoutError):
             raise FedmsError(f"{path}: another process is at work in this folder") from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be locked: {_reason(error)}") from None
         yield
+
+
+def _lock_beside(path: Path, held: contextlib.ExitStack) -> None:
+    """Lock a folder by a file beside it, which cannot be opened. TimeoutError if it is held."""
+    from filelock import FileLock
+
+    held.enter_context(FileLock(path.with_name(f".{path.name}.lock"), timeout=0))

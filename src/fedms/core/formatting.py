@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 MISSING = "–"
@@ -93,3 +94,9 @@ def excerpt(text: str) -> str:
     """A key or value inside a message: printable, and at most LONGEST_EXCERPT characters."""
     line = text if text.isprintable() else repr(text)
     return line if len(line) <= LONGEST_EXCERPT else f"{line[:LONGEST_EXCERPT]}..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'fedavg'?` for `fedavgg`; empty where no known name is like it."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

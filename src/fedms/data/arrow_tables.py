@@ -18,7 +18,7 @@ from fedms.data.table import Table, brief
 def read_parquet(path: Path, config: DataConfig) -> Table:
     """A Parquet file. Columns of types that `datasets` does not know are left out."""
     import datasets
-    from pyarrow import parquet  # type: ignore[import-untyped]
+    from pyarrow import parquet
 
     try:
         schema = parquet.read_schema(path)

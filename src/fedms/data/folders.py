@@ -206,7 +206,7 @@ def image_folder(folder: Path, complete: bool) -> _Pictures:
     for entry in classes:
         if entry.name.encode(errors="replace").decode() != entry.name:
             raise FedmsError(f"{entry}: its name, which is a class's, is not in UTF-8")
-        pictures, others = _walk(entry)
+        pictures, others = pictures_below(entry)
         if complete and not pictures:
             raise FedmsError(f"{entry}: holds no images ({', '.join(SUFFIXES)}), so its class has no samples")
         found.paths += pictures
@@ -215,7 +215,7 @@ def image_folder(folder: Path, complete: bool) -> _Pictures:
     return found
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
+def pictures_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """The pictures of a folder and of all folders in it, sorted; and what else is there."""
     pictures: list[Path] = []
     others: list[Path] = []

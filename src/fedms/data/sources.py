@@ -26,6 +26,7 @@ from fedms.data.files import FORMATS, SHEETS, read_file
 from fedms.data.folders import read_folder
 from fedms.data.hub import read_hub
 from fedms.data.images import Images
+from fedms.data.passages import ONE_CLASS, passages
 from fedms.data.splits import Source
 from fedms.data.table import Table, brief
 from fedms.data.text_tables import delimited
@@ -40,7 +41,7 @@ class Dataset:
 
     kind: Literal["text", "image"]
     inputs: Sequence[Any]
-    """[n] texts, or images that are decoded when asked for (index -> `PIL.Image.Image` in RGB)."""
+    """[n] texts, passages, or images that are decoded when asked for (index -> `PIL.Image.Image` in RGB)."""
     labels: np.ndarray
     """int64 [n], indices into `class_names`."""
     class_names: tuple[str, ...]
@@ -89,7 +90,13 @@ def load_client(config: DataConfig, name: str) -> Dataset:
     return load(config, 0, by_client=True, alone=name)
 
 
-def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | None = None) -> Dataset:
+def load(
+    config: DataConfig,
+    seed: int,
+    by_client: bool = False,
+    alone: str | None = None,
+    task: Literal["classification", "text"] = "classification",
+) -> Dataset:
     """Read the source that the config names.
 
     A source is `assistant`, a file (CSV, TSV, JSONL, JSON, Parquet), a folder (files or folders named
@@ -104,6 +111,7 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
         by_client: read a folder in which each file or sub-folder is one client (`partition.rule: files`; see
             `fedms.data.clients`). A validation split stays one.
         alone: the source is the file or folder of this client.
+        task: with `text` a sample is a `Passage`, and needs no label.
 
     Raises:
         FedmsError: no such source, it cannot be read, a column does not exist, a value is missing, or its
@@ -117,18 +125,25 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
             where = f" in the {split} split" if len(splits) > 1 else ""
             raise FedmsError(f"{config.source}: holds no samples{where}")
     tables = [table for name in splits for table in splits[name]]
-    image, text, label = roles(config, tables[0])
+    if task == "text":
+        image, text, label = None, None, config.label or ""
+    else:
+        image, text, label = roles(config, tables[0])
 
-    found = values(tables, label, "label")
+    found = values(tables, label, "label") if label else [ONE_CLASS] * sum(sizes.values())
     labels = same_value([*found, *config.classes])[: len(found)]
     learned = sum(size for split, size in sizes.items() if split != "test")
     names = () if by_client else tables[0].class_names.get(label, ())  # each client's file could order them
     declared = dict.fromkeys(name.strip() for name in names)
-    inputs = places(tables, image) if image else values(tables, text or "", "text")
+    inputs = _inputs(config, tables, task, image, text)
     if config.classes:
         check_declared(tables, labels, config.classes)
     class_names = config.classes or classes(
-        config.source, set(labels[:learned]), set(labels[learned:]), declared, alone is not None
+        config.source,
+        set(labels[:learned]),
+        set(labels[learned:]),
+        declared,
+        alone is not None or not label,
     )
     index = {name: i for i, name in enumerate(class_names)}
 
@@ -150,13 +165,27 @@ def load(config: DataConfig, seed: int, by_client: bool = False, alone: str | No
     )
 
 
+def _inputs(
+    config: DataConfig, tables: Sequence[Table], task: str, image: str | None, text: str | None
+) -> list[Any]:
+    """Passages, texts, or where pictures are, over all tables."""
+    if task == "text":
+        return [*passages(tables, config)]
+    return [*places(tables, image)] if image else [*values(tables, text or "", "text")]
+
+
 def _owners(tables: Sequence[Table]) -> tuple[np.ndarray, np.ndarray]:
     """The names of the tables' clients, sorted, and which of them holds each row."""
     held = np.repeat([table.client for table in tables], [table.rows for table in tables])
     return np.unique(held, return_inverse=True)
 
 
-def with_public(dataset: Dataset, source: str, config: DataConfig) -> Dataset:
+def with_public(
+    dataset: Dataset,
+    source: str,
+    config: DataConfig,
+    task: Literal["classification", "text"] = "classification",
+) -> Dataset:
     """The data set with the samples of a public file behind its own, in their order. They are nobody's.
 
     Raises:
@@ -165,8 +194,10 @@ def with_public(dataset: Dataset, source: str, config: DataConfig) -> Dataset:
     """
     if not Path(source).expanduser().is_file():
         raise FedmsError(f"evaluation.public: no such file: {source}")
-    changes = {"source": source, "classes": dataset.class_names, "limit": None}
-    public = load(config.model_copy(update=changes), 0)
+    changes: dict[str, Any] = {"source": source, "limit": None}
+    if dataset.class_names != (ONE_CLASS,):
+        changes["classes"] = dataset.class_names
+    public = load(config.model_copy(update=changes), 0, task=task)
     if public.kind != dataset.kind:
         raise FedmsError(
             f"evaluation.public: {source} holds a column of {public.kind}, the data are {dataset.kind}"

@@ -129,6 +129,19 @@ def _check_no_nul(where: str, text: str) -> None:
 
 def read_json(path: Path, config: DataConfig) -> Table:
     """One array of objects, or one object a line."""
+    rows = json_rows(path, config)
+    table = Table(str(path), len(rows))
+    for name in dict.fromkeys(key for row in rows for key in row):
+        table.set_column(name, [row.get(name) for row in rows])
+    return table
+
+
+def json_rows(path: Path, config: DataConfig) -> list[dict[str, Any]]:
+    """The objects of a JSON file, one a row.
+
+    Raises:
+        FedmsError: it is not JSON, or a row is no object.
+    """
     text = path.read_text(encoding=_encoding(config))
     _check_no_nul(str(path), text[:4])
     lines = (
@@ -153,10 +166,7 @@ def read_json(path: Path, config: DataConfig) -> Table:
         _check_not_one_object(path, text)
     if odd := next((i for i, row in enumerate(rows, 1) if not isinstance(row, dict)), None):
         raise FedmsError(f"{path}: row {odd} is not an object with a value for each column")
-    table = Table(str(path), len(rows))
-    for name in dict.fromkeys(key for row in rows for key in row):
-        table.set_column(name, [row.get(name) for row in rows])
-    return table
+    return rows
 
 
 def _check_not_one_object(path: Path, text: str) -> None:

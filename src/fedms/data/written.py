@@ -76,7 +76,7 @@ def _write(data: FederatedDataset, samples: Samples, path: Path) -> None:
 
 
 def _write_pictures(data: FederatedDataset, samples: Samples, labels: list[str], path: Path) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow as pa
     from pyarrow import parquet
 
     schema = pa.schema([("image", pa.struct([("bytes", pa.binary())])), ("label", pa.string())])

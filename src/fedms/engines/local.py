@@ -30,6 +30,7 @@ from fedms.federation.client import ClientHost
 from fedms.federation.messages import Failure, Task, encode
 from fedms.federation.registration import declarations
 from fedms.federation.world import World
+from fedms.training.device import resolved
 
 Ask = Callable[[bytes, int], bytes]
 """From a message, and the number of clients that it is for, to the answer."""
@@ -217,5 +218,6 @@ def check_plugins(config: Config) -> None:
 def worker_count(config: Config) -> int:
     """Worker processes: as configured, else one for each core; never more than there are clients."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = config.engine.workers or (1 if config.device == "cuda" else cores)
+    on_cpu = config.device == "cpu" or (config.device == "auto" and resolved("auto") == "cpu")
+    wanted = config.engine.workers or (cores if on_cpu else 1)
     return min(wanted, config.partition.clients or wanted)

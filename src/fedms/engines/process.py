@@ -188,7 +188,7 @@ def _spawn(places: list[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
             stdout=subprocess.PIPE,
             env=environment,
             start_new_session=True,
-            pass_fds=(theirs,),
+            pass_fds=(theirs,) if os.name == "posix" else (),
         )
     except BaseException:
         os.close(ours)

@@ -7,7 +7,6 @@ then tasks. Answers go to its standard output. Nothing of fedms is imported befo
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import select
@@ -39,8 +38,10 @@ def end_with_parent(lifeline: int) -> None:
     The parent holds the other end of the pipe `lifeline` and never writes. However the parent ends, the
     kernel closes that end and signals this process. Only Linux does so; elsewhere `_listen` must be enough.
     """
-    if not hasattr(fcntl, "F_SETSIG"):
+    if sys.platform != "linux":
         return
+    import fcntl
+
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)

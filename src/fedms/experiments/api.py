@@ -11,6 +11,7 @@ from fedms.experiments import experiment
 from fedms.experiments.comparison import compare as comparing
 from fedms.experiments.comparison.rows import narrowed
 from fedms.experiments.observers import Observer
+from fedms.runs.frames import Result
 from fedms.runs.report.comparison.page import write_comparison_report
 from fedms.runs.report.run.page import write_report
 
@@ -23,8 +24,8 @@ def run(
     reuse: str | Path | None = None,
     resume: bool = False,
     report: bool = True,
-) -> dict[str, Any]:
-    """Run one experiment into a folder; return the content of its result.json.
+) -> Result:
+    """Run one experiment into a folder; return its result: result.json's content, and tables.
 
     Args:
         config: the experiment: a `Config`, a YAML file, or a mapping of its keys.
@@ -42,7 +43,7 @@ def run(
     result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse), resume)
     if report:
         write_report(Path(out))
-    return result
+    return Result(result, out)
 
 
 def compare(

@@ -24,6 +24,20 @@ def observer(quiet: bool) -> Watcher:
     return Live() if sys.stdout.isatty() else PlainLines()
 
 
+WORDS = {
+    "statistics": "features",
+    "calibrate": "calibration",
+    "train": "training",
+    "evaluate": "validation",
+    "interpolate": "interpolation",
+    "weigh": "weights",
+    "head": "head",
+    "label-prior": "label prior",
+    "test": "test",
+}
+"""What clients compute for each kind of question, in a few words."""
+
+
 class PlainLines(Silent):
     """One line per round, for files and pipes."""
 
@@ -38,10 +52,7 @@ class PlainLines(Silent):
     def round_done(self, record: dict[str, Any]) -> None:
         """Print the round on one line."""
         self._remaining.round_done(record)
-        seconds = f"{_number(record, 'seconds'):.1f} s"
-        parts = [_place(record), *_numbers(record), seconds, f"left {self._remaining}"]
-        failures = record.get("failures") or []
-        self.note("  ".join(parts) + (f"  failed: {tally(failures)}" if failures else ""))
+        self.note(round_line(record, self._remaining))
 
     def note(self, text: str) -> None:
         """Print the text on a line of its own, at once."""
@@ -49,7 +60,10 @@ class PlainLines(Silent):
 
 
 class Live(Silent):
-    """A bar over all rounds with stage, blocks, score, loss and remaining time; notes appear above it."""
+    """A bar over all rounds: what is computed now, for which client, and the remaining time.
+
+    Finished rounds and notes stay above it.
+    """
 
     def __init__(self) -> None:
         # imported here, because workers and quiet runs do not need rich
@@ -58,13 +72,12 @@ class Live(Silent):
         self._progress = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[numbers]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left {task.fields[left]}", markup=False),
             expand=True,
         )
         self._remaining = Remaining([])
-        self._task = self._progress.add_task("preparing", total=None, numbers="", left=self._remaining)
+        self._task = self._progress.add_task("opening data and model", total=None, left=self._remaining)
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
         """Start the bar over all planned rounds."""
@@ -79,14 +92,15 @@ class Live(Silent):
         )
 
     def round_done(self, record: dict[str, Any]) -> None:
-        """Move the bar by one round."""
+        """Move the bar by one round, whose line stays above it."""
         self._remaining.round_done(record)
-        self._progress.update(
-            self._task,
-            completed=self._remaining.done,
-            description=_place(record),
-            numbers="  ".join(_numbers(record)),
-        )
+        self.note(round_line(record, self._remaining))
+        self._progress.update(self._task, completed=self._remaining.done, description=_place(record))
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Show what is computed now."""
+        which = f"client {min(done + 1, total)} of {total}"
+        self._progress.update(self._task, description=f"{WORDS.get(what, what)}: {which}")
 
     def note(self, text: str) -> None:
         """Print the text above the bar."""
@@ -161,6 +175,13 @@ class Remaining:
         return (
             f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
         )
+
+
+def round_line(record: Mapping[str, Any], remaining: Remaining) -> str:
+    """A finished round on one line."""
+    parts = [_place(record), *_numbers(record), f"{_number(record, 'seconds'):.1f} s", f"left {remaining}"]
+    failures = record.get("failures") or []
+    return "  ".join(parts) + (f"  failed: {tally(failures)}" if failures else "")
 
 
 def headline(config: Any, facts: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.config import Config
+from fedms.core.errors import ConfigError
 from fedms.data.federated import federated
 from fedms.data.written import check_can_write, write_clients
 from fedms.federation.methods import find
@@ -39,6 +40,8 @@ def write_partition(config: Config, folder: Path) -> None:
     Raises:
         FedmsError: the folder is not empty or cannot be written, or the data cannot be read.
     """
+    if config.task == "text":
+        raise ConfigError("task: text: its samples cannot be written as files yet; allowed: classification")
     check_can_write(folder)
     dataset, parts = divided(config)
     write_clients(federated(dataset, parts, ("test",), config.evaluation.everyone, config.seed), folder)

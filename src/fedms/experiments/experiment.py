@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from fedms.data.public import with_public_digest
 from fedms.engines.base import Engine
 from fedms.engines.local import check_plugins
 from fedms.engines.registry import REMOTE, open_engine
+from fedms.experiments.before import Before
+from fedms.experiments.ending import finish
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
@@ -29,17 +31,13 @@ from fedms.federation.admission import Admission
 from fedms.federation.exchanges import (
     CALIBRATION,
     EVALUATION,
-    FINAL_TEST,
     HEAD,
-    INTERPOLATION,
     LABEL_PRIOR,
     STATISTICS,
     TRAINING,
-    WEIGHTS,
 )
-from fedms.federation.exchanges.selection import InterpolationAsked, Selection
 from fedms.federation.exchanges.statistics import FeaturesAsked
-from fedms.federation.exchanges.testing import BASE_MEANS, FinalTestAsked
+from fedms.federation.exchanges.testing import BASE_MEANS
 from fedms.federation.masking import check_secure
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
@@ -51,7 +49,6 @@ from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
-from fedms.runs.result import make_result
 from fedms.training.ambient import own_torch_state
 
 Features = Literal["backbone", "global"]
@@ -100,10 +97,13 @@ def run(
     torch.set_num_threads(1)
     try:
         first = reusable(config, reuse) if reuse else None
+        before = Before.of(config)
         with closing(REMOTE.get(config.engine.name, open_world)(config)) as world:
             identity = world.check()
             if first is not None:
                 first.check_identity(identity, config)
+            if before is not None:
+                before.check(world, identity)
             kernel = world.backbone.use(folder.kernel() or config.engine.kernels).kernel
             if config.engine.kernels not in ("auto", kernel):
                 log.warning("engine.kernels: this run began with %s and keeps it", kernel)
@@ -113,7 +113,9 @@ def run(
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-                return Experiment(world, folder, engine, Several(watchers), adapter).run(first, resume)
+                return Experiment(world, folder, engine, Several(watchers), adapter, before).run(
+                    first, resume
+                )
     finally:
         torch.set_num_threads(threads)
 
@@ -147,7 +149,13 @@ class Experiment:
     """
 
     def __init__(
-        self, world: ServerSide, folder: RunFolder, engine: Engine, observer: Observer, adapter: Arrays
+        self,
+        world: ServerSide,
+        folder: RunFolder,
+        engine: Engine,
+        observer: Observer,
+        adapter: Arrays,
+        before: Before | None = None,
     ) -> None:
         self.world = world
         self.config = world.config
@@ -156,6 +164,9 @@ class Experiment:
         self.engine = engine
         self.observer = observer
         self.server = Server(self.recipe, world.backbone, list(world.clients), world.ranks, adapter)
+        self.before = before
+        if before is not None:
+            self.server.take_over(*before.state())
         admission = Admission(self.server, world.classes, world.capacities)
         rounds = SecureRounds if self.config.privacy.secure_sum else Rounds
         self.rounds = rounds(self.server, admission, engine, folder, observer)
@@ -183,14 +194,16 @@ class Experiment:
         It follows from the config, so a number of checkpoints is a place in it.
         """
         server, recipe, stages = self.server, self.recipe, self.recipe.stages
-        steps = []
+        if self.config.join is not None:
+            return self._steps_of_a_newcomer()
+        steps = list[Step]()
         if self.reused:
             steps.append(Step(partial(self._take, reuse), closes=True))
         elif recipe.starts_from_statistics or self._pictures:
             only_base = not recipe.starts_from_statistics
             first = stages[0] if stages else None
             steps.append(Step(partial(self._start_statistics, first, only_base), closes=True))
-        if recipe.has_common_start and not self.reused:
+        if recipe.starts_a_head and not self.reused:
             names = self.config.head.kind in HEADS_FROM_NAMES
             start_head = partial(self._start_head, names)
             steps.append(Step(start_head))
@@ -198,11 +211,30 @@ class Experiment:
             steps.append(Step(partial(server.begin, stage)))
             if stage == recipe.first_local_stage:
                 steps += self._between(stage)
-            numbers = range(1, recipe.rounds(stage) + 1)
-            steps += [Step(partial(self._round, stage, number), closes=True) for number in numbers]
-            steps.append(Step(partial(self._keep_stage, stage)))
+            steps += self._rounds_of(stage)
         steps.append(Step(server.settle))
         return steps if recipe.first_local_stage else [*steps, *self._between(None)]
+
+    def _rounds_of(self, stage: Stage) -> list[Step]:
+        numbers = range(1, self.recipe.rounds(stage) + 1)
+        rounds = [Step(partial(self._round, stage, number), closes=True) for number in numbers]
+        return [*rounds, Step(partial(self._keep_stage, stage))]
+
+    def _steps_of_a_newcomer(self) -> list[Step]:
+        """The local stages, each from what the run before shared at its end."""
+        stages, steps = self.recipe.stages, list[Step]()
+        for stage in [stage for stage in stages if stage.expert == "local"] or stages[-1:]:
+            steps.append(Step(partial(self._adopt, stage)))
+            steps += self._rounds_of(stage) if stage.expert == "local" else []
+        return [*steps, Step(self.server.settle)]
+
+    def _adopt(self, stage: Stage) -> None:
+        """Take over what the run before shared at the end of this stage."""
+        assert self.before is not None
+        arrays, meta = self.before.state(stage)
+        self.server.restore(arrays, meta)
+        self.server.ledger.forget_clients()
+        self.base_means = arrays.get(BASE_MEANS)
 
     def _between(self, stage: Stage | None) -> list[Step]:
         """What comes between the global expert's training and this local stage, or the end."""
@@ -225,7 +257,7 @@ class Experiment:
         self.server.start_head(self.world.classes, self.world.class_embeddings if from_names else None)
 
     def _keep_stage(self, stage: Stage) -> None:
-        self.folder.keep_stage(stage.name, *self.server.checkpoint())
+        self.folder.keep_stage(stage.name, *self._state())
 
     def _go_back(self) -> None:
         """Go back to the newest checkpoint."""
@@ -270,15 +302,20 @@ class Experiment:
 
         It also keeps the lines, so that a metrics.jsonl that is damaged later can be restored.
         """
-        arrays, meta = self.server.checkpoint()
-        if self.base_means is not None:
-            arrays[BASE_MEANS] = self.base_means.clone()  # it may be the discriminant's own
+        arrays, meta = self._state()
         self.closed += 1
         self.folder.checkpoint(self.closed, arrays, {**meta, "reused": self.reused}, records)
         for record in records:
             self.folder.append_metrics(record)
         for record in records:
             self.observer.round_done(record)
+
+    def _state(self) -> tuple[Arrays, dict[str, Any]]:
+        """The server's state, and the means that judge pictures."""
+        arrays, meta = self.server.checkpoint()
+        if self.base_means is not None:
+            arrays[BASE_MEANS] = self.base_means.clone()  # it may be the discriminant's own
+        return arrays, meta
 
     # statistics
 
@@ -299,7 +336,7 @@ class Experiment:
         if recipe.rederives_head:
             server.rederive_head(HEAD.result(self.rounds.ask(line, HEAD, line.cohort, stage), recipe))
         if label_prior:
-            answers = self.rounds.ask(line, LABEL_PRIOR, self._validators(), stage)
+            answers = self.rounds.ask(line, LABEL_PRIOR, self.server.sampling.validators, stage)
             server.label_prior = LABEL_PRIOR.result(answers, recipe)
         self._close(line.record())
 
@@ -337,11 +374,12 @@ class Experiment:
         updates = self.rounds.train(line, stage)
         trained = TRAINING.result(updates, recipe)
         line.train_loss, line.validation_score = trained.train_loss, trained.validation_score
-        server.aggregate(stage, number, updates)
+        if self.config.join is None:  # who joins changes nothing that others share
+            server.aggregate(stage, number, updates)
         last = number == planned
         if stage.expert == "global" and (last or number % self.config.evaluation.every == 0):
             scored = self.rounds.ask(
-                line, EVALUATION, self._validators(), stage, evaluation=True, arrays=server.shared
+                line, EVALUATION, server.sampling.validators, stage, evaluation=True, arrays=server.shared
             )
             line.validation_score = EVALUATION.result(scored, recipe)
         if not last and server.observe(stage, number, line.validation_score):
@@ -350,50 +388,8 @@ class Experiment:
             )
         self._close(line.record())
 
-    def _validators(self) -> list[str]:
-        return self.server.sampling.some("validation", self.config.evaluation.clients)
-
     # the end
 
     def _finish(self) -> dict[str, Any]:
-        """Every client's final model, tested on own and everyone's data.
-
-        No checkpoint: it is soon done again.
-        """
-        server = self.server
-        line = Line("end", 0, 0, len(server.active(self.recipe.last_stage)), server.clients)
-        selection = self._select(line)
-        arrays = dict(server.shared)
-        if self.base_means is not None and self._pictures:
-            arrays[BASE_MEANS] = self.base_means
-        asked = FinalTestAsked(selection.prior, selection.interpolation, list(selection.evidence_scales))
-        updates = self.rounds.ask(
-            line,
-            FINAL_TEST,
-            server.clients,
-            None,
-            needed=len(server.clients),  # a result is about every client
-            evaluation=True,
-            arrays=arrays,
-            asked=asked,
-        )
-        record = line.record()
-        self.folder.append_metrics(record)
-        answers, lines = FINAL_TEST.result(updates, self.recipe), self.folder.metrics()
-        result = make_result(self.world, server, selection, answers, lines, self.engine.peak_memory())
-        self.folder.write_result(result)
-        self.observer.round_done(record)
-        self.observer.end(result)
-        return result
-
-    def _select(self, line: Line) -> Selection:
-        """What all clients' validation data choose for the finished models."""
-        selection, recipe, arrays = Selection.before(self.recipe), self.recipe, dict(self.server.shared)
-        if recipe.chooses_interpolation:
-            updates = self.rounds.ask(line, INTERPOLATION, self._validators(), None, arrays=arrays)
-            selection = replace(selection, interpolation=INTERPOLATION.result(updates, recipe))
-        if recipe.chooses_weights:
-            asked = InterpolationAsked(selection.interpolation)
-            updates = self.rounds.ask(line, WEIGHTS, self._validators(), None, arrays=arrays, asked=asked)
-            selection = WEIGHTS.result(updates, recipe).applied(selection)
-        return selection
+        chosen = self.before.selection if self.before and self.config.join is not None else None
+        return finish(self.rounds, self.world, self.base_means if self._pictures else None, chosen)

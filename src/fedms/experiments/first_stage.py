@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE: dict[str, set[str] | bool] = {
 def first_stage_settings(config: Config) -> dict[str, Any]:
     """All settings that change the result of a first, global stage, except the method."""
     values = config.model_dump(exclude=KEYS_WITHOUT_EFFECT_ON_FIRST_STAGE)
-    places = (place.split(".") for place in PLACES)
-    for section, key in ((section, key) for section, key in places if key in values[section]):
-        values[section][key] = canonical_place(values[section][key])
+    for *parents, key in (place.split(".") for place in PLACES):
+        node = reduce(dict.__getitem__, parents, values)
+        if key in node:
+            node[key] = canonical_place(node[key])
     return values

@@ -19,6 +19,15 @@ class Observer(Protocol):
                 `plan`, a list of `stage` and `rounds`.
         """
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Called inside a round, also from other threads, before the first answer and after each one.
+
+        Args:
+            what: the kind of question, as in `fedms.federation.exchanges`.
+            done: clients that have answered so far.
+            total: clients that were asked.
+        """
+
     def round_done(self, record: dict[str, Any]) -> None:
         """Called after each round with its line of metrics.jsonl.
 
@@ -53,6 +62,11 @@ class Several:
         for each in self._observers:
             each.begin(config, facts)
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Pass the call to each observer."""
+        for each in self._observers:
+            each.progress(what, done, total)
+
     def round_done(self, record: dict[str, Any]) -> None:
         """Pass the call to each observer."""
         for each in self._observers:
@@ -73,6 +87,9 @@ class Silent:
     """Shows nothing."""
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def progress(self, what: str, done: int, total: int) -> None:
         """Do nothing."""
 
     def round_done(self, record: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ Every exchange becomes one line of metrics.jsonl.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from fedms.experiments.observers import Observer
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import FINAL_TEST, TRAINING
 from fedms.federation.exchanges.base import Asked, Cost, Exchange
+from fedms.federation.exchanges.checks import RefusalError
 from fedms.federation.messages import Failure, FailureKind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.server import Server
@@ -76,6 +78,20 @@ class Line:
     def place(self) -> str:
         """`global round 3`; for an exchange outside the rounds its name alone."""
         return f"{self.stage} round {self.number}" if self.planned else self.stage
+
+
+class Arrivals:
+    """Counts the answers to some tasks as they come in, and tells the observer."""
+
+    def __init__(self, observer: Observer, tasks: Sequence[Task]) -> None:
+        self._observer = observer
+        self._what = tasks[0].kind if tasks else ""
+        self._total = len(tasks)
+        self._numbers = itertools.count(1)  # whose `next` is one step for all threads
+        observer.progress(self._what, 0, self._total)
+
+    def __call__(self, answer: Update | Failure) -> None:
+        self._observer.progress(self._what, next(self._numbers), self._total)
 
 
 class Rounds:
@@ -168,7 +184,7 @@ class Rounds:
         sent, received = self.engine.sent, self.engine.received
         self.folder.asked(task.client for task in tasks)
         began = time.perf_counter()
-        answers = self.engine.run(tasks)
+        answers = self.engine.run(tasks, Arrivals(self.observer, tasks))
         took = time.perf_counter() - began
         sent, received = self.engine.sent - sent, self.engine.received - received
         if evaluation:
@@ -200,10 +216,11 @@ class Rounds:
                 lost.append(answer)
             elif len(taken) == most:
                 line.surplus.append(task.client)
-            elif reason := self.admission.refusal(task, answer):
-                lost.append(Failure(task.client, "refused", reason))
             else:
-                taken.append(answer)
+                try:
+                    taken.append(self.admission.admitted(task, answer))
+                except RefusalError as refused:
+                    lost.append(Failure(task.client, "refused", str(refused)))
         line.failures += lost
         for each in lost:
             if each.kind == "lost":

@@ -14,8 +14,7 @@ from typing import Any
 from fedms.config.site import SiteConfig
 from fedms.core.errors import FedmsError
 from fedms.core.files import locked, write_bytes, write_json
-from fedms.engines.flower.opening import EXTRA
-from fedms.engines.flower.processes import Child, free_port, supernode_command, without_telemetry
+from fedms.engines.flower.processes import EXTRA, Child, free_port, supernode_command, without_telemetry
 from fedms.engines.flower.site import Finished, Site
 from fedms.federation.exchanges.testing import FinalTestAnswer
 from fedms.federation.identity import Identity, ModelIdentity

@@ -28,30 +28,28 @@ class Admission:
         self.classes = classes
         self.capacities = capacities
 
-    def refusal(self, task: Task, update: Update) -> str | None:
-        """Why this answer does not count. None where it counts; its numbers of samples are then declared."""
-        try:
-            declared = self._check(task, update)
-        except RefusalError as refused:
-            return str(refused)
-        self.server.ledger.declare(task.client, declared)
-        return None
+    def admitted(self, task: Task, update: Update) -> Update:
+        """The answer, which counts, with its arrays unpacked; its numbers of samples are now declared.
 
-    def _check(self, task: Task, update: Update) -> Mapping[str, int]:
-        """The numbers of samples that the answer declares, by split."""
+        Raises:
+            RefusalError: why it does not count.
+        """
         if update.client != task.client:
             raise RefusalError("it answers in another client's name")
         exchange = find_exchange(task.kind)
         if SUM in task.settings:
             self._check_masked(task, update)
-            return {}
+            return update
         before = self.server.ledger.declared.get(task.client, {})
-        declared = exchange.declares(task, update, self._expected(task, before))
+        expected = self._expected(task, before)
+        declared = exchange.declares(task, update, expected)
+        update = exchange.unpacked(task, update, expected)
         check_finite(update.arrays)
         for costs in (update.metrics, update.metrics.get("evaluation", {})):
             check_costs(costs)
         exchange.check(task, update, self._expected(task, {**before, **declared}))
-        return declared
+        self.server.ledger.declare(task.client, declared)
+        return update
 
     def _check_masked(self, task: Task, update: Update) -> None:
         """Of a masked answer nothing but its form can be checked; its client has checked the rest."""

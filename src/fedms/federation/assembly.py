@@ -25,7 +25,7 @@ REFERENCES = 5
 def model_so_far(view: ClientView, interpolation: float = 1.0) -> PersonalModel:
     """The client's model as it stands, without what it knows of its own data."""
     arrays = received_calibrated(view) | only(view.kept | view.arrays, "gate.")
-    if view.recipe.method.gate == "learned":
+    if view.recipe.method.gate == "learned" and view.recipe.has_head:
         arrays = fresh_client_gate(view) | arrays
     if view.recipe.has_local:
         [expert] = local_experts(view, interpolation)

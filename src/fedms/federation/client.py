@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedms.federation.client_folder import ClientFolder, Recent
+from fedms.federation.client_folder import ClientFolder, Content, Recent
 from fedms.federation.client_view import RECEIVED, STATE, ClientView
 from fedms.federation.exchanges import TRAINING, find_exchange
 from fedms.federation.exchanges.base import Answer, Cost
@@ -84,6 +84,8 @@ class ClientHost:
         """What the client's side knows while it does this task, which it has received."""
         place = self._place(task)
         kept, when = self._folder(task).load(STATE, (place, task.round))
+        if not kept and self.config.start_from is not None:
+            kept, when = left_by(Path(self.config.start_from).expanduser() / "clients" / task.client)
         return ClientView(
             client=task.client,
             recipe=self.recipe,
@@ -134,9 +136,16 @@ class ClientHost:
 
     def _class_embeddings(self, task: Task) -> Tensor | None:
         """Where a head begins with them, or the accuracy before training is measured by them."""
-        text = self.world.backbone.kind == "text"
+        text = self.world.backbone.kind == "text" and self.config.task != "text"
         needed = task.kind == "test" or self.config.head.kind in HEADS_FROM_NAMES
         return self.world.class_embeddings if text and needed else None
+
+
+def left_by(folder: Path) -> Content:
+    """What a client trained and kept in a run that has ended; empty if it took no part."""
+    client = ClientFolder(folder)
+    newest = client.newest().get(STATE)
+    return client.load(STATE, (newest[0], newest[1] + 1)) if newest else ({}, {})
 
 
 @dataclass

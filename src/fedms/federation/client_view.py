@@ -87,7 +87,11 @@ class ClientView:
         it came.
         """
         arrays = strip(self.received, "global/")
-        return Expert(arrays, self.recipe.scale) if "head.weight" in arrays else None
+        return (
+            Expert(arrays, self.recipe.scale)
+            if "head.weight" in arrays or (arrays and self.recipe.of_text)
+            else None
+        )
 
     def samples(self, split: str) -> Samples:
         """The client's own train, validation or test samples."""

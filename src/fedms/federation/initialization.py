@@ -17,6 +17,10 @@ from fedms.model.heads import nearest_head, statistics_head, zero_head
 from fedms.model.parts import fresh_lora, fresh_parts, group, part_of, trained_names
 from fedms.model.statistics import FeatureSums
 
+ARRIVED = "arrived/"
+"""How the names of arrays begin that a client keeps as the server has them, where they were rounded on their
+way (`federation.uplink`)."""
+
 
 def expert_at_start(view: ClientView, stage: Stage) -> Expert:
     """The expert as this round's training finds it."""
@@ -24,7 +28,9 @@ def expert_at_start(view: ClientView, stage: Stage) -> Expert:
     if stage.expert == "global":
         known = strip(view.received, "global/") | shared
         return _expert(view, _fresh(view, stage, known=known) | known)
-    own = strip(view.kept, "local/") or local_start(view, stage)
+    own = strip(view.kept, "local/")
+    if not own or view.config.start_from is not None:  # more blocks may be active than in the run before
+        own = local_start(view, stage) | own
     beside = _others(view, stage, own, shared) if stage.average == "beside" else shared
     return _expert(view, own | beside)
 
@@ -39,6 +45,8 @@ def local_start(view: ClientView, stage: Stage) -> Arrays:
     alike = any(matrix in stage.shares for matrix in LORA)
     sent = strip(view.received, "global/")
     fresh = _fresh(view, stage, *(() if alike else (view.client,)))
+    if view.recipe.of_text:
+        return fresh | (sent if view.config.mixture.local_start == "global" else {})
     if "head.weight" not in sent:
         return fresh | _own_head(view)
     start = fresh | (sent if view.config.mixture.local_start == "global" else _heads(sent))
@@ -69,12 +77,12 @@ def _others(view: ClientView, stage: Stage, own: Arrays, average: Arrays) -> Arr
     rest = {name: array.clone() for name, array in own.items() if group(name) in LORA} | average
     averaged = view.situation.averaged
     if averaged and view.kept_at == {"stage": averaged["stage"], "round": averaged["round"]}:
-        weight = len(view.samples("train"))
+        weight, in_average = len(view.samples("train")), own | strip(view.kept, ARRIVED)
         for name in average.keys() & training_names(view, stage):
             share = weight / averaged["weights"][str(block_of(name))]
             # a client that trained it alone has no others, and zeros in their place change nothing
             alone = torch.zeros_like(own[name])
-            rest[name] = (average[name] - share * own[name]) / (1 - share) if share < 1 else alone
+            rest[name] = (average[name] - share * in_average[name]) / (1 - share) if share < 1 else alone
     return prefixed(rest, "beside.")
 
 
@@ -101,7 +109,8 @@ def _own_head(view: ClientView) -> Arrays:
         samples = view.samples(split)
         features = view.runner.frozen_outputs("backbone", None, samples, view.boundary).features
         found[split] = features, samples.labels
-    own = FeatureSums.of(*found["train"], view.classes, view.config.statistics.second_moment).discriminant()
+    second = view.config.statistics.second_moment is not False  # nothing of it leaves the client
+    own = FeatureSums.of(*found["train"], view.classes, second).discriminant()
     if kind == "means":
         return nearest_head(own.means)
     shrinkages = view.recipe.shrinkages

@@ -108,6 +108,8 @@ class Method:
     """How the gate that mixes the experts is made."""
     label_prior: bool = False
     """Whether each client's label prior, softened by `gate.prior`, is added to the predictions."""
+    no_text: str | None = None
+    """Why it does not run with `task: text`; None where it does."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Config keys that the method fixes: dotted key and value."""
 
@@ -183,6 +185,8 @@ class Method:
         Raises:
             ConfigError: these keys contradict the others, or the aggregator does not suit the method.
         """
+        if config.task == "text" and self.no_text:
+            raise ConfigError(f"method: {self.name} does not run with task: text: it {self.no_text}")
         config = load_config(config.model_dump(), [f"{key}={value}" for key, value in self.settings.items()])
         self._check_aggregation(config)
         return config

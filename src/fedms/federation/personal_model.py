@@ -18,7 +18,7 @@ from fedms.federation.method import Method
 from fedms.model.arrays import strip
 from fedms.model.discriminant import Discriminant
 from fedms.model.evidence import Evidence
-from fedms.model.expert import Expert
+from fedms.model.expert import Expert, same_body
 from fedms.model.statistics import FeatureSums
 from fedms.training.runner import Runner
 
@@ -54,7 +54,7 @@ class PersonalModel:
         self.experts = {
             name: Expert(parts, scale)
             for name in ("global", "local")
-            if (parts := strip(arrays, f"{name}/")) and "head.weight" in parts
+            if (parts := strip(arrays, f"{name}/")) and ("head.weight" in parts or config.task == "text")
         }
 
     @property
@@ -65,6 +65,11 @@ class PersonalModel:
     def local_expert(self) -> Expert | None:
         """The client's own expert; the global one before the client has trained one."""
         return self.experts.get("local", self.global_expert)
+
+    @cached_property
+    def local_head_alone(self) -> bool:
+        """Whether the local expert is the global one with another head, as before its first training."""
+        return self.method.trains_heads_alone(self.config) or same_body(self.local_expert, self.global_expert)
 
     @cached_property
     def discriminant(self) -> Discriminant:

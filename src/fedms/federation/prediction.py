@@ -261,8 +261,7 @@ def _global_logits(model: PersonalModel, runner: Runner, samples: Samples, bound
 
 
 def _local_logits(model: PersonalModel, runner: Runner, samples: Samples, boundary: int) -> Tensor:
-    head_alone = model.method.trains_heads_alone(model.config)
-    logits = runner.outputs(model.local_expert, samples, boundary, head_alone).logits
+    logits = runner.outputs(model.local_expert, samples, boundary, model.local_head_alone).logits
     assert logits is not None
     return logits
 

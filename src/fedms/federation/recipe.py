@@ -63,7 +63,17 @@ class Recipe:
         """alpha / r, the scale of every pair."""
         return self.config.lora.alpha / self.config.lora.rank
 
+    @property
+    def of_text(self) -> bool:
+        """Whether next tokens are predicted, by the model's own frozen head."""
+        return self.config.task == "text"
+
     # experts
+
+    @property
+    def has_head(self) -> bool:
+        """Whether experts have a head of their own."""
+        return not self.of_text
 
     @property
     def has_global(self) -> bool:
@@ -81,7 +91,12 @@ class Recipe:
         """Whether everybody starts from one head: for a global expert, or since part of the local ones is
         shared.
         """
-        return self.has_global or any({*stage.shares} - {"gate"} for stage in self.stages)
+        return self.has_head and (self.has_global or any({*stage.shares} - {"gate"} for stage in self.stages))
+
+    @property
+    def starts_a_head(self) -> bool:
+        """Whether that head is made here; it is not where another run's is taken over."""
+        return self.has_common_start and self.config.start_from is None
 
     @property
     def has_prompt(self) -> bool:
@@ -93,12 +108,13 @@ class Recipe:
     @property
     def gate_reads_statistics(self) -> bool:
         """Whether the gate stands on the federation's statistics: it learns to tell own from everyone's."""
-        return self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone"
+        learns = self.method.gate == "learned" and self.config.gate.objective == "own-or-everyone"
+        return learns and not self.of_text
 
     @property
     def starts_from_statistics(self) -> bool:
         """Whether training or prediction stands on sums of the frozen backbone's features."""
-        head = self.config.head.kind in HEADS_FROM_SUMS and self.has_common_start
+        head = self.config.head.kind in HEADS_FROM_SUMS and self.starts_a_head
         gate = self.gate_reads_statistics and self.config.gate.features == "backbone"
         return head or gate or not self.predictor.reads_experts
 
@@ -107,10 +123,16 @@ class Recipe:
         return "gate" in stage.trains and self.gate_reads_statistics and self.config.gate.features == "global"
 
     @property
+    def sends_second_moment(self) -> bool:
+        """Whether clients send the second moment: where it is asked for, and in secure sums."""
+        sent = self.config.statistics.second_moment
+        return self.config.privacy.secure_sum if sent == "auto" else sent
+
+    @property
     def shrinkages(self) -> tuple[float, ...]:
         """Candidates for the discriminant's shrinkage."""
         statistics = self.config.statistics
-        if not statistics.second_moment:
+        if statistics.second_moment is False:
             return (1.0,)
         return SHRINKAGES if statistics.shrinkage == "auto" else (statistics.shrinkage,)
 
@@ -119,7 +141,7 @@ class Recipe:
         """Whether the discriminant of the trained features may become the global expert's head."""
         head = self.config.head
         trained = any(stage.expert == "global" and "head" in stage.trains for stage in self.stages)
-        return head.rederive == "auto" and head.kind in HEADS_FROM_SUMS and trained
+        return self.has_head and head.rederive == "auto" and head.kind in HEADS_FROM_SUMS and trained
 
     @property
     def chooses_label_prior(self) -> bool:
@@ -155,7 +177,8 @@ class Recipe:
     @property
     def chooses_weights(self) -> bool:
         """Whether validation chooses a constant weight, or the scales of the gate's evidence."""
-        return self.method.gate == "constant" or self.gate_reads_statistics
+        by_tokens = self.of_text and self.method.gate == "learned"
+        return self.method.gate == "constant" or self.gate_reads_statistics or by_tokens
 
 
 def recipe_for(config: Config, method: Method | None = None) -> Recipe:

@@ -36,6 +36,11 @@ class Sampling:
         generator = seeds.numpy_generator(self.config.seed, "others", stage.budget, round_number)
         return [rest[index] for index in generator.permutation(len(rest))]
 
+    @property
+    def validators(self) -> list[str]:
+        """The clients on whose validation data the federation chooses."""
+        return self.some("validation", self.config.evaluation.clients)
+
     def some(self, purpose: str, most: int | None) -> list[str]:
         """At most this many clients, always the same for the purpose; None: all."""
         if most is None or most >= len(self.clients):

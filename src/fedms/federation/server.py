@@ -43,6 +43,7 @@ class Server:
         averaged: stage, round and weights by block of the present average, where clients take themselves out
             of it; and the clients in it.
         adapter: the pairs from which the global expert starts (`model.adapter`).
+        gate: what is shared of the gate where the run goes on from another one (`start_from`).
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Server:
     ) -> None:
         self.recipe = recipe
         self.adapter = adapter or {}
+        self.gate: Arrays = {}
         self.ranks = ranks
         self.backbone = backbone
         self.sampling = Sampling(recipe.config, clients)
@@ -181,6 +183,13 @@ class Server:
 
     # state
 
+    def take_over(self, arrays: Arrays, meta: Mapping[str, Any]) -> None:
+        """Begin where another run ended: with its experts, its gate and its active blocks."""
+        left = strip(arrays, "frozen/") | strip(arrays, "shared/")
+        self.gate = {name: array for name, array in left.items() if group(name) == "gate"}
+        self.shared = {name: array for name, array in left.items() if name not in self.gate}
+        self.activation.active = meta["activation"]["active"]
+
     def begin(self, stage: Stage) -> None:
         """Lay out what the stage shares."""
         if stage.expert == "local":
@@ -192,7 +201,9 @@ class Server:
             fresh = fresh_gate(
                 self.backbone.feature_size, gate.adapter_rank, gate.hidden, self.config.seed, ""
             )
-            self.shared = {name: fresh[name] for name in ADAPTER}
+            self.shared = {name: (fresh | self.gate)[name] for name in ADAPTER}
+        elif "gate" in stage.shares and self.gate:
+            self.shared = {name: array.clone() for name, array in self.gate.items()}
 
     def _lay_out(self, stage: Stage) -> None:
         """Fresh arrays for what is shared and not there yet.

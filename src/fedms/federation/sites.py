@@ -191,7 +191,7 @@ def open_site(config: Config, place: Place, own: Dataset, backbone: Backbone) ->
     if judged.public is not None:
         check_public(judged.public, judged.public_sha256)
         dataset = with_public(dataset, judged.public, config.data)
-    data = federated(dataset, parts, ("test",) if judged.public is not None else ())
+    data = federated(dataset, parts, judged.public_splits)
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
     inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
     capacity = min(place.capacity, backbone.depth)

@@ -6,12 +6,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from fedms.config import Config
-from fedms.core.errors import ConfigError, FedmsError
+from fedms.core.errors import ConfigError
 from fedms.data import sources
 from fedms.data.federated import FederatedDataset, OpenRows, Samples, federated, repeated
 from fedms.data.partition import ClientSplit, Partition, partition
@@ -21,9 +22,11 @@ from fedms.federation.activation import check_depth
 from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
 from fedms.federation.tiers import capacities, ranks
 from fedms.model.backbone import Backbone
-from fedms.model.checkpoints import load_backbone
-from fedms.training.device import prepare
+from fedms.model.checkpoints import Checkpoint, load_backbone
+from fedms.model.vocabulary import load_words
+from fedms.training.device import prepare, resolved
 from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
+from fedms.training.passages import passage_inputs
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +136,8 @@ class World:
 
 def divided(config: Config) -> tuple[Dataset, Partition]:
     """The data set, and who holds what. Errors are the user's to mend (FedmsError)."""
-    dataset = sources.load(config.data, config.seed, by_client=config.partition.rule == "files")
+    by_client = config.partition.rule == "files"
+    dataset = sources.load(config.data, config.seed, by_client, alone=config.join, task=config.task)
     parts = partition(dataset, config.partition, config.seed)
     try:
         config.federation.check(len(parts.clients))
@@ -141,7 +145,7 @@ def divided(config: Config) -> tuple[Dataset, Partition]:
         raise ConfigError(str(error)) from None
     if config.evaluation.public is not None:
         check_public(config.evaluation.public, config.evaluation.public_sha256)
-        dataset = sources.with_public(dataset, config.evaluation.public, config.data)
+        dataset = sources.with_public(dataset, config.evaluation.public, config.data, config.task)
     return dataset, parts
 
 
@@ -150,18 +154,25 @@ def open_world(config: Config) -> World:
     dataset, parts = divided(config)
     backbone = open_backbone(config)
     judged = config.evaluation
-    data = federated(dataset, parts, judged.splits, judged.everyone, config.seed)
+    # where a client joins, the others' samples are elsewhere
+    splits = judged.splits if config.join is None else judged.public_splits
+    data = federated(dataset, parts, splits, judged.everyone, config.seed)
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
-    inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
+    inputs: Inputs
+    if config.task == "text":
+        inputs = passage_inputs(opened, backbone, config.model)
+    else:
+        inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
     return World(config, dataset, parts, data, backbone, inputs, opened)
 
 
 def open_backbone(config: Config) -> Backbone:
     """The frozen model of a config on its device. Errors are the user's to mend (FedmsError)."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise FedmsError("device: cuda is not available here; allowed: cpu")
-    prepare(config.device, config.deterministic)
+    device = resolved(config.device)
+    prepare(device, config.deterministic)
     backbone = load_backbone(config.model, config.lora)
+    if config.task == "text":
+        backbone.words = load_words(cast(Checkpoint, backbone.checkpoint), backbone.model)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
         allowed = "statistics, means, linear"
         raise ConfigError(
@@ -170,5 +181,5 @@ def open_backbone(config: Config) -> Backbone:
     if backbone.kind == "image" and config.statistics.anchor:
         raise ConfigError(f"statistics.anchor: needs a text model; with {config.model.name} allowed: 0")
     check_depth(config.activation, backbone.depth, config.model.name)
-    backbone.to_device(config.device, getattr(torch, config.precision))
+    backbone.to_device(device, getattr(torch, config.precision))
     return backbone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 Arrays = dict[str, Tensor]
@@ -29,3 +30,18 @@ def strip(arrays: Mapping[str, Tensor], prefix: str) -> Arrays:
 
 def prefixed(arrays: Mapping[str, Tensor], prefix: str) -> Arrays:
     return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, without waiting for the copy.
+
+    The way to a GPU is through pinned memory, which torch keeps reserved until the copy is done.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=device.type not in ("cpu", "mps"))
+
+
+def is_real(lengths: Tensor, longest: int) -> Tensor:
+    """Which tokens of a padded batch are no padding, [batch, longest]."""
+    return torch.arange(longest, device=lengths.device)[None, :] < lengths[:, None]

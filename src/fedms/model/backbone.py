@@ -1,7 +1,8 @@
 """The frozen transformer as a list of blocks that can run from any block upward.
 
-Hidden states are [batch, tokens, d]. A mask is None without padding, else additive [batch, 1, 1, tokens]. A
-packed batch (`model/packing.py`) is [1, tokens, d], and its `Packing` stands in place of the mask.
+Hidden states are [batch, tokens, d]. With them go the lengths of the samples: a tensor [batch] on the CPU, or
+None without padding. A packed batch (`model/packing.py`) is [1, tokens, d], and its `Packing` stands in place
+of the lengths. The backbone alone makes of them what its model wants.
 
 Embeddings and blocks may be in bfloat16. Hidden states and attached pairs have that type then. The modules
 after the last block work on each token alone and stay in float32, so a feature is always float32.
@@ -17,11 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from fedms.core.errors import ConfigError
+from fedms.model.arrays import is_real, moved
+from fedms.model.discovery import ALL_LINEAR, find_targets, linear_layers, without_transposed
 from fedms.model.families import Family
 from fedms.model.kernels import FrozenLinear, Kernel, fastest, has_onednn
 from fedms.model.lora import LoraLinear, Pair
 from fedms.model.packing import Packing, packed_attention
+from fedms.model.reentry import Reentry
 
+Lengths = Tensor | Packing | None
+"""Tokens of each sample of a batch; None if nothing is padded"""
 MASKED = torch.finfo(torch.bfloat16).min
 """Value that a mask adds at padding. It is finite in both precisions; the lowest float32 is not."""
 
@@ -55,16 +61,19 @@ class Preprocessing(Protocol):
 
 
 class Backbone(nn.Module):
-    """A frozen pretrained encoder.
+    """A frozen pretrained transformer.
 
     Attributes:
         depth: number of blocks L; block 0 is next to the input.
         width: size d of a hidden state.
         feature_size: size of the pooled feature.
         targets: names of the layers that can carry a LoRA pair, the same in every block.
+        usual_targets: those that carry pairs by default; empty where they were not looked for.
+        transposed: names of the layers whose weights the pretrained model keeps as [in, out].
         positions: number of tokens of the longest text that it can read; None for images.
         device, dtype: its device, and the type of its hidden states.
         kernel: computes the products of the blocks' frozen layers.
+        words: the frozen matrix [V, d] from a last hidden state to next tokens, where it was loaded.
         checkpoint: source of the tokenizer or image processor; None for a model that was built in memory.
     """
 
@@ -81,17 +90,25 @@ class Backbone(nn.Module):
         self.model = model
         self.family = family
         self.checkpoint = checkpoint
-        self.pooling = pooling if pooling != "auto" else ("mean" if family.kind == "text" else "cls")
+        self.pooling = pooling if pooling != "auto" else _pooling(model, family)
+        self.transposed = without_transposed(model)
         blocks: Any = model.get_submodule(family.blocks)
         self.blocks: nn.ModuleList = blocks
         self.depth = len(self.blocks)
         self.width = int(model.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self.parameter_count = sum(p.numel() for p in model.parameters())
-        self.targets = targets or family.targets
-        self.block_linear_weights = sum(
-            module.weight.numel() for module in self.blocks[0].modules() if isinstance(module, nn.Linear)
-        )
-        self.frozen = [_frozen(self.blocks, name) for name in _linear_layers(self.blocks)]
+        name = checkpoint.name if checkpoint is not None else "in memory"
+        self.usual_targets = family.targets or (() if targets else find_targets(self.blocks, name))
+        self.targets = targets or self.usual_targets
+        if self.targets == (ALL_LINEAR,):
+            self.targets = tuple(linear_layers(self.blocks[0]))
+        self.block_linear_weights: int = sum(
+            layer.weight.numel() for layer in linear_layers(self.blocks[0]).values()
+        ) + _active_weights(self.blocks[0], model.config)
+        self._reentry = Reentry(model, self.blocks, family.kind) if family.found else None
+        if self._reentry:
+            self._reentry.check(*_samples(model, family.kind), name)
+        self.frozen = [_frozen(self.blocks, name) for name in linear_layers(self.blocks)]
         self.kernel: Kernel = "torch"
         self.layers: dict[tuple[int, str], LoraLinear] = {}
         for number, block in enumerate(self.blocks):
@@ -99,7 +116,8 @@ class Backbone(nn.Module):
                 self.layers[number, target] = _insert(block, target)
         projection = model.get_submodule(family.projection) if family.projection else None
         self.feature_size = projection.out_features if isinstance(projection, nn.Linear) else self.width
-        self.positions = _positions(model.get_submodule(family.embeddings)) if family.kind == "text" else None
+        self.positions = _positions(model) if family.kind == "text" else None
+        self.words: Tensor | None = None
         weights = dict(model.named_parameters())
         self.device = next(iter(weights.values())).device
         self.dtype = torch.float32
@@ -114,6 +132,12 @@ class Backbone(nn.Module):
         return self.family.packs and self.device.type == "cpu"
 
     @property
+    def vocabulary(self) -> Tensor:
+        """The frozen matrix of all words, [V, d]."""
+        assert self.words is not None, "only `task: text` loads it"
+        return self.words
+
+    @property
     def prompt(self) -> str:
         """What precedes every text, by the model's own word."""
         return self.checkpoint.prompt if self.checkpoint is not None else ""
@@ -126,9 +150,15 @@ class Backbone(nn.Module):
     def to_device(self, device: str, dtype: torch.dtype = torch.float32) -> Backbone:
         """Move the model to the device, and convert embeddings and blocks to this type."""
         self.model.to(device)
-        for path in (self.family.embeddings, *self.family.before, self.family.blocks):
-            self.model.get_submodule(path).to(dtype)
+        if self._reentry:
+            self.model.to(dtype)
+            for module in self._reentry.after:
+                module.float()
+        else:
+            for path in (self.family.embeddings, *self.family.before, self.family.blocks):
+                self.model.get_submodule(path).to(dtype)
         self.device, self.dtype = torch.device(device), dtype
+        self.words = None if self.words is None else self.words.to(device)
         self.use("torch")
         return self
 
@@ -157,8 +187,10 @@ class Backbone(nn.Module):
             pair = pairs.get(key)
             layer.pair = pair if pair is None or self.dtype == pair.A.dtype else pair.to(self.dtype)
 
-    def embed(self, inputs: Tensor) -> Tensor:
+    def embed(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Token ids [batch, tokens] or pixels [batch, 3, h, w] -> input of block 0."""
+        if self._reentry:
+            return self._reentry.embed(inputs if self.kind == "text" else inputs.to(self.dtype), lengths)
         embeddings = self.model.get_submodule(self.family.embeddings)
         if self.kind == "text":
             hidden = embeddings(input_ids=inputs)
@@ -174,61 +206,113 @@ class Backbone(nn.Module):
         size = self.model.config.image_size  # type: ignore[union-attr]
         return not self.family.resizes_positions and tuple(pixels.shape[-2:]) != (size, size)
 
-    def run(
-        self, hidden: Tensor, mask: Tensor | Packing | None, start: int = 0, stop: int | None = None
-    ) -> Tensor:
+    def run(self, hidden: Tensor, lengths: Lengths, start: int = 0, stop: int | None = None) -> Tensor:
         """The input of block `start` -> the output of block `stop` - 1."""
-        packed = isinstance(mask, Packing)
-        mask = mask.to(hidden.dtype) if isinstance(mask, Tensor) else mask
+        packed = isinstance(lengths, Packing)
+        if self._reentry:
+            assert not isinstance(lengths, Packing), "only families that pack are given a Packing"
+            return self._reentry.run(hidden, lengths, start, stop)
+        mask = lengths if isinstance(lengths, Packing) else _mask(lengths, hidden)
         with packed_attention(self.model.config) if packed else nullcontext():
             for block in self.blocks[start:stop]:
                 hidden = block(hidden, mask)
         return hidden
 
-    def pool(self, hidden: Tensor, mask: Tensor | Packing | None) -> Tensor:
+    def end(self, hidden: Tensor) -> Tensor:
+        """The last block's output -> what the pretrained model gives for each token, in float32."""
+        hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+        if self._reentry:
+            return self._reentry.end(hidden)
+        for path in self.family.after:
+            hidden = self.model.get_submodule(path)(hidden)
+        return hidden
+
+    def pool(self, hidden: Tensor, lengths: Lengths) -> Tensor:
         """The last block's output -> the feature of each sample, float32 [samples, feature_size]."""
-        if isinstance(mask, Packing):
-            return torch.cat([self.pool(texts, None) for texts in mask.rectangles(hidden[0], 0)])
-        token = hidden[:, 0] if self.pooling == "cls" else hidden
-        token = self._after(token.to(torch.promote_types(token.dtype, torch.float32)))
-        if self.pooling == "last":
-            last = token.shape[1] - 1 if mask is None else (mask[:, 0, 0] == 0).sum(1) - 1
+        if isinstance(lengths, Packing):
+            return torch.cat([self.pool(texts, None) for texts in lengths.rectangles(hidden[0], 0)])
+        # what is declared to follow the blocks works on each token alone
+        first = self.pooling == "cls" and not self._reentry
+        token = self.end(hidden[:, 0] if first else hidden)
+        if self.pooling == "cls":
+            token = token if first else token[:, 0]
+        elif self.pooling == "last":
+            last = token.shape[1] - 1 if lengths is None else moved(lengths, token.device) - 1
             token = token[torch.arange(len(token), device=token.device), last]
-        elif self.pooling != "cls" and mask is not None:
-            real = (mask[:, 0, 0] == 0).to(token.dtype)[:, :, None]
+        elif lengths is not None:
+            real = moved(is_real(lengths, token.shape[1]), token.device).to(token.dtype)[:, :, None]
             token = token.mul(real).sum(1) / real.sum(1)
-        elif self.pooling != "cls":
+        else:
             token = token.mean(1)
         if self.family.projection:
             token = self.model.get_submodule(self.family.projection)(token)
         return token
 
-    def _after(self, hidden: Tensor) -> Tensor:
-        for path in self.family.after:
-            hidden = self.model.get_submodule(path)(hidden)
-        return hidden
-
-    def feature(self, inputs: Tensor, mask: Tensor | None) -> Tensor:
+    def feature(self, inputs: Tensor, lengths: Tensor | None) -> Tensor:
         """Inputs -> feature, in one pass."""
-        return self.pool(self.run(self.embed(inputs), mask), mask)
+        return self.pool(self.run(self.embed(inputs, lengths), lengths), lengths)
 
 
-def attention_mask(lengths: Tensor, longest: int) -> Tensor | None:
-    """Additive mask [batch, 1, 1, longest] for texts of these lengths; None without padding."""
-    if int(lengths.min()) == longest:
+def ragged(lengths: Tensor, longest: int) -> Tensor | None:
+    """The lengths [batch], or None if no sample is shorter than the longest, so that nothing is padded."""
+    return None if int(lengths.min()) == longest else lengths
+
+
+def _mask(lengths: Tensor | None, hidden: Tensor) -> Tensor | None:
+    """Additive mask [batch, 1, 1, tokens]; None without padding."""
+    if lengths is None:
         return None
-    padded = torch.arange(longest, device=lengths.device)[None, :] >= lengths[:, None]
-    return torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, MASKED)[:, None, None]
+    padded = ~is_real(lengths, hidden.shape[1])
+    mask = torch.zeros(padded.shape, device=lengths.device).masked_fill_(padded, MASKED)[:, None, None]
+    return moved(mask, hidden.device).to(hidden.dtype)
 
 
-def _positions(embeddings: nn.Module) -> int:
-    """RoBERTa starts to count after the padding's position, so it has fewer positions than table rows."""
-    table: Any = embeddings.get_submodule("position_embeddings")
-    return int(table.num_embeddings) - (0 if table.padding_idx is None else table.padding_idx + 1)
+def _pooling(model: nn.Module, family: Family) -> str:
+    """How a model's tokens become one feature, unless somebody says otherwise."""
+    if family.kind == "text":
+        return "last" if family.causal else "mean"
+    own = [name.split(".") for name, _ in model.named_parameters()]
+    first = any(parts[-1] == "cls_token" and "head" not in parts for parts in own)  # a head pools by its own
+    return "cls" if (family.blocks and not family.found) or first else "mean"
 
 
-def _linear_layers(module: nn.Module) -> list[str]:
-    return [name for name, each in module.named_modules() if isinstance(each, nn.Linear)]
+def _samples(model: nn.Module, kind: str) -> tuple[Tensor, Tensor | None]:
+    """Inputs with which a model is checked when it is loaded: two texts, or one picture."""
+    config: Any = model.config
+    drawn = torch.Generator().manual_seed(0)
+    if kind == "text":
+        words = config.get_text_config().vocab_size
+        return torch.randint(min(4, words - 1), words, (2, 6), generator=drawn), torch.tensor([6, 4])
+    size = getattr(config, "image_size", 224)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return torch.randn(1, getattr(config, "num_channels", 3), height, width, generator=drawn), None
+
+
+def _active_weights(block: nn.Module, config: Any) -> int:
+    """Weights of a mixture of experts that one token meets: those of its few experts."""
+    experts = next(
+        (
+            number
+            for key in ("num_local_experts", "num_experts", "n_routed_experts")
+            if (number := getattr(config, key, None))
+        ),
+        0,
+    )
+    if not experts:
+        return 0
+    held = sum(each.numel() for each in block.parameters() if each.dim() == 3 and len(each) == experts)
+    return int(held * config.num_experts_per_tok // experts)
+
+
+def _positions(model: nn.Module) -> int | None:
+    """The most tokens that the model has positions for; None if there is no limit.
+
+    RoBERTa starts to count after the padding's position, so it has fewer positions than table rows.
+    """
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            return int(table.num_embeddings) - (0 if table.padding_idx is None else table.padding_idx + 1)
+    return getattr(model.config, "max_position_embeddings", None)
 
 
 def _frozen(blocks: nn.Module, name: str) -> FrozenLinear:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import excerpt
 from fedms.model.backbone import Backbone
-from fedms.model.families import FAMILIES, Family, family_of
+from fedms.model.discovery import find_blocks
+from fedms.model.families import Family, family_of, refusal
 from fedms.model.formats import adapter_refusal, check_format
 from fedms.model.sentence_transformers import Read, SentenceModel, read_sentence_model, reader
 
@@ -61,8 +62,8 @@ class Checkpoint:
 
         loader = getattr(transformers, self.family.model_class)
         declared = self.declared
-        if declared.model_type == "clip":  # of a full CLIP, only the image tower is loaded
-            declared = declared.vision_config
+        if self.family.kind == "image":  # of a full CLIP or SigLIP, only the image tower is loaded
+            declared = getattr(declared, "vision_config", declared)
         try:
             model, info = loader.from_pretrained(
                 self.source,
@@ -170,12 +171,15 @@ def open_checkpoint(name: str, pooling: str = "auto") -> Checkpoint:
     try:
         declared = transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers and huggingface_hub raise many types for a damaged config
-        raise FedmsError(f"model {name}: cannot be read: {first_line(error)}") from None
+        line = first_line(error)
+        if "custom code" in line:
+            line = "it brings its own code, which fedms never runs; name a model of transformers itself"
+        raise FedmsError(f"model {name}: cannot be read: {line}") from None
     family = family_of(declared)
-    if family is None:
-        raise FedmsError(
-            f"model {name}: family {declared.model_type!r} has no known blocks; known: {', '.join(FAMILIES)}"
-        )
+    if why := refusal(declared):
+        raise FedmsError(f"model {name}: family {declared.model_type!r} cannot be taken apart: {why}")
+    if getattr(declared, "quantization_config", None) is not None:
+        raise FedmsError(f"model {name}: is quantised; name the model that it was made from")
     read = reader(source)
     _refuse_detours(name, read)
     _set_straight(name, declared)
@@ -193,9 +197,12 @@ def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
         ConfigError: a LoRA target does not exist.
     """
     checkpoint = open_checkpoint(config.name, config.pooling)
+    model, family = checkpoint.load_weights(), checkpoint.family
+    if not family.blocks or config.blocks is not None:
+        family = replace(family, blocks=find_blocks(model, config.name, config.blocks), found=True)
     return Backbone(
-        checkpoint.load_weights(),
-        checkpoint.family,
+        model,
+        family,
         lora.targets,
         checkpoint.sentence.pooling or config.pooling,
         checkpoint=checkpoint,

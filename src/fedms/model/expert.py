@@ -127,3 +127,13 @@ class Expert:
 
     def detached(self) -> Arrays:
         return {name: array.detach() for name, array in self.arrays.items()}
+
+
+def same_body(one: Expert | None, other: Expert | None) -> bool:
+    """Whether two experts have the same features for every sample: they differ in their heads at most."""
+    if one is None or other is None:
+        return one is other
+    mine, theirs = one.body, other.body
+    return mine.keys() == theirs.keys() and all(
+        array is theirs[name] or torch.equal(array.cpu(), theirs[name].cpu()) for name, array in mine.items()
+    )

@@ -1,4 +1,8 @@
-"""The known families of encoders: where each one keeps its modules. A new family is one entry."""
+"""The families of transformers whose modules are declared by hand.
+
+Blocks and targets of all others are found (`model/discovery.py`), and the parent's own forward pass says how
+blocks are called (`model/reentry.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,17 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Family:
-    """The module paths of one family of encoders."""
+    """The module paths of one family of transformers."""
 
     kind: Literal["text", "image"]
-    blocks: str
-    """Path of the list of blocks."""
-    targets: tuple[str, ...]
+    blocks: str = ""
+    """Path of the list of blocks; empty: blocks are found, and called as the parent calls them."""
+    targets: tuple[str, ...] = ()
     """Linear layers of a block that carry LoRA by default: query and value."""
+    found: bool = False
+    """Whether blocks were found rather than declared; set when the model is loaded."""
+    causal: bool = False
+    """Whether a token sees none after it. Then the last token makes the feature."""
     before: tuple[str, ...] = ()
     """Modules between the embeddings and the first block."""
     after: tuple[str, ...] = ()
@@ -44,6 +52,16 @@ _CLIP = Family(
     projection="visual_projection",
     model_class="CLIPVisionModelWithProjection",
 )
+_T5 = Family("text", model_class="T5EncoderModel")
+_UMT5 = Family("text", model_class="UMT5EncoderModel")
+_SIGLIP = Family("image", model_class="SiglipVisionModel")
+REFUSED = {
+    "albert": "its blocks are one and the same, so none can be active alone",
+    "siglip2": "it reads pictures of any shape; name a SigLIP of one size, such as siglip2-base-patch16-224",
+    "siglip2_vision_model": "it reads pictures of any shape; name a SigLIP of one size",
+    "vit_mae": "it hides patches at random",
+}
+"""Types that cannot be run from a block upward, and why."""
 FAMILIES: dict[str, Family] = {
     "bert": _BERT,
     "roberta": _BERT,
@@ -54,8 +72,22 @@ FAMILIES: dict[str, Family] = {
     "dinov2": _DINOV2,
     "clip": _CLIP,
     "clip_vision_model": _CLIP,
+    "siglip": _SIGLIP,
+    "siglip_vision_model": _SIGLIP,
+    "t5": _T5,
+    "mt5": _T5,
+    "umt5": _UMT5,
 }
 """The families by the `model_type` of their config.json."""
+
+
+def refusal(declared: Any) -> str | None:
+    """Why a model of this config.json cannot be run from a block upward; None if it may."""
+    if any(isinstance(getattr(declared, key, None), list | tuple) for key in ("depths", "hidden_sizes")):
+        return (
+            "its blocks differ in width; name a model whose blocks are alike, such as ViT, DINOv3 or SigLIP"
+        )
+    return REFUSED.get(declared.model_type)
 
 
 def register_family(model_type: str, family: Family) -> None:
@@ -69,10 +101,16 @@ def register_family(model_type: str, family: Family) -> None:
     FAMILIES[model_type] = family
 
 
-def family_of(declared: Any) -> Family | None:
-    """The family of a model by its declared config, or None if it is unknown.
-
-    This is the one place that decides how a model is taken apart. A rule that finds the blocks of any
-    transformer belongs here.
+def family_of(declared: Any) -> Family:
+    """The family of a model by its declared config. This is the one place that decides how a model is taken
+    apart.
     """
-    return FAMILIES.get(declared.model_type)
+    from transformers.models.auto import modeling_auto
+
+    model_type = declared.model_type
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if hasattr(declared, "image_size") or not hasattr(declared, "vocab_size"):
+        return Family("image")
+    causal = model_type in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    return Family("text", causal=causal and model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)

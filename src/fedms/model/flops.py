@@ -50,7 +50,7 @@ def backward(backbone: Backbone, samples: int, tokens: int, rank: int, trained: 
         return passed + twice_attention
     unused = 2 * tokens * 3 * backbone.width * backbone.width  # below the lowest block's query, key and value
     if set(backbone.targets) == set(
-        backbone.family.targets
+        backbone.usual_targets
     ):  # query and value: no gradient of the key, none below each A
         unused += (
             2 * tokens * tokens * backbone.width + len(backbone.targets) * 2 * tokens * rank * backbone.width

@@ -81,6 +81,11 @@ class LoraLinear(nn.Module):
         self.base = base
         self.pair: Pair | None = None
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen weight [out, in]; some models look at its type."""
+        return self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         out: Tensor = self.base(x)

@@ -60,9 +60,9 @@ def chunks(lengths: np.ndarray) -> list[np.ndarray]:
     return [np.array(part) for part in parts]
 
 
-def shapes(hidden: Tensor, mask: Tensor | Packing | None) -> list[tuple[int, int]]:
+def shapes(hidden: Tensor, lengths: Tensor | Packing | None) -> list[tuple[int, int]]:
     """(texts, tokens of each) that a pass over these hidden states computes."""
-    return mask.shapes if isinstance(mask, Packing) else [(hidden.shape[0], hidden.shape[1])]
+    return lengths.shapes if isinstance(lengths, Packing) else [(hidden.shape[0], hidden.shape[1])]
 
 
 @contextmanager

@@ -11,11 +11,13 @@ from weakref import WeakValueDictionary
 import torch
 
 from fedms.config import Config
+from fedms.core.errors import FedmsError
 from fedms.federation.identity import ModelIdentity
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone, locate
 from fedms.model.kernels import has_onednn
 from fedms.training.ambient import own_torch_state
+from fedms.training.device import resolved
 
 
 class SharedBackbone:
@@ -52,12 +54,23 @@ def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone
         FedmsError: the model cannot be loaded.
         ConfigError: a LoRA target is not there.
     """
-    device = config.device if torch.cuda.is_available() else "cpu"
+    try:
+        device = resolved(config.device)
+    except FedmsError:
+        device = "cpu"
     dtype = getattr(torch, config.precision)
     onednn = kernel == "onednn" and has_onednn() and (device, dtype) == ("cpu", torch.float32)
     with _loading:  # a second thread that asks for the same backbone waits for the first one's
         model = config.model
-        key = (*_files(model.name), config.lora.targets, model.pooling, config.precision, device, onednn)
+        key = (
+            *_files(model.name),
+            config.lora.targets,
+            model.blocks,
+            model.pooling,
+            config.precision,
+            device,
+            onednn,
+        )
         found = _backbones.get(key)
         if found is None:
             with own_torch_state():

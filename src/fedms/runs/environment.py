@@ -24,6 +24,9 @@ def describe_environment(config: Config, workers: int | None, kernel: Kernel | N
     """
     import torch
 
+    from fedms.training.device import resolved
+
+    device = resolved(config.device)
     return {
         "versions": {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()},
         "seed": config.seed,
@@ -34,7 +37,7 @@ def describe_environment(config: Config, workers: int | None, kernel: Kernel | N
         "machine": f"{platform.system()} {platform.machine()}",
         **describe_reproducibility(),
         "model_folder": _model_folder(config.model.name),
-        "device": torch.cuda.get_device_name() if config.device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         **_sources(),
     }
 

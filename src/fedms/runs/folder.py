@@ -54,7 +54,7 @@ KEYS_WITHOUT_EFFECT: dict[str, Any] = {
 }
 """Keys that do not change a run's result, or change it only where clients fail. A resumed run may differ in
 them."""
-PLACES = ("data.source", "model.name", "model.adapter", "evaluation.public")
+PLACES = ("start_from", "data.source", "model.name", "model.adapter", "evaluation.public")
 """Keys that may hold a path. One path typed in two ways is the same place."""
 CHECKPOINTS = 2
 """Server checkpoints that are kept: the newest, and the one before it in case the newest is damaged."""

@@ -13,30 +13,30 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import read_arrays
 from fedms.core.formatting import excerpt, printable
 from fedms.data.federated import Samples
-from fedms.data.images import decode
 from fedms.data.sources import Dataset
+from fedms.federation.evaluation import Evaluation, check_labels, evaluate
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
-from fedms.federation.prediction import ClientOutputs, judge
+from fedms.federation.prediction import ClientOutputs, MixtureOutputs, judge, scale_at
 from fedms.federation.recipe import recipe_for
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
 from fedms.runs.backbones import SharedBackbone, shared_backbone
 from fedms.runs.folder import RunFolder
+from fedms.runs.inputs import Input, Pictures, each_input
 from fedms.runs.reading.run import read_run
 from fedms.training.ambient import own_torch_state
 from fedms.training.inputs import inputs_for
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.runner import Runner
 
-Input = str | Path | Image.Image
-"""A text; or an image, as a file or decoded."""
 CHUNK = 256
 """Inputs that are read and classified at a time, so that memory does not grow with their number."""
 MEMORY = 512 * 2**20
@@ -57,6 +57,23 @@ class Prediction:
     """g_L, the weight of the local expert; None if the method mixes no experts."""
     global_weight: float | None
     """g_G = 1 - g_L"""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a client answers as it does to one input."""
+
+    prediction: Prediction
+    prior: float
+    """How often the client meets its own kind of data, as it was assumed."""
+    evidence: float | None
+    """log r + delta, in nats; above 0 for what looks like the client's own data. None without such a gate."""
+    evidence_scale: float | None
+    """The factor of the evidence at this prior, which validation chose."""
+    global_probabilities: dict[str, float] | None
+    """What the global expert alone says, the highest first; None if the method mixes no experts' outputs."""
+    local_probabilities: dict[str, float] | None
+    """The same of the local expert."""
 
 
 class Client:
@@ -125,19 +142,66 @@ class Client:
         found = [rows.exp().numpy() for rows, _ in self._answers(inputs, prior)]
         return np.concatenate([np.empty((0, len(self.classes)), np.float32), *found])
 
+    def explain(self, inputs: Iterable[Input], prior: float | None = None) -> list[Explanation]:
+        """The predictions with the gate's evidence and what each expert says alone.
+
+        Arguments and errors are those of `predict`.
+        """
+        prior = self._checked_prior(prior)
+        return [
+            explanation
+            for outputs, count in self._outputs(inputs)
+            for explanation in self._explained(outputs, prior, count)
+        ]
+
+    def evaluate(
+        self, inputs: Iterable[Input], labels: Iterable[object], prior: float | None = None
+    ) -> Evaluation:
+        """Compare the predictions with labels, which are names of classes.
+
+        The other arguments and errors are those of `predict`.
+
+        Raises:
+            FedmsError: a label is no class of this model, or there are not as many labels as inputs, or none.
+        """
+        checked = check_labels(self.classes, labels)
+        found = self.predict(inputs, prior)
+        answers, probabilities = [each.label for each in found], [each.probability for each in found]
+        return evaluate(self.classes, checked, answers, probabilities)
+
+    @own_torch_state()
+    def _explained(self, outputs: ClientOutputs, prior: float, count: int) -> list[Explanation]:
+        """The explanations of `count` inputs."""
+        rows, weights = _answer(outputs, prior, count)
+        answers = [self._prediction(row, weight) for row, weight in zip(rows, weights, strict=True)]
+        if not isinstance(outputs, MixtureOutputs):
+            return [Explanation(answer, prior, None, None, None, None) for answer in answers]
+        evidence: list[float | None] = [None] * count
+        scale = None
+        if outputs.evidence is not None:
+            evidence, scale = outputs.evidence.tolist(), scale_at(outputs.scales, prior)
+        everyone = F.log_softmax(outputs.global_logits, dim=1)
+        own = F.log_softmax(outputs.local_logits, dim=1)
+        return [
+            Explanation(answer, prior, said, scale, self._by_class(everyone[at]), self._by_class(own[at]))
+            for at, (answer, said) in enumerate(zip(answers, evidence, strict=True))
+        ]
+
     def _answers(
         self, inputs: Iterable[Input], prior: float | None
     ) -> Iterator[tuple[Tensor, list[float | None]]]:
         """Log-probabilities [n, C] and local weights [n] of `CHUNK` inputs at a time."""
         prior = self._checked_prior(prior)
-        waiting, done = _iterator(inputs), 0
-        while chunk := list(islice(waiting, CHUNK)):
-            outputs = self.judge(chunk, done)
+        for outputs, count in self._outputs(inputs):
             with own_torch_state():
-                weight = outputs.local_weight(prior)
-                weights: list[float | None] = [None] * len(chunk) if weight is None else weight.tolist()
-                rows = outputs.log_probabilities(prior)
-            yield rows, weights
+                answer = _answer(outputs, prior, count)
+            yield answer
+
+    def _outputs(self, inputs: Iterable[Input]) -> Iterator[tuple[ClientOutputs, int]]:
+        """What the client's parts say of `CHUNK` inputs at a time, and how many these are."""
+        waiting, done = each_input(inputs), 0
+        while chunk := list(islice(waiting, CHUNK)):
+            yield self.judge(chunk, done), len(chunk)
             done += len(chunk)
 
     def judge(self, inputs: Sequence[Input], before: int = 0) -> ClientOutputs:
@@ -187,82 +251,59 @@ class Client:
             return given
         if self.kind == "image" or not isinstance(given, str):
             raise FedmsError(f"input {number}: the model reads {self.kind}s, not {type(given).__name__}")
-        if not _is_unicode(given):
+        if given.encode(errors="replace").decode() != given:
             raise FedmsError(f"input {number}: holds half a character (a lone surrogate), which is no text")
         return str(given)  # NumPy has a string type of its own
 
     def _prediction(self, log_probabilities: Tensor, weight: float | None) -> Prediction:
+        probabilities = self._by_class(log_probabilities)
+        label, probability = next(iter(probabilities.items()))
+        return Prediction(label, probability, probabilities, weight, None if weight is None else 1 - weight)
+
+    def _by_class(self, log_probabilities: Tensor) -> dict[str, float]:
+        """The probability of every class, the highest first."""
         # sorted before exp, which can round different values to equal ones; of equal values the first wins
         order = log_probabilities.argsort(descending=True, stable=True).tolist()
         values = log_probabilities.exp().tolist()
-        probabilities = {self.classes[index]: values[index] for index in order}
-        label = self.classes[order[0]]
-        return Prediction(
-            label, probabilities[label], probabilities, weight, None if weight is None else 1 - weight
-        )
+        return {self.classes[index]: values[index] for index in order}
 
 
-class Pictures(Sequence[Any]):
-    """Images decoded when asked for, in RGB and upright, so that memory holds one batch of them."""
-
-    def __init__(self, given: Sequence[Input], before: int = 0) -> None:
-        self._given = given
-        self._before = before
-
-    def __len__(self) -> int:
-        return len(self._given)
-
-    def __getitem__(self, index: Any) -> Any:
-        """One RGB image.
-
-        Raises:
-            FedmsError: the image cannot be decoded.
-        """
-        given = self._given[index]
-        number = f"input {self._before + index + 1}"
-        return decode(given, number if isinstance(given, Image.Image) else printable(str(given)))
-
-
-def _iterator(inputs: object) -> Iterator[Any]:
-    """The inputs one by one.
-
-    Raises:
-        TypeError: one input, a table, or a value that cannot be iterated.
-    """
-    one = "inputs must be a list or another iterable; for one input write predict([x])"
-    if isinstance(inputs, str | bytes | Path | Image.Image | Mapping):
-        raise TypeError(one)
-    if (dimensions := getattr(inputs, "ndim", 1)) != 1:
-        raise TypeError(f"inputs must have 1 dimension, not {dimensions}; of a table, give one column")
-    if not isinstance(inputs, Iterable):
-        raise TypeError(f"{one}, not {type(inputs).__name__}")
-    return iter(inputs)
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text can be written: Python's strings can hold half a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _answer(outputs: ClientOutputs, prior: float, count: int) -> tuple[Tensor, list[float | None]]:
+    """Log-probabilities [n, C] and local weights [n]."""
+    weight = outputs.local_weight(prior)
+    return outputs.log_probabilities(prior), [None] * count if weight is None else weight.tolist()
 
 
 @own_torch_state()
-def load(run: str | Path, client: str, model: str | Path | None = None) -> Client:
+def load(
+    run: str | Path,
+    client: str,
+    model: str | Path | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> Client:
     """Open one client of a finished run; the data set is not needed.
 
     Args:
         run: the run folder.
         client: a name from the run, such as `client-0`.
         model: the folder of the run's frozen model, if it has moved.
+        device: where it predicts; default: the run's device, or the CPU where there is no GPU.
 
     Raises:
+        ConfigError: another device, or `cuda` where there is none.
         FedmsError: no finished run is there, it has no such client, or its model cannot be loaded.
     """
+    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu"
+        raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
-    classes = _classes(folder, finished.result, client)
+    if finished.config.get("task") == "text":
+        raise FedmsError(f"{folder.path}: a run of task: text, whose clients cannot be loaded yet")
+    classes, names = _classes_and_clients(folder, finished.result)
+    if client not in names:
+        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
     path = folder.client(client).path / "model.safetensors"
     if not path.exists() and folder.config().engine.name == "flower":
         there = f"fedms predict SITE/runs/RUN --client {client}"
@@ -279,6 +320,7 @@ def load(run: str | Path, client: str, model: str | Path | None = None) -> Clien
     try:
         declared = folder.config()
         config = _with_model(declared, finished.environment, model)
+        config = config if device is None else config.model_copy(update={"device": device})
         personal = PersonalModel(arrays, of(config), config, kept, scales)
         shared = shared_backbone(config, finished.environment.get("kernels"))
     except ConfigError as error:
@@ -288,22 +330,26 @@ def load(run: str | Path, client: str, model: str | Path | None = None) -> Clien
     hub_name = _hub_name(declared.model.name, finished.environment)
     found = Client(client, classes, personal, shared, prior, boundary, hub_name)
     if not found.fits():
+        if "discriminant.precision" in arrays:
+            made = "made by an earlier fedms, which kept the statistics in another form"
+            raise FedmsError(f"{path}: {made}; run the experiment again")
         raise FedmsError(f"{path}: damaged: it does not fit the run's config, its model or its classes")
     return found
 
 
-def _classes(folder: RunFolder, result: Mapping[str, Any], client: str) -> list[str]:
-    """Names of the run's classes; FedmsError where the run has no such client."""
+def clients_of(run: Path) -> list[str]:
+    """The names of a finished run's clients. Raises FedmsError if no finished run is there."""
+    return _classes_and_clients(RunFolder(run), read_run(run).result)[1]
+
+
+def _classes_and_clients(folder: RunFolder, result: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of the run's classes and of its clients."""
     try:
-        classes, names = result["partition"]["classes"], result["partition"]["clients"]
+        return [*result["partition"]["classes"]], [*result["partition"]["clients"]]
     except (KeyError, TypeError):
         raise FedmsError(
             f"{folder.path / 'result.json'}: damaged: it does not say which classes and clients there are"
         ) from None
-    if client not in names:
-        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
-    return list(classes)
 
 
 def _with_model(config: Config, environment: Mapping[str, Any], model: str | Path | None) -> Config:

@@ -50,6 +50,7 @@ def make_result(
         "interpolation": selection.interpolation if method.predicts == "mixture" else None,
         "evidence_scales": list(selection.evidence_scales) if learned else None,
         **_accuracies(answers, "test"),
+        **(_losses(answers) if recipe.of_text else {}),
         "accuracy_global_shared": sum(shared) / tested if len(shared) == len(answers) else None,
         "accuracy_base": base,
         "gate_global_share": _mean([answer.judged["test_own"].global_share for answer in answers]),
@@ -72,6 +73,32 @@ def make_result(
     }
 
 
+def _losses(answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
+    """Of texts: mean -log p of a token in nats, and its exponential, a perplexity. Lower is better.
+
+    Means are over clients, of each one's mean over its tokens.
+    """
+    own = [answer.judged["test_own"] for answer in answers]
+    everyone = [each.judged["test_everyone"] for each in answers if "test_everyone" in each.judged]
+    losses = [judged.nll for judged in own if judged.nll is not None]
+    worst = sorted(losses, reverse=True)[: max(1, math.ceil(len(losses) / 10))]
+    found = {
+        "local": _mean(losses),
+        "local_worst": _mean(worst),
+        "global": _mean([judged.nll for judged in everyone]) if len(everyone) == len(own) else None,
+        "global_shared": _mean([answer.shared_nll for answer in answers]),
+        "base": _mean([answer.base_nll for answer in answers]),
+    }
+    return {
+        "task": "text",
+        **{f"nll_{name}": loss for name, loss in found.items()},
+        **{
+            f"perplexity_{name}": None if loss is None else math.exp(min(loss, 700))
+            for name, loss in found.items()
+        },
+    }
+
+
 def _client(answer: FinalTestAnswer) -> dict[str, Any]:
     own, everyone = answer.judged["test_own"], answer.judged.get("test_everyone")
     return {
@@ -80,6 +107,7 @@ def _client(answer: FinalTestAnswer) -> dict[str, Any]:
         "accuracy_local": own.accuracy,
         "accuracy_global": everyone.accuracy if everyone else None,
         "gate_global_share": own.global_share,
+        **({} if own.nll is None else {"nll_local": own.nll, "nll_global": everyone and everyone.nll}),
     }
 
 
@@ -102,6 +130,7 @@ def _accuracies(answers: Sequence[FinalTestAnswer], split: str) -> dict[str, Any
 def _frontier(own: Sequence[Judgement], everyone: Sequence[Judgement]) -> list[dict[str, float | None]]:
     """Mean accuracies at each prior; empty where predictions do not move with it."""
     curves = [[each.frontier for each in judged if each.frontier is not None] for judged in (own, everyone)]
+    losses = [[each.nll_frontier for each in judged if each.nll_frontier] for judged in (own, everyone)]
     if not curves[0]:
         return []
     return [
@@ -109,6 +138,14 @@ def _frontier(own: Sequence[Judgement], everyone: Sequence[Judgement]) -> list[d
             "prior": prior,
             "accuracy_local": _mean([curve[place] for curve in curves[0]]),
             "accuracy_global": _mean([curve[place] for curve in curves[1]]),
+            **(
+                {
+                    f"nll_{name}": _mean([curve[place] for curve in of])
+                    for name, of in zip(("local", "global"), losses, strict=True)
+                }
+                if losses[0]
+                else {}
+            ),
         }
         for place, prior in enumerate(PRIORS)
     ]

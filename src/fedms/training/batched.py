@@ -19,11 +19,10 @@ from torch.nn import functional as F
 
 from fedms.config.sections import TrainingConfig
 from fedms.data.federated import Samples
-from fedms.model.arrays import Arrays
-from fedms.model.backbone import MASKED
+from fedms.model.arrays import Arrays, moved
+from fedms.model.backbone import ragged
 from fedms.model.batched import Stack, can_stack
 from fedms.model.expert import Expert
-from fedms.training.device import moved
 from fedms.training.expert_training import Plan, TrainingSteps, reached
 from fedms.training.inputs import batches
 from fedms.training.runner import Cost, Runner
@@ -55,7 +54,14 @@ class Member:
         the kept features of the global expert.
         """
         plan = self.plan
-        if plan.phases or plan.loss or plan.also or plan.head_alone or not can_stack(self.expert):
+        if (
+            plan.phases
+            or plan.loss
+            or plan.batch_loss
+            or plan.also
+            or plan.head_alone
+            or not can_stack(self.expert)
+        ):
             return None
         shapes = sorted((name, tuple(array.shape)) for name, array in self.expert.arrays.items())
         return tuple(plan.names), tuple(shapes)
@@ -86,8 +92,8 @@ def train_stack(runner: Runner, members: Sequence[Member], boundary: int, config
         picked, pairs, parts = [each[number] for each in drawn[:running]], stack.pairs(start=boundary), []
         for member, picks in zip(members, picked, strict=False):
             runner.resume(member.cost)
-            own, mask = runner.cache.hidden(member.samples, boundary, picks, member.expert.below(boundary))
-            parts.append((own, mask))
+            own, lengths = runner.cache.hidden(member.samples, boundary, picks, member.expert.below(boundary))
+            parts.append((own, lengths))
             runner.book(pairs, own.shape[0], own.shape[1], boundary, trained)
             member.cost = runner.pause()
         targets = [
@@ -96,8 +102,8 @@ def train_stack(runner: Runner, members: Sequence[Member], boundary: int, config
         ]
         share, counted = _weights([len(picks) for picks in picked], [number >= at for at in last_epoch])
         runner.backbone.attach(pairs)
-        hidden, mask = _one_batch(parts)
-        logits = stack.logits(runner.backbone.pool(runner.backbone.run(hidden, mask, boundary), mask))
+        hidden, lengths = _one_batch(parts)
+        logits = stack.logits(runner.backbone.pool(runner.backbone.run(hidden, lengths, boundary), lengths))
         losses = plan.objective.loss(logits, moved(_rectangle(targets), device), "none").view(running, -1)
         steps.step((losses * moved(share, device)).sum(), (losses.detach() * moved(counted, device)).sum(1))
     _release(stack, members, 0)
@@ -149,10 +155,8 @@ def _rectangle(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _one_batch(parts: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
-    """Hidden states [b, tokens, d] and masks of several clients as those of one batch."""
+    """Hidden states [b, tokens, d] and lengths of several clients as those of one batch."""
     longest = max(hidden.shape[1] for hidden, _ in parts)
     hidden = _rectangle([F.pad(hidden, (0, 0, 0, longest - hidden.shape[1])) for hidden, _ in parts])
-    if all(mask is None and own.shape[1] == longest for own, mask in parts):
-        return hidden, None
-    masks = [own.new_zeros(len(own), 1, 1, own.shape[1]) if mask is None else mask for own, mask in parts]
-    return hidden, _rectangle([F.pad(mask, (0, longest - mask.shape[3]), value=MASKED) for mask in masks])
+    each = [torch.full((len(own),), own.shape[1]) if lengths is None else lengths for own, lengths in parts]
+    return hidden, ragged(_rectangle(each), longest)

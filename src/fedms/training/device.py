@@ -1,11 +1,28 @@
-"""The device of the tensors: its settings, and how tensors move to it."""
+"""The device of the tensors: its settings."""
 
 from __future__ import annotations
 
 import os
 
 import torch
-from torch import Tensor
+
+from fedms.config.sections import Device
+from fedms.core.errors import FedmsError
+
+
+def resolved(device: Device) -> str:
+    """The device that a config means on this machine: `cpu`, `cuda` or `mps`.
+
+    Raises:
+        FedmsError: it is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    allowed = [name for name, found in there.items() if found]
+    if device == "auto":
+        return allowed[0]
+    if device not in allowed:
+        raise FedmsError(f"device: {device} is not available here; allowed: auto, {', '.join(allowed)}")
+    return device
 
 
 def prepare(device: str, deterministic: bool) -> None:
@@ -19,13 +36,3 @@ def prepare(device: str, deterministic: bool) -> None:
         torch.use_deterministic_algorithms(deterministic)
         # no code here reads memory that was not written
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device, without waiting for the copy.
-
-    The way to a GPU is through pinned memory, which torch keeps reserved until the copy is done.
-    """
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -15,10 +15,9 @@ from fedms.config.sections import TrainingConfig
 from fedms.core.errors import FedmsError
 from fedms.data.federated import Samples
 from fedms.model import flops
-from fedms.model.arrays import Arrays
+from fedms.model.arrays import Arrays, moved
 from fedms.model.expert import Expert
 from fedms.model.parts import group, part_of, rate_of
-from fedms.training.device import moved
 from fedms.training.inputs import batches
 from fedms.training.objectives.base import Objective
 from fedms.training.objectives.classification import Classification
@@ -26,6 +25,9 @@ from fedms.training.runner import Runner
 
 LossFunction = Callable[[np.ndarray, Tensor], Tensor]
 """From positions and logits of a batch to its mean loss."""
+
+BatchLoss = Callable[[Runner, Expert, Samples, int, np.ndarray, list[int]], Tensor]
+"""From runner, expert, samples, boundary, positions and trained blocks to a batch's mean loss."""
 
 LONGEST_STEP = 7.28
 """Upper bound on a step of AdamW, in units of its learning rate.
@@ -59,6 +61,8 @@ class Plan:
     objective: Objective = field(default_factory=Classification)
     head_alone: bool = False
     """Whether the expert differs from the frozen global one in its head alone"""
+    batch_loss: BatchLoss | None = None
+    """Computes a batch's mean loss from the expert itself, in place of feature, head and objective"""
     remedy: str = "lower training.learning_rate"
     """What to do if training diverges, for the message"""
 
@@ -145,11 +149,16 @@ def train_expert(
                 for name, leaf in steps.leaves.items():
                     leaf.requires_grad_(group(name) in phase)
                 trained = reached([name for name in plan.names if group(name) in phase])
-            if features is None:
+            if plan.batch_loss:
+                logits = None
+            elif features is None:
                 logits = expert.logits(runner.feature(expert, samples, boundary, picks, trained))
             else:
                 logits = expert.logits(features[moved(torch.from_numpy(picks), device)])
-            if plan.loss:
+            if logits is None:
+                assert plan.batch_loss is not None
+                loss = plan.batch_loss(runner, expert, samples, boundary, picks, trained)
+            elif plan.loss:
                 loss = plan.loss(picks, logits)
             else:
                 loss = plan.objective.loss(logits, moved(plan.objective.targets(samples, picks), device))

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedms.config.sections import ModelConfig
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset
-from fedms.model.backbone import Backbone, Preprocessing, attention_mask
+from fedms.model.backbone import Backbone, Preprocessing, ragged
 from fedms.model.checkpoints import first_line
 
 _tokenizing = threading.Lock()
@@ -28,7 +28,7 @@ class Inputs(Protocol):
         """Number of tokens of each sample, [len(rows)]."""
 
     def batch(self, rows: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        """Inputs of these samples, padded to the longest, and the mask (None without padding)."""
+        """Inputs of these samples, padded to the longest, and their lengths (None without padding)."""
 
 
 class TextInputs:
@@ -42,13 +42,25 @@ class TextInputs:
         self._pad = int(tokenizer.pad_token_id or 0)
         self._ids: dict[int, np.ndarray] = {}
 
+    @property
+    def tokenizer(self) -> Any:
+        return self._tokenizer
+
+    @property
+    def max_length(self) -> int:
+        return self._max_length
+
+    def encode(self, texts: Sequence[str], **options: Any) -> Any:
+        """Token ids of each text."""
+        with _tokenizing:
+            return self._tokenizer(texts, **options)["input_ids"]
+
     def _of(self, rows: np.ndarray) -> list[np.ndarray]:
         new = [int(row) for row in rows if int(row) not in self._ids]
         if new:
             texts = [self._prompt + self._texts[row] for row in new]
-            with _tokenizing:
-                encoded = self._tokenizer(texts, truncation=True, max_length=self._max_length)
-            for row, ids in zip(new, encoded["input_ids"], strict=True):
+            encoded = self.encode(texts, truncation=True, max_length=self._max_length)
+            for row, ids in zip(new, encoded, strict=True):
                 self._ids[row] = np.asarray(ids, dtype=np.int32)
         return [self._ids[int(row)] for row in rows]
 
@@ -62,7 +74,7 @@ class TextInputs:
         padded = np.full((len(ids), longest), self._pad, dtype=np.int64)
         for line, each in zip(padded, ids, strict=True):
             line[: len(each)] = each
-        return torch.from_numpy(padded), attention_mask(lengths, longest)
+        return torch.from_numpy(padded), ragged(lengths, longest)
 
 
 class ImageInputs:
@@ -92,13 +104,13 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: ModelConfig) -> Inp
     if dataset.kind != backbone.kind:
         raise FedmsError(f"model {config.name} reads {backbone.kind}, but the data are {dataset.kind}")
     if dataset.kind == "text":
-        return _text_inputs(dataset.inputs, backbone, config)
+        return text_inputs(dataset.inputs, backbone, config)
     _check_image_size(backbone, config)
     processor = _preprocessing(backbone, config).image_processor
     try:
         trial = ImageInputs([Image.new("RGB", (64, 64))], processor, config.image_size)
         pixels, _ = trial.batch(np.zeros(1, dtype=np.int64))
-        backbone.embed(pixels.to(backbone.device))
+        backbone.run(backbone.embed(pixels.to(backbone.device)), None, 0, 1)
     except Exception as error:  # transformers raises many types for a damaged file, torch for a wrong size
         raise FedmsError(f"model {config.name}: no image processor: {first_line(error)}") from None
     return ImageInputs(dataset.inputs, processor, config.image_size)
@@ -110,7 +122,8 @@ def _preprocessing(backbone: Backbone, config: ModelConfig) -> Preprocessing:
     return backbone.checkpoint
 
 
-def _text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) -> TextInputs:
+def text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) -> TextInputs:
+    """The model inputs of texts; FedmsError where the model has no fitting tokenizer."""
     tokenizer, model = _preprocessing(backbone, config).tokenizer, cast(Any, backbone.model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         raise FedmsError(
@@ -122,7 +135,8 @@ def _text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) 
 
 def _check_image_size(backbone: Backbone, config: ModelConfig) -> None:
     model: Any = backbone.model
-    size, patch = config.image_size, model.config.patch_size  # a number, or [height, width]
+    size = config.image_size
+    patch = getattr(model.config, "patch_size", 1)  # a number, or [height, width]
     if size is not None and np.any(size % np.asarray(patch)):
         raise ConfigError(
             f"model.image_size: for model {config.name} it must be a multiple of its patches ({patch}), "
@@ -133,12 +147,12 @@ def _check_image_size(backbone: Backbone, config: ModelConfig) -> None:
 @torch.no_grad()
 def class_name_embeddings(class_names: Sequence[str], backbone: Backbone, config: ModelConfig) -> Tensor:
     """The frozen features of the class names, read as words, [C, d]."""
-    texts = _text_inputs([name.replace("_", " ").replace("-", " ") for name in class_names], backbone, config)
+    texts = text_inputs([name.replace("_", " ").replace("-", " ") for name in class_names], backbone, config)
     backbone.attach({})
     features = []
     for row in range(len(class_names)):  # one by one, so that none depends on another's padding
-        ids, mask = texts.batch(np.array([row]))
-        features.append(backbone.feature(ids.to(backbone.device), mask))
+        ids, lengths = texts.batch(np.array([row]))
+        features.append(backbone.feature(ids.to(backbone.device), lengths))
     return torch.cat(features).cpu()
 
 

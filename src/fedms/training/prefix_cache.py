@@ -27,10 +27,10 @@ from torch import Tensor
 from fedms.core.files import dtype_name
 from fedms.data.federated import Samples
 from fedms.model import flops
-from fedms.model.backbone import Backbone, attention_mask
+from fedms.model.arrays import moved
+from fedms.model.backbone import Backbone, Lengths, ragged
 from fedms.model.lora import Below
 from fedms.model.packing import Packing, chunks, shapes
-from fedms.training.device import moved
 from fedms.training.inputs import Inputs, batches
 from fedms.training.prefix_store import PrefixStore, allocated, mapped
 
@@ -98,7 +98,8 @@ class PrefixCache:
     def hidden(
         self, samples: Samples, boundary: int, picks: np.ndarray, below: Below | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The samples at `picks` as the input of block `boundary`, [len(picks), tokens, d], and the mask.
+        """The samples at `picks` as the input of block `boundary`, [len(picks), tokens, d], and their
+        lengths.
 
         Args:
             below: frozen pairs of the blocks below, if they have any.
@@ -106,9 +107,9 @@ class PrefixCache:
         Raises:
             ValueError: `picks` is empty.
         """
-        hidden, mask = self._hidden(samples, boundary, picks, below, packed=False)
-        assert not isinstance(mask, Packing)
-        return hidden, mask
+        hidden, lengths = self._hidden(samples, boundary, picks, below, packed=False)
+        assert not isinstance(lengths, Packing)
+        return hidden, lengths
 
     def packed(
         self, samples: Samples, boundary: int, picks: np.ndarray, below: Below | None = None
@@ -120,57 +121,53 @@ class PrefixCache:
 
     def _hidden(
         self, samples: Samples, boundary: int, picks: np.ndarray, below: Below | None, packed: bool
-    ) -> tuple[Tensor, Tensor | Packing | None]:
+    ) -> tuple[Tensor, Lengths]:
         if len(picks) == 0:
             raise ValueError(f"{samples.owner}: no samples were asked for")
         self.fill([samples], boundary, below)
         entry = self._entries.get(samples.owner)
         if entry is None:
-            hidden, mask = self._compute(samples.rows[picks], boundary, below, packed)
-            return hidden.to(self.dtype).to(self.backbone.dtype), mask  # rounded as if it had been kept
+            hidden, lengths = self._compute(samples.rows[picks], boundary, below, packed)
+            return hidden.to(self.dtype).to(self.backbone.dtype), lengths  # rounded as if it had been kept
         self.used[samples.owner] = f"{boundary} {_digest(below)}".rstrip(), entry.flops
         return self._gathered(entry, picks, packed)
 
-    def _gathered(
-        self, entry: _Entry, picks: np.ndarray, packed: bool
-    ) -> tuple[Tensor, Tensor | Packing | None]:
+    def _gathered(self, entry: _Entry, picks: np.ndarray, packed: bool) -> tuple[Tensor, Lengths]:
         starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
         if packed:
             tokens = torch.from_numpy(np.concatenate([*map(np.arange, starts, ends)]))
             return self._states(entry)[tokens][None].to(self.backbone.dtype), Packing(ends - starts)
         longest = int((ends - starts).max())
-        # padding repeats a sample's last token; the mask hides it
+        # padding repeats a sample's last token, which no token sees
         lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
         states = self._states(entry)
         values = states.index_select(0, moved(lines.flatten(), states.device)).view(*lines.shape, -1)
-        mask = attention_mask(torch.from_numpy(ends - starts), longest)
-        return moved(values, device).to(self.backbone.dtype), None if mask is None else moved(mask, device)
+        return moved(values, device).to(self.backbone.dtype), ragged(torch.from_numpy(ends - starts), longest)
 
     @torch.no_grad()
     def _compute(
         self, rows: np.ndarray, boundary: int, below: Below | None, packed: bool
-    ) -> tuple[Tensor, Tensor | Packing | None]:
-        inputs, padding = self.inputs.batch(rows)
-        device = self.backbone.device
-        mask: Tensor | Packing | None = None if padding is None else moved(padding, device)
-        hidden = self.backbone.embed(moved(inputs, device))
+    ) -> tuple[Tensor, Lengths]:
+        inputs, padded = self.inputs.batch(rows)
+        lengths: Lengths = padded
+        hidden = self.backbone.embed(moved(inputs, self.backbone.device), padded)
         if packed:
-            mask = Packing(self.inputs.lengths(rows))
-            hidden = mask.pack(hidden)
-        return self._run(hidden, mask, 0, boundary, below), mask
+            lengths = Packing(self.inputs.lengths(rows))
+            hidden = lengths.pack(hidden)
+        return self._run(hidden, lengths, 0, boundary, below), lengths
 
     def _run(
         self,
         hidden: Tensor,
-        mask: Tensor | Packing | None,
+        lengths: Lengths,
         start: int,
         boundary: int,
         below: Below | None = None,
     ) -> Tensor:
         self.backbone.attach(below.pairs if below else {})
-        for count, tokens in shapes(hidden, mask):
+        for count, tokens in shapes(hidden, lengths):
             self.flops += self._operations(count, tokens, start, boundary, below)
-        return self.backbone.run(hidden, mask, start, boundary)
+        return self.backbone.run(hidden, lengths, start, boundary)
 
     def _operations(self, count: int, tokens: int, start: int, boundary: int, below: Below | None) -> int:
         """Operations of a pass over `count` samples of `tokens` tokens each."""

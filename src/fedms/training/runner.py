@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,9 @@ from fedms.training.inputs import batches
 from fedms.training.prefix_cache import PrefixCache
 
 EVALUATION_BATCH = 64
+HELD_PER_OWNER = 8
+"""Experts whose features for one owner's samples are kept: the backbone, the global expert, the candidates of
+an interpolation."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,12 @@ class Outputs:
 
 @dataclass(frozen=True)
 class _Held:
-    key: str
     features: Tensor
     """[n, d]"""
+    spent: int
+    """Operations that they took, kept prefixes apart"""
     used: dict[str, tuple[str, int]]
-    """Its entries in `Runner.once`."""
+    """The kept prefixes that they stand on, as in `Runner.once`."""
 
     @property
     def bytes(self) -> int:
@@ -64,8 +68,8 @@ class Runner:
     """The backbone of this process with its prefix cache.
 
     `boundary` is the lowest active block; all blocks below it are frozen, and their outputs are cached.
-    Features of frozen experts are kept within `budget` bytes. The least recently used go first, and are
-    computed again when they are needed.
+    Features are kept within `budget` bytes, by the expert's body: one with another head alone has the same.
+    The least recently used go first, and are computed again when they are needed.
     """
 
     def __init__(self, backbone: Backbone, cache: PrefixCache, budget: int = 0) -> None:
@@ -73,7 +77,7 @@ class Runner:
         self.cache = cache
         self.budget = budget
         self._spent = 0
-        self._held: dict[tuple[str, str], _Held] = {}
+        self._held: dict[str, dict[str, _Held]] = {}
         self._held_bytes = 0
 
     def begin(self) -> None:
@@ -119,16 +123,38 @@ class Runner:
 
         `trained` are the blocks to which a loss will be propagated back.
         """
-        hidden, mask = self.cache.hidden(samples, boundary, picks, expert.below(boundary) if expert else None)
+        hidden, lengths = self.cache.hidden(
+            samples, boundary, picks, expert.below(boundary) if expert else None
+        )
         pairs = expert.pairs(picks, boundary) if expert else {}
         prompt = expert.prompt if expert else None
         self.backbone.attach(pairs)
         if prompt is not None:
-            hidden, mask_with = _before(prompt, hidden, mask)
+            hidden, longer = _before(prompt, hidden, lengths)
         self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
         if prompt is None:
-            return self.backbone.pool(self.backbone.run(hidden, mask, boundary), mask)
-        return self.backbone.pool(self.backbone.run(hidden, mask_with, boundary)[:, len(prompt) :], mask)
+            return self.backbone.pool(self.backbone.run(hidden, lengths, boundary), lengths)
+        return self.backbone.pool(self.backbone.run(hidden, longer, boundary)[:, len(prompt) :], lengths)
+
+    def states(
+        self,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        picks: np.ndarray,
+        trained: list[int] | None = None,
+    ) -> Tensor:
+        """What the pretrained model gives for each token of the samples at `picks`, [n, tokens, d]."""
+        below = expert.below(boundary) if expert else None
+        hidden, padding = self.cache.hidden(samples, boundary, picks, below)
+        pairs = expert.pairs(picks, boundary) if expert else {}
+        self.backbone.attach(pairs)
+        self.book(pairs, hidden.shape[0], hidden.shape[1], boundary, trained)
+        return self.backbone.end(self.backbone.run(hidden, padding, boundary))
+
+    def book_words(self, tokens: int, trains: bool) -> None:
+        """Add the operations of the vocabulary's matrix, forward and, in training, backward."""
+        self._spent += (2 if trains else 1) * 2 * tokens * self.backbone.vocabulary.numel()
 
     def _packed_feature(
         self, expert: Expert | None, samples: Samples, boundary: int, picks: np.ndarray
@@ -172,7 +198,11 @@ class Runner:
         """
         if head_alone:
             return self.frozen_outputs("global", expert, samples, boundary)
-        return self._outputs(expert, self._features(expert, samples, boundary))
+        if expert is not None and expert.weight is not None:  # no digest covers the weights of samples
+            return self._outputs(expert, self._features(expert, samples, boundary))
+        _, held = self._kept(expert, samples, boundary)
+        self._spent += held.spent  # whether this process held them or not
+        return self._outputs(expert, held.features)
 
     @torch.no_grad()
     def _features(self, expert: Expert | None, samples: Samples, boundary: int) -> Tensor:
@@ -194,40 +224,66 @@ class Runner:
         return Outputs(features, expert.to(torch.device("cpu")).logits(features) if expert else None)
 
     def frozen_outputs(self, role: str, expert: Expert | None, samples: Samples, boundary: int) -> Outputs:
-        """As `outputs`, but features are kept for the role until its expert's body or boundary changes.
+        """As `outputs`, but features cost nothing until the role's expert changes its body, or the boundary
+        changes.
 
         For experts that stay frozen over many rounds.
         """
+        return self._outputs(expert, self.frozen_features(role, expert, samples, boundary))
+
+    def frozen_features(
+        self,
+        role: str,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        compute: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
+        """The features behind `frozen_outputs`, or what `compute` gives in their place."""
+        key, held = self._kept(expert, samples, boundary, compute)
+        self.cache.used[f"{role} {samples.owner}"] = key, held.spent
+        return held.features
+
+    def _kept(
+        self,
+        expert: Expert | None,
+        samples: Samples,
+        boundary: int,
+        compute: Callable[[], Tensor] | None = None,
+    ) -> tuple[str, _Held]:
+        """The features, and what they are named by. Their cost is for the caller to book."""
         key = f"{boundary} {_digest(expert)}"
-        held = self._held.get((role, samples.owner))
-        if held is None or held.key != key:
+        held = self._held.get(samples.owner, {}).get(key)
+        if held is None:
             before, self.cache.used, earlier = self.flops, {}, self.cache.used
-            features = self._features(expert, samples, boundary)
+            features = compute() if compute else self._features(expert, samples, boundary)
             spent = self.flops - before
             self._spent -= spent
-            held = _Held(key, features, self.cache.used | {f"{role} {samples.owner}": (key, spent)})
+            held = _Held(features, spent, self.cache.used)
             self.cache.used = earlier
-        self._hold((role, samples.owner), held)
+        self._hold(samples.owner, key, held)
         self.cache.used |= held.used
-        return self._outputs(expert, held.features)
+        return key, held
 
-    def _hold(self, name: tuple[str, str], held: _Held) -> None:
-        """Keep the outputs, as the most recently used."""
-        if (before := self._held.pop(name, None)) is not None:
-            self._held_bytes -= before.bytes
-        self._held[name] = held
-        self._held_bytes += held.bytes
+    def _hold(self, owner: str, key: str, held: _Held) -> None:
+        """Keep the features, as the most recently used."""
+        mine = self._held.pop(owner, {})
+        self._held[owner] = mine
+        if mine.pop(key, None) is None:
+            self._held_bytes += held.bytes
+        mine[key] = held
+        if len(mine) > HELD_PER_OWNER:
+            self._held_bytes -= mine.pop(next(iter(mine))).bytes
         while self._held_bytes > self.budget and len(self._held) > 1:
-            self._held_bytes -= self._held.pop(next(iter(self._held))).bytes
+            gone = self._held.pop(next(iter(self._held)))
+            self._held_bytes -= sum(each.bytes for each in gone.values())
 
 
-def _before(prompt: Tensor, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Hidden states with a soft prompt [m, d] before every sample's tokens, and the mask for both."""
+def _before(prompt: Tensor, hidden: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Hidden states with a soft prompt [m, d] before every sample's tokens, and the lengths of both."""
     count = hidden.shape[0]
     hidden = torch.cat([prompt.to(hidden.dtype).expand(count, -1, -1), hidden], dim=1)
-    if mask is None:
-        return hidden, None
-    return hidden, torch.cat([mask.new_zeros(count, 1, 1, len(prompt)), mask], dim=3)
+    return hidden, None if lengths is None else lengths + len(prompt)
 
 
 def _digest(expert: Expert | None) -> str:

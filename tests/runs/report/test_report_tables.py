@@ -49,6 +49,15 @@ def test_missing_values_are_dashes(result: dict[str, Any]) -> None:
     assert rows[1] == ["none"] + ["–"] * 7
 
 
+def test_runs_that_are_alike_are_told_apart_by_their_folders(result: dict[str, Any]) -> None:
+    rows = result_rows([result, result, {**result, "seed": 1}], ["runs/a", "runs/b", "c"])
+    assert [row[0] for row in rows] == [
+        "fedms (seed 0) (runs/a)",
+        "fedms (seed 0) (runs/b)",
+        "fedms (seed 1)",
+    ]
+
+
 def test_a_method_that_occurs_twice_is_told_apart_by_its_seed(result: dict[str, Any]) -> None:
     rows = result_rows([result, {**result, "seed": 1}, {**result, "method": "local"}])
     assert [row[0] for row in rows] == ["fedms (seed 0)", "fedms (seed 1)", "local"]

@@ -18,13 +18,11 @@ from fedms.engines.flower.post import Letter, Node, Return
 from fedms.engines.flower.sites import PAUSE, Sites
 from fedms.engines.flower.wire import TASK, KnownRun, Reply, Request, Terms, config_for_sites
 from fedms.engines.memory import peak_memory
+from fedms.federation.client_view import STATE
 from fedms.federation.identity import ModelIdentity
 from fedms.federation.messages import Failure, Task, Update, encode
 from fedms.federation.registration import declarations
 from fedms.federation.sites import Declared, ServerWorld
-
-PRIVATE = "state"
-"""The kind of file that no server can send again: what a client trained and keeps."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,8 @@ class FlowerEngine(ClosedAtEnd):
         self.note = f"clients train at {self.workers} sites, over {world.config.engine.superlink}"
         self._known = KnownSites.open(folder)
         self.run_id = self._known.run
+        start, joins = world.config.start_from, world.config.join is not None
+        self._before = KnownSites.read(Path(start).expanduser()) if start and not joins else None
         self._terms: dict[str, Terms] = {}
         self._told: set[tuple[str, Node]] = set()
         self._missed: set[str] = set()
@@ -110,14 +110,22 @@ class FlowerEngine(ClosedAtEnd):
             self.world.declare(client, Declared(hello.samples, hello.capacity))
         if self._known.data(client, hello.data) != hello.data:
             return Failure(client, "refused", "its data changed since the run began")
+        before = self._before_of(client)
+        if before is not None and STATE not in getattr(hello.runs.get(before), "kept", ()):
+            return Failure(client, "lost", "what it trained in the run before is gone from its folder")
         there = hello.runs[self.run_id].kept if self.run_id in hello.runs else {}
         gone = {kind for kind, at in self._known.kept(client).items() if there.get(kind, (-1, -1)) < at}
-        if PRIVATE in gone:
+        if STATE in gone:  # which no server can send again
             return Failure(client, "lost", "what it trained is gone: put its site's folder back")
         if gone:
             self._known.keep(client, there)
             return Failure(client, "lost", "it is sent again what it was sent once")
         return None
+
+    def _before_of(self, client: str) -> str | None:
+        """The run before, where the client keeps what it trained in it."""
+        held = self._before is not None and STATE in self._before.kept(client)
+        return self._before.run if self._before is not None and held else None
 
     def _send(self, task: Task, node: Node) -> str:
         terms, data = self._terms_for(task.client), encode(task)
@@ -174,6 +182,7 @@ class FlowerEngine(ClosedAtEnd):
                 self._model,
                 world.backbone.kernel,
                 tuple(declarations(config)["methods"]),
+                self._before_of(client),
             )
         return self._terms[client]
 

@@ -35,11 +35,21 @@ class KnownSites:
             FedmsError: the file is damaged.
         """
         path = folder / SITES
-        if not path.exists():
-            made = cls(path, secrets.token_hex(16))
-            make_folder(path.parent)
-            made.save()
-            return made
+        if path.exists():
+            return cls.read(folder)
+        made = cls(path, secrets.token_hex(16))
+        make_folder(path.parent)
+        made.save()
+        return made
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """What a run folder has.
+
+        Raises:
+            FedmsError: the file is missing or damaged.
+        """
+        path = folder / SITES
         try:
             values = read_json(path)
             found = cls(path, str(values["run"]))

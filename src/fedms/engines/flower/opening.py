@@ -11,13 +11,11 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import excerpt
 from fedms.engines.flower.engine import FlowerEngine
 from fedms.engines.flower.post import Post
-from fedms.engines.flower.processes import without_telemetry
+from fedms.engines.flower.processes import EXTRA, without_telemetry
 from fedms.engines.flower.sites import Sites
 from fedms.engines.flower.wire import Hello
 from fedms.federation.sites import Declared, ServerWorld
 from fedms.federation.world import open_backbone
-
-EXTRA = "the package flwr is not installed; install the extra: pip install 'fedms[flower]'"
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import IO
 
 from fedms.core.errors import FedmsError
 
+EXTRA = "the package flwr is not installed; install the extra: pip install 'fedms[flower]'"
 PATIENCE = 10.0
 """Seconds that a process has to end by itself before it is killed."""
 START_SECONDS = 60.0
@@ -135,7 +136,7 @@ def supernode_command(
 def _program(name: str) -> Path:
     path = Path(sys.executable).parent / name
     if not path.exists():
-        raise FedmsError("the package flwr is not installed; install the extra: pip install 'fedms[flower]'")
+        raise FedmsError(EXTRA)
     return path
 
 

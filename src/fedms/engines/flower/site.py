@@ -29,6 +29,7 @@ from fedms.engines.host import respond
 from fedms.engines.memory import keep_freed_memory
 from fedms.federation.client import ClientHost
 from fedms.federation.client_folder import ClientFolder
+from fedms.federation.client_view import STATE
 from fedms.federation.identity import DataIdentity, ModelIdentity
 from fedms.federation.messages import Failure, FailureKind, Update, decode_answer, decode_task, encode
 from fedms.federation.methods import METHODS
@@ -185,7 +186,10 @@ class Site:
             raise FedmsError("a task stands on other terms than this site was told")
         _take_methods(terms)
         model = ModelIdentity(**{str(key): str(value) for key, value in terms.model.items()})
-        config, backbone = self._with_model(local_config(terms.config, self.settings), model)
+        before = None if terms.before is None else self._run_folder(terms.before)
+        if before is not None and STATE not in self._kept(before):
+            raise FedmsError("what this site trained in the run before is gone")
+        config, backbone = self._with_model(local_config(terms.config, self.settings, before), model)
         try:
             backbone.use(terms.kernel)
         except ConfigError as error:
@@ -223,8 +227,11 @@ def _take_methods(terms: Terms) -> None:
     receive({"methods": terms.methods, "families": {}})
 
 
-def local_config(text: str, settings: SiteConfig) -> Config:
+def local_config(text: str, settings: SiteConfig, before: Path | None = None) -> Config:
     """The run's config as this site takes it: without the server's paths, modules and hub names.
+
+    Args:
+        before: the folder, at this site, of the run from which this one goes on.
 
     Raises:
         FedmsError: it is no config.
@@ -240,6 +247,8 @@ def local_config(text: str, settings: SiteConfig) -> Config:
             "data": settings.data.model_dump(),
             "cache": {**settings.cache.model_dump(), "dtype": values["cache"]["dtype"]},
             "device": settings.device,
+            "start_from": None if before is None else str(before),
+            "join": None,
             "evaluation": judged,
             "partition": partition,
             "federation": {**values["federation"], "sites": [], "quorum": 1},

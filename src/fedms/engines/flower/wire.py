@@ -45,11 +45,14 @@ class Terms:
     """What computes the products of frozen layers"""
     methods: tuple[Mapping[str, Any], ...] = ()
     """Methods that are registered at the server, as plain values"""
+    before: str | None = None
+    """The id of the run from which this one goes on, for a site that took part in it"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
         object.__setattr__(self, "methods", tuple(self.methods))
-        if not RUN_ID.fullmatch(self.run) or self.kernel not in KERNELS:
+        ids = (self.run, self.before or self.run)
+        if not all(map(RUN_ID.fullmatch, ids)) or self.kernel not in KERNELS:
             raise ValueError("no run's id, or no kernel")
 
     @property
@@ -71,7 +74,7 @@ class Terms:
 def config_for_sites(config: Config) -> str:
     """The config without the server's paths, and without what may change in a resumption."""
     left_out: dict[str, Any] = {
-        **dict.fromkeys(("data", "engine", "log", "compare", "device"), True),
+        **dict.fromkeys(("data", "engine", "log", "compare", "device", "start_from", "join"), True),
         "cache": {"enabled", "memory_mb", "disk_mb"},
         "model": {"name", "adapter"},
         "evaluation": {"public"},

@@ -29,7 +29,7 @@ from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.reading.comparison import read_comparison
 from fedms.runs.reading.run import read_result
-from fedms.runs.report.comparison.tables import comparison_markdown
+from fedms.runs.report.comparison.publishing import WRITERS
 
 Keys = dict[str, Any]
 
@@ -61,7 +61,9 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
         ]
         perform(out, plan([run for _, _, run in wanted]), watcher, "run")
         write_json(out / "comparison.json", summed_up(out, config, compared, wanted, tuning))
-        write_bytes(out / "comparison.md", comparison_markdown(read_comparison(out)).encode())
+        compared_now = read_comparison(out)
+        for suffix, written in WRITERS.items():
+            write_bytes(out / f"comparison{suffix}", written(compared_now).encode())
         return dict(read_json(out / "comparison.json"))
 
 

@@ -202,6 +202,14 @@ class Exchange(ABC, Generic[AskedT, AnswerT, ResultT]):
         """The plain values of a task."""
         return situation.to_settings() | asked.to_settings()
 
+    def unpacked(self, task: Task, update: Update, expected: Expected) -> Update:
+        """The update with its arrays as they are checked and combined. Most travel as they are.
+
+        Raises:
+            RefusalError: the arrays cannot be unpacked.
+        """
+        return update
+
     def declares(self, task: Task, update: Update, expected: Expected) -> dict[str, int]:
         """How many samples of which split the client says with this answer that it holds.
 

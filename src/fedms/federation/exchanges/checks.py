@@ -52,6 +52,23 @@ def check_costs(costs: Any) -> None:
         check_whole(entry[1], "a cost in once")
 
 
+def token_metrics(log_likelihood: float, tokens: int) -> dict[str, Any]:
+    """A log-likelihood of some tokens as it travels."""
+    return {"log_likelihood": log_likelihood, "tokens": tokens}
+
+
+def check_tokens(said: Mapping[str, Any], samples: int) -> None:
+    """RefusalError where these are no log-likelihood of the tokens of that many samples."""
+    check_whole(said.get("tokens"), "tokens", least=samples)
+    check_log_likelihood(said.get("log_likelihood"), "log_likelihood")
+
+
+def check_log_likelihood(value: Any, name: str) -> None:
+    """RefusalError where this is no log-likelihood."""
+    if not math.isfinite(number := check_number(value, name)) or number > ROUNDING:
+        raise RefusalError(f"{name} is no finite number up to zero")
+
+
 def check_share(value: Any, name: str) -> None:
     """RefusalError where this is no number between 0 and 1."""
     if not -ROUNDING <= check_number(value, name) <= 1 + ROUNDING:

@@ -12,27 +12,34 @@ from torch import Tensor
 
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
-from fedms.federation.exchanges.checks import check_shapes, check_whole
+from fedms.federation.exchanges.checks import check_shapes, check_tokens, check_whole, token_metrics
 from fedms.federation.initialization import expert_at_start
 from fedms.federation.messages import Task, Update
 from fedms.federation.recipe import Recipe
 from fedms.federation.secure.encoding import Range, between
+from fedms.federation.token_prediction import of_expert
 
 
 @dataclass(frozen=True)
 class Hits(Answer):
-    """How many validation samples the shared expert gets right."""
+    """How many validation samples the shared expert gets right; of texts, how likely their tokens are."""
 
-    correct: int
+    correct: float
+    """A number of samples, or a log-likelihood"""
+    tokens: int | None = None
+    """Of which this is the log-likelihood"""
 
     def metrics(self) -> dict[str, Any]:
-        """The number."""
-        return {"correct": self.correct}
+        """The numbers."""
+        return token_metrics(self.correct, self.tokens) if self.tokens else {"correct": self.correct}
 
     @classmethod
     def of(cls, update: Update) -> Self:
         """What an update says."""
-        return cls(int(update.weight), int(update.metrics["correct"]))
+        said = update.metrics
+        if "tokens" in said:
+            return cls(int(update.weight), float(said["log_likelihood"]), int(said["tokens"]))
+        return cls(int(update.weight), int(said["correct"]))
 
 
 class EvaluationExchange(Exchange[Asked, Hits, float]):
@@ -47,6 +54,9 @@ class EvaluationExchange(Exchange[Asked, Hits, float]):
         """Hits of the shared expert on the client's validation data."""
         samples = view.samples("validation")
         expert = expert_at_start(view, view.recipe.stages[view.version[0]])
+        if view.recipe.of_text:
+            outputs = of_expert(expert, view.runner, samples, view.boundary)
+            return Hits(len(samples), outputs.log_likelihood(0.0), outputs.tokens)
         logits = view.runner.outputs(expert, samples, view.boundary).logits
         assert logits is not None
         objective = view.recipe.objective
@@ -56,6 +66,8 @@ class EvaluationExchange(Exchange[Asked, Hits, float]):
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """No more hits than samples."""
         check_shapes(update.arrays, {})
+        if expected.recipe.of_text:
+            return check_tokens(update.metrics, expected.declared["validation"])
         check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
 
     def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
@@ -71,5 +83,6 @@ class EvaluationExchange(Exchange[Asked, Hits, float]):
         return replace(super().summed({}, parts), metrics={"correct": int(totals["correct"])})
 
     def combine(self, answers: Sequence[Hits], recipe: Recipe) -> float:
-        """Accuracy over all clients' validation samples."""
-        return sum(answer.correct for answer in answers) / sum(answer.samples for answer in answers)
+        """Accuracy over all clients' validation samples; of texts, mean log p over their tokens."""
+        scored = sum(answer.samples if answer.tokens is None else answer.tokens for answer in answers)
+        return sum(answer.correct for answer in answers) / scored

@@ -8,47 +8,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.core import seeds
 from fedms.data.federated import Samples
 from fedms.federation.assembly import (
-    fresh_client_gate,
-    model_so_far,
-    only,
-    own_evidence,
     received_calibrated,
     with_own_knowledge,
 )
 from fedms.federation.client_view import ClientView
+from fedms.federation.exchanges import uplink
 from fedms.federation.exchanges.base import Answer, Asked, Cost, Exchange, Expected
 from fedms.federation.exchanges.checks import (
     ROUNDING,
     RefusalError,
     check_number,
     check_shapes,
+    check_tokens,
     check_whole,
+    token_metrics,
 )
-from fedms.federation.initialization import expert_at_start, local_start, training_names
+from fedms.federation.exchanges.local_gate import continue_gate, start_gate
+from fedms.federation.initialization import ARRIVED, expert_at_start, local_start, training_names
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
 from fedms.federation.secure.encoding import Range, around, between
 from fedms.federation.tiers import trainable
+from fedms.federation.token_prediction import judge_tokens
 from fedms.model.arrays import Arrays, prefixed
+from fedms.model.backbone import Backbone
 from fedms.model.expert import Expert
-from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
+from fedms.model.gate import fresh_gate, shared_names
 from fedms.model.parts import fresh_lora, group, part_of, trained_names
-from fedms.training.device import moved
-from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
-from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
+from fedms.training.expert_training import Plan, reach, train_expert
+from fedms.training.gate_training import GATE_BATCH, GATE_DECAY
+from fedms.training.passages import token_loss
 
 LARGEST_LOSS = 100.0
 """Mean loss of a client's round, in nats, above which a secure sum counts no more."""
@@ -59,9 +60,12 @@ class Validation:
     """The personal model after a round of a local stage, on the client's validation data."""
 
     samples: int
-    correct: int
+    correct: float
+    """Samples that it gets right; of texts, the log-likelihood of their tokens."""
     cost: Cost
     """Of this validation alone."""
+    tokens: int | None = None
+    """How many tokens it is the log-likelihood of."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class TrainingAnswer(Answer):
     """What a client has trained and shares."""
 
     shared: Arrays
+    """Packed, as `federation.uplink` says"""
     loss: float
     """Mean over the samples of the last pass."""
     cost: Cost
@@ -84,7 +89,11 @@ class TrainingAnswer(Answer):
         """Loss, costs, and the validation of a local stage."""
         said: dict[str, Any] = {"loss": self.loss, "flops": self.cost.flops, "once": self.cost.once}
         if self.validation is not None:
-            said |= {"validated": self.validation.samples, "correct": self.validation.correct}
+            judged = self.validation
+            score = {"correct": judged.correct}
+            if judged.tokens:
+                score = token_metrics(judged.correct, judged.tokens)
+            said |= {"validated": judged.samples, **score}
             said["evaluation"] = {"flops": self.validation.cost.flops, "once": self.validation.cost.once}
         return said
 
@@ -95,7 +104,8 @@ class TrainingAnswer(Answer):
         validation = None
         if "validated" in said:
             cost = Cost.of(said.get("evaluation", {}))
-            validation = Validation(int(said["validated"]), int(said["correct"]), cost)
+            correct, tokens = said.get("correct", said.get("log_likelihood", 0)), said.get("tokens")
+            validation = Validation(int(said["validated"]), correct, cost, tokens)
         return cls(int(update.weight), update.arrays, float(said["loss"]), Cost.of(said), validation)
 
 
@@ -106,7 +116,8 @@ class RoundResult:
     train_loss: float
     """Mean over the samples of all clients."""
     validation_score: float | None
-    """Accuracy over all clients' validation samples, of a local stage."""
+    """Accuracy over all clients' validation samples, or of texts mean log p over their tokens; of a local
+    stage."""
 
 
 @dataclass
@@ -145,7 +156,7 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         stage = view.recipe.stages[view.version[0]]
         samples = view.samples("train")
         expert, names = expert_at_start(view, stage), training_names(view, stage)
-        gate, also, loss = _start_gate(view, stage, samples)
+        gate, also, loss = start_gate(view, stage, samples)
         anchor: Arrays = {}
         if stage.pull == "sent":
             anchor = dict(expert.arrays)
@@ -161,6 +172,7 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             also,
             view.recipe.objective,
             stage.expert == "local" and view.recipe.method.trains_heads_alone(view.config),
+            token_loss if view.recipe.of_text else None,
             _remedy(view, stage),
         )
         order = seeds.numpy_generator(view.config.seed, "batches", stage.budget, view.version[1], view.client)
@@ -172,18 +184,25 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         if begun.plan.also:
             gate = {name: array.detach().cpu() for name, array in gate.items()}
         elif gate:
-            gate = _train_gate(view, stage, begun.samples, gate)
+            gate = continue_gate(view, stage, begun.samples, gate)
         shared = {name: expert.arrays[name] for name in begun.plan.names if group(name) in stage.shares}
         travels = "gate" in stage.shares and view.config.gate.network
         gate_shared = shared_names(view.config.gate.share) if travels else ()
         cost, validation = Cost(view.runner.flops, view.runner.once), None
+        sent, arrives = _packed(view, stage, shared | {name: gate[name] for name in gate_shared})
         if stage.expert == "local":
-            _keep(
-                view, stage, expert, {name: array for name, array in gate.items() if name not in gate_shared}
-            )
+            private = {name: array for name, array in gate.items() if name not in gate_shared}
+            _keep(view, stage, expert, private | arrives)
             validation = _validate(view, gate | prefixed(expert.arrays, "local/"), cost.flops)
-        shared |= {name: gate[name] for name in gate_shared}
-        return TrainingAnswer(len(begun.samples), shared, loss, cost, validation)
+        return TrainingAnswer(len(begun.samples), sent, loss, cost, validation)
+
+    def unpacked(self, task: Task, update: Update, expected: Expected) -> Update:
+        """With the arrays that `federation.uplink` packed."""
+        form = expected.recipe.config.federation.uplink
+        if form == "float32":
+            return update
+        starts = _expected_starts(task, expected.recipe.method.stage(task.stage), expected)
+        return replace(update, arrays=uplink.unpacked(update.arrays, starts, form))
 
     def declares(self, task: Task, update: Update, expected: Expected) -> dict[str, int]:
         """Training samples; in a local stage validation samples, too."""
@@ -199,16 +218,20 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         stage = expected.recipe.method.stage(task.stage)
         starts = _expected_starts(task, stage, expected)
         check_shapes(update.arrays, starts)
+        slack = 1 + ROUNDING + uplink.overshoot(expected.recipe.config.federation.uplink)
         for name, start in starts.items():
             moved_by = float((update.arrays[name].double() - start.double()).abs().max())
             furthest = _furthest(task, stage, name, start, expected)
-            if moved_by > furthest * (1 + ROUNDING) + ROUNDING * float(start.abs().max()):
+            if moved_by > furthest * slack + ROUNDING * float(start.abs().max()):
                 reason = f"{name} is {moved_by:.3g} away from its start, and training reaches {furthest:.3g}"
                 raise RefusalError(reason)
         if not math.isfinite(check_number(update.metrics.get("loss"), "loss")):
             raise RefusalError("loss is not finite")
         if stage.expert == "local":
-            check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+            validated = expected.declared["validation"]
+            if expected.recipe.of_text:
+                return check_tokens(update.metrics, validated)
+            check_whole(update.metrics.get("correct"), "correct", most=validated)
 
     def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
         """Arrays no further from their start than training reaches, loss and hits, all times samples."""
@@ -249,8 +272,36 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         validations = [answer.validation for answer in answers if answer.validation is not None]
         if not validations:
             return RoundResult(loss, None)
-        score = sum(each.correct for each in validations) / sum(each.samples for each in validations)
+        scored = sum(each.samples if each.tokens is None else each.tokens for each in validations)
+        score = sum(each.correct for each in validations) / scored
         return RoundResult(loss, score)
+
+
+# both sides
+
+
+def _starts(
+    sent: Arrays,
+    stage: Stage,
+    client: str,
+    recipe: Recipe,
+    backbone: Backbone,
+    blocks: Sequence[int],
+    rank: int,
+) -> Arrays:
+    """The arrays that a client shares, as a task with the arrays `sent` has it begin."""
+    config = recipe.config
+    groups = [each for each in stage.trains if each in stage.shares]
+    starts = dict(sent)
+    if stage.average == "beside":  # the client goes on from its own arrays, and those from the common start
+        starts |= fresh_lora(backbone, blocks, rank, config.seed)
+    names = trained_names(backbone, groups, blocks, config.head.kind)
+    if "gate" in groups and config.gate.network:
+        gate = config.gate
+        own = fresh_gate(backbone.feature_size, gate.adapter_rank, gate.hidden, config.seed, client)
+        starts = own | starts
+        names += shared_names(gate.share)
+    return {name: starts[name].cpu() for name in names}
 
 
 # the client's side
@@ -267,49 +318,23 @@ def _remedy(view: ClientView, stage: Stage) -> str:
     return f"lower training.learning_rate ({training.learning_rate:g}) or {head}"
 
 
-def _start_gate(
-    view: ClientView, stage: Stage, samples: Samples
-) -> tuple[Arrays, list[tuple[Tensor, float]], LossFunction | None]:
-    """The gate's arrays.
-
-    With the objective `likelihood`, also what trains jointly, and the mixture's loss.
+def _packed(view: ClientView, stage: Stage, shared: Arrays) -> tuple[Arrays, Arrays]:
+    """What travels of the shared arrays; and what of it the server will have, where the client subtracts its
+    own part from the average later and so must keep it.
     """
-    if "gate" not in stage.trains:
-        return {}, [], None
-    config = view.config.gate
-    gate = fresh_client_gate(view) | only(view.kept, "gate.") | only(view.arrays, "gate.")
-    if config.objective != "likelihood":
-        return gate, [], None
-    model, device = model_so_far(view), view.backbone.device
-    gate = {name: array.to(device, copy=True).requires_grad_(True) for name, array in gate.items()}
-    outputs = view.runner.frozen_outputs("global", model.global_expert, samples, view.boundary)
-    assert outputs.logits is not None
-    x, everyone = (
-        model.gate_features(view.runner, samples, view.boundary).to(device),
-        outputs.logits.to(device),
-    )
-    labels, prior = samples.labels.to(device), _inner_prior(view)
+    form = view.config.federation.uplink
+    if form == "float32":
+        return shared, {}
+    starts = _starts(view.arrays, stage, view.client, view.recipe, view.backbone, view.blocks, view.rank)
 
-    def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
-        at = moved(torch.from_numpy(picks), device)
-        weight = local_weight(delta(gate, x[at]), prior)
-        return F.nll_loss(mix(everyone[at], logits, weight, view.config.mixture.on), labels[at])
+    def draw(name: str) -> torch.Generator:
+        return seeds.torch_generator(
+            view.config.seed, "uplink", stage.name, view.version[1], view.client, name
+        )
 
-    return gate, [(array, config.learning_rate) for array in gate.values()], loss
-
-
-def _inner_prior(view: ClientView) -> float:
-    """The prior that the gate trains at. At 0 and 1 a gate says nothing, so 1/2 stands in their place."""
-    prior = view.config.gate.prior
-    return prior if 0 < prior < 1 else 0.5
-
-
-def _train_gate(view: ClientView, stage: Stage, samples: Samples, gate: Arrays) -> Arrays:
-    if not view.config.gate.network:
-        return gate
-    model, x, known = own_evidence(view, samples)
-    generator = seeds.torch_generator(view.config.seed, "gate", stage.name, view.version[1], view.client)
-    return train_gate(gate, x, known, model.discriminant, model.evidence, view.config.gate, generator)
+    sent = uplink.packed(shared, starts, form, draw)
+    arrived = uplink.unpacked(sent, starts, form) if stage.average == "beside" else {}
+    return sent, prefixed(arrived, ARRIVED)
 
 
 def _keep(view: ClientView, stage: Stage, expert: Expert, gate: Arrays) -> None:
@@ -327,6 +352,11 @@ def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Va
     samples = view.samples("validation")
     arrays = received_calibrated(view) | dict(trained)
     model = with_own_knowledge(view, PersonalModel(arrays, view.recipe.method, view.config))
+    if view.recipe.of_text:
+        said = judge_tokens(model, view.runner, samples, view.boundary)
+        likelihood = said.log_likelihood(view.config.gate.prior)
+        cost = Cost(view.runner.flops - spent, view.runner.once)
+        return Validation(len(samples), likelihood, cost, said.tokens)
     outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
     correct = round(outputs.accuracy(samples.labels, view.config.gate.prior) * len(samples))
     return Validation(len(samples), correct, Cost(view.runner.flops - spent, view.runner.once))
@@ -337,19 +367,9 @@ def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Va
 
 def _expected_starts(task: Task, stage: Stage, expected: Expected) -> Arrays:
     """The arrays that the client answers with, as its training found them."""
-    config, backbone = expected.recipe.config, expected.backbone
-    blocks = trainable(task.settings["active"], expected.capacity, config.activation.order)
-    groups = [each for each in stage.trains if each in stage.shares]
-    starts = dict(task.arrays)
-    if stage.average == "beside":  # the client goes on from its own arrays, and those from the common start
-        starts |= fresh_lora(backbone, blocks, expected.rank, config.seed)
-    names = trained_names(backbone, groups, blocks, config.head.kind)
-    if "gate" in groups and config.gate.network:
-        gate = config.gate
-        own = fresh_gate(backbone.feature_size, gate.adapter_rank, gate.hidden, config.seed, task.client)
-        starts = own | starts
-        names += shared_names(gate.share)
-    return {name: starts[name].cpu() for name in names}
+    recipe = expected.recipe
+    blocks = trainable(task.settings["active"], expected.capacity, recipe.config.activation.order)
+    return _starts(task.arrays, stage, task.client, recipe, expected.backbone, blocks, expected.rank)
 
 
 def _furthest(task: Task, stage: Stage, name: str, start: Tensor, expected: Expected) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedms.data.federated import Samples
 from fedms.federation.assembly import finished_model, local_experts
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import (
@@ -26,10 +27,12 @@ from fedms.federation.exchanges.base import (
     log_likelihood,
 )
 from fedms.federation.messages import Task, Update
-from fedms.federation.personal_model import UNSCALED
+from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
 from fedms.federation.recipe import Recipe
 from fedms.federation.secure.encoding import Range
+from fedms.federation.token_prediction import judge_tokens, of_expert
+from fedms.model.expert import same_body
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,16 @@ class InterpolationExchange(ChoiceExchange[InterpolationLikelihood]):
     def answer(self, view: ClientView, asked: Asked) -> InterpolationLikelihood:
         """Log-likelihood of the client's validation labels under its local expert, at each interpolation."""
         samples = view.samples("validation")
-        head_alone = view.recipe.method.trains_heads_alone(view.config)
+        if view.recipe.of_text:
+            found = [
+                of_expert(expert, view.runner, samples, view.boundary).log_likelihood(1.0)
+                for expert in local_experts(view, *INTERPOLATIONS)
+            ]
+            return InterpolationLikelihood(len(samples), torch.tensor(found, dtype=torch.float32))
+        alone, everyone = view.recipe.method.trains_heads_alone(view.config), view.global_expert
         candidates = []
         for expert in local_experts(view, *INTERPOLATIONS):
+            head_alone = alone or same_body(expert, everyone)
             logits = view.runner.outputs(expert, samples, view.boundary, head_alone).logits
             assert logits is not None
             candidates.append(logits)
@@ -116,6 +126,8 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
         """Log-likelihood of the client's validation labels under each candidate."""
         samples = view.samples("validation")
         model = finished_model(view, asked.interpolation, UNSCALED)
+        if view.recipe.of_text:
+            return WeightLikelihood(len(samples), torch.tensor(_of_tokens(view, model, samples)))
         outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
         if view.recipe.method.gate == "constant":
             candidates = [outputs.log_probabilities(weight) for weight in PRIORS]
@@ -152,3 +164,12 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
 def _candidates(recipe: Recipe) -> int:
     """How many ways to weigh the experts are compared."""
     return len(PRIORS) if recipe.method.gate == "constant" else len(UNSCALED) * len(SCALES)
+
+
+def _of_tokens(view: ClientView, model: PersonalModel, samples: Samples) -> list[float]:
+    """Log-likelihood of the tokens under each candidate."""
+    outputs = judge_tokens(model, view.runner, samples, view.boundary)
+    if view.recipe.method.gate == "constant":
+        return [outputs.log_likelihood(weight) for weight in PRIORS]
+    scaled = [replace(outputs, scales=(scale,) * len(UNSCALED)) for scale in SCALES]
+    return [each.log_likelihood(prior) for prior in PRIORS[1:-1] for each in scaled]

@@ -1,9 +1,9 @@
 """Clients send sums of their training features once; then the discriminant's shrinkage and temperature are
 chosen on validation data.
 
-What leaves a client: class counts, class feature sums and the second moment of its training features
-(exchange `statistics`), and the log-likelihood of its validation labels at each shrinkage and temperature of
-a grid (exchange `calibrate`).
+What leaves a client: class counts and class feature sums of its training features, with
+`statistics.second_moment: true` their second moment, too (exchange `statistics`), and the log-likelihood of
+its validation labels at each shrinkage and temperature of a grid (exchange `calibrate`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from fedms.core.errors import FedmsError
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected, Likelihood
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes
@@ -52,7 +53,11 @@ class Sums(Answer):
 
 
 class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
-    """Sums of training features become the federation's sums."""
+    """Sums of training features become the federation's sums.
+
+    With the second moment only the total is read. Without it the covariance is estimated from the single
+    clients' class means; so a secure sum brings it.
+    """
 
     kind = "statistics"
     split = "train"
@@ -64,7 +69,8 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
         samples = view.samples("train")
         statistics = view.config.statistics
         x = _features(view, asked, "train")
-        sums = FeatureSums.of(x, samples.labels, view.classes, statistics.second_moment)
+        kept = torch.bincount(samples.labels, minlength=view.classes)[samples.labels] >= statistics.least
+        sums = FeatureSums.of(x[kept], samples.labels[kept], view.classes, view.recipe.sends_second_moment)
         return Sums(len(samples), sums.to_arrays(statistics.rank))
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
@@ -77,7 +83,7 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
             "statistics.counts": (classes,),
             "statistics.sums": (classes, size),
         }
-        if statistics.second_moment:
+        if expected.recipe.sends_second_moment:
             if rank is None or rank >= size:
                 shapes["statistics.second"] = (size * (size + 1) // 2,)
             else:
@@ -87,8 +93,12 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
         )
         arrays = {name: array.double() for name, array in update.arrays.items()}
         counts = arrays["statistics.counts"]
-        if (counts < 0).any() or not torch.equal(counts, counts.round()) or float(counts.sum()) != samples:
+        whole = not (counts < 0).any() and torch.equal(counts, counts.round())
+        counted = float(counts.sum())
+        if not whole or counted > samples or (statistics.least == 1 and counted != samples):
             raise RefusalError(f"statistics.counts are not {samples} samples counted")
+        if ((counts > 0) & (counts < statistics.least)).any():
+            raise RefusalError(f"statistics.counts has a class of fewer than {statistics.least} samples")
         if (arrays["statistics.sums"].norm(dim=1) > counts * math.sqrt(size) * (1 + ROUNDING)).any():
             raise RefusalError("statistics.sums are larger than its samples' features can make them")
         most, large = samples * size * (1 + ROUNDING), False
@@ -108,13 +118,20 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
             "statistics.counts": between((expected.classes,), 0, samples, whole=True),
             "statistics.sums": between((expected.classes, size), -long, long),
         }
-        if expected.recipe.config.statistics.second_moment:
+        if expected.recipe.sends_second_moment:
             ranges["statistics.second"] = between((size * (size + 1) // 2,), -large, large)
         return ranges
 
     def combine(self, answers: Sequence[Sums], recipe: Recipe) -> FeatureSums:
         """The sums over all clients' samples."""
-        return FeatureSums.total(FeatureSums.from_arrays(answer.sums) for answer in answers)
+        parts = [FeatureSums.from_arrays(answer.sums) for answer in answers]
+        statistics = recipe.config.statistics
+        estimates = statistics.second_moment == "auto" and not recipe.sends_second_moment
+        sums = FeatureSums.estimated(parts) if estimates else FeatureSums.total(parts)
+        if not float(sums.counts.sum()):
+            least = statistics.least
+            raise FedmsError(f"statistics.least: no client has {least} samples of any class; lower it")
+        return sums
 
 
 @dataclass(frozen=True)

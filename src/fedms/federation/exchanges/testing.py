@@ -1,27 +1,39 @@
 """The finished personal models on own and everyone's data.
 
 What leaves a client: accuracies (by prior where predictions move with it), the gate's mean weight, its number
-of training samples, and the hits of the untrained model. The finished model stays in its folder.
+of training samples, and the hits of the untrained model. The finished model stays in its folder, and so do
+its predictions for the client's own test samples with their figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from torch.nn import functional as F
 
-from fedms.core.files import write_arrays
+from fedms.core.files import write_arrays, write_bytes, write_json
 from fedms.data.federated import Samples
 from fedms.federation.assembly import finished_model
 from fedms.federation.client_view import ClientView
+from fedms.federation.evaluation import evaluate
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
-from fedms.federation.exchanges.checks import RefusalError, check_shapes, check_share, check_whole
+from fedms.federation.exchanges.checks import (
+    RefusalError,
+    check_log_likelihood,
+    check_number,
+    check_shapes,
+    check_share,
+    check_whole,
+)
 from fedms.federation.messages import Task, Update
 from fedms.federation.personal_model import UNSCALED, PersonalModel
-from fedms.federation.prediction import PRIORS
+from fedms.federation.prediction import PRIORS, ClientOutputs
 from fedms.federation.recipe import Recipe
+from fedms.federation.token_prediction import judge_tokens, of_expert
 
 BASE_MEANS = "base.means"
 """The federated class means of frozen features, which judge pictures before any training."""
@@ -48,6 +60,10 @@ class Judgement:
     """Accuracy at each of `PRIORS`; None where predictions do not move with the prior."""
     global_share: float | None
     """Mean weight of the global expert; None where nothing is mixed."""
+    nll: float | None = None
+    """Of texts, mean -log p of a token, in nats; then accuracies are of tokens."""
+    nll_frontier: tuple[float, ...] | None = None
+    """The same at each of `PRIORS`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,10 @@ class FinalTestAnswer(Answer):
     base_total: int
     shared_correct: int | None
     """Test samples that the global expert gets right, which everybody holds; None where there is none"""
+    base_nll: float | None = None
+    shared_nll: float | None = None
+    """Of texts, mean -log p of a test token under the untrained model and the global expert; then all that is
+    right is counted in tokens"""
 
     def metrics(self) -> dict[str, Any]:
         """All of it, flat."""
@@ -78,7 +98,13 @@ class FinalTestAnswer(Answer):
             if judged.frontier is not None:
                 said[f"{name}_frontier"] = list(judged.frontier)
             said[f"{name}_global_share"] = judged.global_share
+            if judged.nll is not None:
+                said[f"{name}_nll"] = judged.nll
+            if judged.nll_frontier is not None:
+                said[f"{name}_nll_frontier"] = list(judged.nll_frontier)
         said |= {"base_correct": self.base_correct, "base_total": self.base_total}
+        if self.base_nll is not None:
+            said |= {"base_nll": self.base_nll, "shared_nll": self.shared_nll}
         return said | {"shared_correct": self.shared_correct}
 
     @classmethod
@@ -89,9 +115,16 @@ class FinalTestAnswer(Answer):
             if name in said:
                 frontier = said.get(f"{name}_frontier")
                 points = None if frontier is None else tuple(frontier)
-                judged[name] = Judgement(said[name], points, said.get(f"{name}_global_share"))
+                share, nll = said.get(f"{name}_global_share"), said.get(f"{name}_nll")
+                losses = said.get(f"{name}_nll_frontier")
+                judged[name] = Judgement(
+                    said[name], points, share, nll, None if losses is None else tuple(losses)
+                )
         scales = tuple(said.get("evidence_scales", UNSCALED))
-        hits = said["base_correct"], said["base_total"], said["shared_correct"]
+        hits = (
+            *(said[key] for key in ("base_correct", "base_total", "shared_correct")),
+            *(said.get(key) for key in ("base_nll", "shared_nll")),
+        )
         return cls(said["samples"], update.client, judged, said["network_kept"], scales, *hits)
 
 
@@ -108,15 +141,21 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         model = finished_model(view, asked.interpolation, asked.evidence_scales)
         facts = {**model.facts(), "client": view.client, "prior": asked.prior, "boundary": view.boundary}
         write_arrays(view.folder.path / "model.safetensors", model.arrays, facts)
-        judged = {
-            f"{split}_{whose}": _judge(view, model, samples, asked.prior)
-            for split in view.config.evaluation.splits
-            for whose, samples in (("own", view.samples(split)), ("everyone", view.everyone.get(split)))
-            if samples is not None
-        }
-        hits = (*_untrained(view), _shared(view, model))
-        samples = len(view.samples("train"))
-        return FinalTestAnswer(samples, view.client, judged, model.network_kept, model.evidence_scales, *hits)
+        judged: dict[str, Judgement] = {}
+        for split in view.config.evaluation.splits:
+            for whose, samples in (("own", view.samples(split)), ("everyone", view.everyone.get(split))):
+                if samples is None:
+                    continue
+                if view.recipe.of_text:
+                    judged[f"{split}_{whose}"] = _judge_tokens(view, model, samples, asked.prior)
+                    continue
+                outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
+                judged[f"{split}_{whose}"] = _judgement(view.recipe, outputs, samples, asked.prior)
+                if (split, whose) == ("test", "own"):
+                    _keep_predictions(view, outputs, samples, asked.prior)
+        hits = _token_hits(view, model) if view.recipe.of_text else (*_untrained(view), _shared(view, model))
+        count = len(view.samples("train"))
+        return FinalTestAnswer(count, view.client, judged, model.network_kept, model.evidence_scales, *hits)
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """Accuracies and shares between 0 and 1, and counts within what was declared."""
@@ -137,6 +176,8 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
             check_share(said.get(name), name)
             if (share := said.get(f"{name}_global_share")) is not None or recipe.predictor.mixes:
                 check_share(share, f"{name}_global_share")
+            if recipe.of_text:
+                _check_losses(said, name, recipe.has_frontier)
             if recipe.has_frontier:
                 _check_frontier(said.get(f"{name}_frontier"), f"{name}_frontier")
 
@@ -145,12 +186,50 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         return tuple(answers)
 
 
-def _judge(view: ClientView, model: PersonalModel, samples: Samples, prior: float) -> Judgement:
-    outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
+def _judgement(recipe: Recipe, outputs: ClientOutputs, samples: Samples, prior: float) -> Judgement:
     frontier = None
-    if view.recipe.has_frontier:
+    if recipe.has_frontier:
         frontier = tuple(outputs.accuracy(samples.labels, at) for at in PRIORS)
     return Judgement(outputs.accuracy(samples.labels, prior), frontier, outputs.global_share(prior))
+
+
+def _keep_predictions(view: ClientView, outputs: ClientOutputs, samples: Samples, prior: float) -> None:
+    """Write predictions.csv and metrics.json into the client's folder, where they stay."""
+    names, weight = view.data.class_names, outputs.local_weight(prior)
+    log_probabilities = outputs.log_probabilities(prior)
+    found = log_probabilities.argmax(1, keepdim=True)
+    labels = [names[label] for label in samples.labels.tolist()]
+    answers = [names[place] for place in found.flatten().tolist()]
+    probabilities = log_probabilities.gather(1, found).exp().flatten().tolist()
+    weights = [""] * len(samples) if weight is None else weight.tolist()
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("row", "label", "predicted", "probability", "local_weight"))
+    writer.writerows(zip(samples.rows.tolist(), labels, answers, probabilities, weights, strict=True))
+    write_bytes(view.folder.path / "predictions.csv", text.getvalue().encode())
+    figures = asdict(evaluate(names, labels, answers, probabilities))
+    write_json(view.folder.path / "metrics.json", {"client": view.client, "prior": prior, **figures})
+
+
+def _judge_tokens(view: ClientView, model: PersonalModel, samples: Samples, prior: float) -> Judgement:
+    outputs = judge_tokens(model, view.runner, samples, view.boundary)
+    accuracies = losses = None
+    if view.recipe.has_frontier:
+        accuracies = tuple(outputs.right(at) / outputs.tokens for at in PRIORS)
+        losses = tuple(outputs.loss(at) for at in PRIORS)
+    share = outputs.global_share(prior) if view.recipe.predictor.mixes else None
+    return Judgement(outputs.right(prior) / outputs.tokens, accuracies, share, outputs.loss(prior), losses)
+
+
+def _token_hits(view: ClientView, model: PersonalModel) -> tuple[Any, ...]:
+    """What the untrained model and the global expert get right of the test tokens, and their losses."""
+    samples = view.samples("test")
+    base = of_expert(None, view.runner, samples, view.boundary, "backbone")
+    untrained, loss = (base.right(0.0), base.tokens), base.loss(0.0)
+    if model.global_expert is None:
+        return (*untrained, None, loss, None)
+    shared = of_expert(model.global_expert, view.runner, samples, view.boundary, "global")
+    return (*untrained, shared.right(0.0), loss, shared.loss(0.0))
 
 
 def _shared(view: ClientView, model: PersonalModel) -> int | None:
@@ -180,3 +259,14 @@ def _check_frontier(value: Any, name: str) -> None:
         raise RefusalError(f"{name} is not {len(PRIORS)} accuracies")
     for accuracy in value:
         check_share(accuracy, name)
+
+
+def _check_losses(said: Mapping[str, Any], name: str, has_frontier: bool) -> None:
+    losses = [said.get(f"{name}_nll")]
+    if has_frontier:
+        points = said.get(f"{name}_nll_frontier")
+        if not isinstance(points, list) or len(points) != len(PRIORS):
+            raise RefusalError(f"{name}_nll_frontier is not {len(PRIORS)} losses")
+        losses += points
+    for loss in losses:
+        check_log_likelihood(-check_number(loss, f"{name}_nll"), f"-{name}_nll")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from fedms.config import Config
 from fedms.core.errors import ConfigError
+from fedms.core.formatting import did_you_mean
 from fedms.federation.aggregation.registry import AGGREGATORS
 from fedms.federation.method import LORA, Method
 from fedms.federation.methods import fedavg, fedms, frozen, mixtures, partly_shared, personal
@@ -38,7 +39,8 @@ def register_method(method: Method) -> None:
 def find(name: str) -> Method:
     """The method of this name; ConfigError where it is not known."""
     if name not in METHODS:
-        raise ConfigError(f"method: {name!r} is not known; allowed: {', '.join(METHODS)}")
+        guess = did_you_mean(name, METHODS)
+        raise ConfigError(f"method: {name!r} is not known; allowed: {', '.join(METHODS)}{guess}")
     return METHODS[name]
 
 
@@ -48,6 +50,10 @@ def of(config: Config) -> Method:
     An aggregator that freezes A (arXiv 2403.12313) removes A from every stage that would share both matrices.
     """
     method = find(config.method)
+    if config.task == "text":  # the model's own head stays frozen, and tokens are the gate's evidence
+        method = replace(
+            method, stages=tuple(stage.without("head").without("gate") for stage in method.stages)
+        )
     if not AGGREGATORS[config.federation.aggregation].freezes_a:
         return method
     return replace(

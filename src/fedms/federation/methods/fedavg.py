@@ -75,5 +75,6 @@ METHODS = (
         (GLOBAL,),
         "global",
         label_prior=True,
+        no_text="puts a label prior on logits of classes",
     ),
 )

@@ -23,6 +23,7 @@ METHODS = (
         (),
         "statistics",
         label_prior=True,
+        no_text="predicts classes from their feature sums",
     ),
     Method(
         "fedncm",
@@ -35,6 +36,7 @@ METHODS = (
             "statistics.second_moment": False,  # class means need no covariance
             "statistics.shrinkage": "auto",
         },
+        no_text="predicts classes from their feature sums",
     ),
     Method(
         "linear-probe",
@@ -42,6 +44,7 @@ METHODS = (
         None,
         (Stage("global", "global", "global", ("head",), ("head",), "none"),),
         "global",
+        no_text="trains the head alone, and the head of a language model is frozen",
     ),
     Method(
         "fedclip",
@@ -49,6 +52,7 @@ METHODS = (
         "arXiv 2302.13485",
         (Stage("global", "global", "global", ("attention",), ("attention",), "none"),),
         "global",
+        no_text="trains the head alone, and the head of a language model is frozen",
     ),
     Method(
         "promptfl",
@@ -56,5 +60,6 @@ METHODS = (
         "arXiv 2208.11625",
         (Stage("global", "global", "global", ("prompt", "head"), ("prompt", "head"), "none"),),
         "global",
+        no_text="learns soft prompts, which task: text does not have yet",
     ),
 )

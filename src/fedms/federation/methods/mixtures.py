@@ -31,6 +31,7 @@ METHODS = (
         (GLOBAL_SAL, _LOCAL_SAL),
         "mixture",
         gate="counts",
+        no_text="weighs by counts of classes",
     ),
     Method(
         "feddpa",
@@ -38,6 +39,7 @@ METHODS = (
         "arXiv 2403.19211",
         (GLOBAL, LOCAL),
         "blend",
+        no_text="weighs whole samples by their likeness, which a text shows at its end",
     ),
     Method(
         "pfl-moe",
@@ -52,5 +54,6 @@ METHODS = (
             "gate.share": "none",
             "mixture.interpolation": 1.0,
         },
+        no_text="trains its gate on the feature of a whole sample",
     ),
 )

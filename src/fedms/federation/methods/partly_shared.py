@@ -22,6 +22,7 @@ METHODS = (
         "arXiv 1912.00818",
         throughout(Stage("", "global", "local", (*LORA, "head"), LORA, "all")),
         "local",
+        no_text="keeps a head of its own, and the head of a language model is frozen",
     ),
     Method(
         "fedrep",
@@ -29,6 +30,7 @@ METHODS = (
         "arXiv 2102.07078",
         throughout(Stage("", "global", "local", (*LORA, "head"), LORA, "all", phases=(("head",), LORA))),
         "local",
+        no_text="keeps a head of its own, and the head of a language model is frozen",
     ),
     Method(
         "fedsa-lora",

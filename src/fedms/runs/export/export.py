@@ -67,8 +67,7 @@ def export_client(client: Client, to: Path) -> list[Path]:
     Raises:
         FedmsError: the folder is not empty or cannot be written, or the method's experts are no adapters.
     """
-    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
-        raise FedmsError(f"{to}: already there and not empty; name another folder with --to")
+    check_empty(to)
     if why := _unwritable(client.personal):
         raise FedmsError(
             f"method {client.personal.method.name} {why}, so there is nothing that PEFT could load"
@@ -84,6 +83,12 @@ def export_client(client: Client, to: Path) -> list[Path]:
         unmake(made)
         raise
     return sorted(path for path in to.rglob("*") if path.is_file())
+
+
+def check_empty(to: Path) -> None:
+    """Raise FedmsError if there is anything at this place but an empty folder."""
+    if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+        raise FedmsError(f"{to}: already there and not empty; name another folder with --to")
 
 
 def _unwritable(personal: PersonalModel) -> str | None:

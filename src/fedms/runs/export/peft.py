@@ -34,8 +34,8 @@ def to_peft(
     """The tensors of `adapter_model.safetensors` and the content of `adapter_config.json`.
 
     `base_model` is the hub name, or the base name of the folder, that the configuration will name. Layers are
-    named in full, so that PEFT changes no layer without a pair. The model to load the adapter into is
-    `AutoModel`; for CLIP it is `CLIPVisionModelWithProjection`.
+    named in full, so that PEFT changes no layer without a pair. The model to load the adapter into is that of
+    the family's `model_class`.
 
     Raises:
         FedmsError: there is no pair.
@@ -51,13 +51,14 @@ def to_peft(
         tensors[f"{PREFIX}{path}.lora_B.weight"] = B
     raised = {path: A.shape[0] for path, (A, _) in pairs.items() if A.shape[0] != lora.rank}
     model = type(backbone.model)
-    clip = backbone.family.projection is not None
+    family = backbone.family
+    plain = family.kind == "image" and (family.found or family.projection is not None)
     return tensors, {
         "peft_type": "LORA",
-        # a task type would have PEFT pass `input_ids`, which CLIP's image tower does not take
-        "task_type": None if clip else "FEATURE_EXTRACTION",
+        # a task type would have PEFT pass `input_ids`, which an image tower need not take
+        "task_type": None if plain else "FEATURE_EXTRACTION",
         "auto_mapping": {"base_model_class": model.__name__, "parent_library": model.__module__}
-        if clip
+        if plain
         else None,
         "base_model_name_or_path": base_model,
         "r": lora.rank,
@@ -69,7 +70,7 @@ def to_peft(
         "bias": "none",
         "use_rslora": False,
         "use_dora": False,
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": bool({*pairs} & {*backbone.transposed}),
         "init_lora_weights": True,
         "inference_mode": True,
     }

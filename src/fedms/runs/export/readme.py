@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -182,9 +183,10 @@ def _program(
     image, clip = backbone.kind == "image", backbone.family.projection is not None
     size = config.model.image_size
     model: Any = backbone.model
-    resized = ", interpolate_pos_encoding=True" if size and model.config.model_type != "dinov2" else ""
+    told = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+    resized = ", interpolate_pos_encoding=True" if size and told else ""
     pooling = POOLING["clip" if clip else backbone.kind, backbone.pooling]
-    loader = "CLIPVisionModelWithProjection" if clip else "AutoModel"
+    loader = backbone.family.model_class
     processor = "AutoImageProcessor" if image else "AutoTokenizer"
     backend = ', backend="pil"' if image else ""
     if image:

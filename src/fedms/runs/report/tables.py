@@ -31,14 +31,26 @@ MOST_CLIENTS = 50
 """Most clients in the table of a partition."""
 
 
-def result_rows(results: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The cells under `COLUMNS`. A method that occurs more than once is shown with its seed."""
-    times = Counter(str(result.get("method")) for result in results)
-    return [_row(result, with_seed=times[str(result.get("method"))] > 1) for result in results]
+def result_rows(results: Sequence[Mapping[str, Any]], folders: Sequence[str] = ()) -> list[list[str]]:
+    """The cells under `COLUMNS`.
+
+    A method that occurs more than once is shown with its seed; the same method and seed with the folder.
+    """
+    names = [clip(str(result.get("method", MISSING))) for result in results]
+    seeds = [str(result.get("seed", MISSING)) for result in results]
+    for own in (seeds, folders):
+        times = Counter(names)
+        if own:
+            word = "seed " if own is seeds else ""
+            names = [
+                f"{name} ({word}{more})" if times[name] > 1 else name
+                for name, more in zip(names, own, strict=True)
+            ]
+    return [_row(name, result) for name, result in zip(names, results, strict=True)]
 
 
-def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
-    """Results for the terminal, one per line."""
+def result_table(results: Sequence[Mapping[str, Any]], folders: Sequence[str] = ()) -> Table:
+    """Results for the terminal, one per line; `folders` tell runs apart that are alike."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -47,7 +59,7 @@ def result_table(results: Sequence[Mapping[str, Any]]) -> Table:
     for column in COLUMNS:
         heading = column.replace(" ", "\n")  # two lines, so that the table fits into 80 characters
         table.add_column(heading, justify="left" if column == "method" else "right", overflow="fold")
-    for row in result_rows(results):
+    for row in result_rows(results, folders):
         table.add_row(*(Text(cell) for cell in row))  # Text, since a name may look like rich's markup
     return table
 
@@ -147,11 +159,10 @@ def _range(values: Sequence[int]) -> str:
     return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
 
 
-def _row(result: Mapping[str, Any], with_seed: bool) -> list[str]:
-    method = clip(str(result.get("method", MISSING)))
+def _row(name: str, result: Mapping[str, Any]) -> list[str]:
     uplink, flops = number(result, "uplink_bytes"), number(result, "train_flops")
     return [
-        f"{method} (seed {result.get('seed', MISSING)})" if with_seed else method,
+        name,
         decimal(number(result, "accuracy_local"), 4),
         decimal(number(result, "accuracy_local_worst"), 4),
         decimal(number(result, "accuracy_global"), 4),

@@ -95,7 +95,8 @@ def comparison_table(comparison: Comparison) -> Table:
     for row in (each.record for each in comparison.rows):
         # only the two accuracies show their spread, so that a line fits
         cells = [
-            (_cell(row, column, spread=column.metric in ACCURACIES), _best(row, column)) for column in columns
+            (cell_of(row, column, spread=column.metric in ACCURACIES), best_of(row, column))
+            for column in columns
         ]
         table.add_row(
             Text(clip(row["name"])), *(Text(text, style="bold" if best else "") for text, best in cells)
@@ -125,12 +126,13 @@ def headline_markdown(comparison: Comparison) -> str:
     """The rows as a Markdown table."""
     lines = []
     for row in (each.record for each in comparison.rows):
-        cells = [(_cell(row, column), _best(row, column)) for column in COLUMNS]
+        cells = [(cell_of(row, column), best_of(row, column)) for column in COLUMNS]
         lines.append([_name(row), *(f"**{text}**" if best else text for text, best in cells)])
     return _table(["method", *(column.title for column in COLUMNS)], lines)
 
 
-def _cell(row: Mapping[str, Any], column: Column, spread: bool = True) -> str:
+def cell_of(row: Mapping[str, Any], column: Column, spread: bool = True) -> str:
+    """A row's entry in this column: mean ± standard deviation with its mark, or a scaled mean."""
     mean, std = number(row["mean"], column.metric), number(row["std"], column.metric)
     if mean is None:
         return MISSING
@@ -140,7 +142,8 @@ def _cell(row: Mapping[str, Any], column: Column, spread: bool = True) -> str:
     return decimal(mean) + (f" ± {decimal(std)}" if spread and std is not None else "") + equal
 
 
-def _best(row: Mapping[str, Any], column: Column) -> bool:
+def best_of(row: Mapping[str, Any], column: Column) -> bool:
+    """Whether the row is the best in this column."""
     return bool(row["best"].get(column.metric) == "best")
 
 

@@ -1,0 +1,79 @@
+"""A finished run in Python: the content of its result.json, and its tables as pandas DataFrames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedms.core.formatting import decimal, duration, scaled
+from fedms.runs.reading.run import number, read_result, read_rounds
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Result(dict[str, Any]):
+    """The content of result.json, with tables. In a notebook it shows itself.
+
+        result = fedms.run("assistant", "runs/first")
+        result["accuracy_local"]
+        result.clients.sort_values("accuracy_local").head()
+
+    Attributes:
+        folder: the run folder.
+    """
+
+    def __init__(self, content: Mapping[str, Any], folder: str | Path) -> None:
+        super().__init__(content)
+        self.folder = Path(folder)
+
+    @classmethod
+    def of(cls, folder: str | Path) -> Result:
+        """The result of a finished run.
+
+        Raises:
+            FedmsError: the folder is not a finished run, or a file is damaged.
+        """
+        return cls(read_result(Path(folder)), folder)
+
+    @property
+    def rounds(self) -> pd.DataFrame:
+        """A row for each line of metrics.jsonl: stage, round, loss, score, bytes, operations, seconds."""
+        return _frame(read_rounds(self.folder))
+
+    @property
+    def clients(self) -> pd.DataFrame:
+        """A row for each client: name, samples, both accuracies, gate weight of the global expert."""
+        return _frame(self.get("per_client") or [])
+
+    @property
+    def frontier(self) -> pd.DataFrame:
+        """A row for each prior with both accuracies; empty for a method without a frontier."""
+        return _frame(self.get("frontier") or [])
+
+    def _repr_html_(self) -> str:
+        """The headline numbers, and the clients, as a notebook shows them."""
+        numbers = {
+            "own data": decimal(number(self, "accuracy_local"), 4),
+            "worst tenth": decimal(number(self, "accuracy_local_worst"), 4),
+            "everyone's data": decimal(number(self, "accuracy_global"), 4),
+            "gate weight": decimal(number(self, "gate_global_share")),
+            "uplink": scaled(number(self, "uplink_bytes"), "B"),
+            "time": duration(number(self, "seconds")),
+        }
+        head = "".join(f"<th>{escape(name)}</th>" for name in numbers)
+        cells = "".join(f"<td>{escape(value)}</td>" for value in numbers.values())
+        title = escape(f"{self.get('method')}, seed {self.get('seed')}: {self.folder}")
+        listed = self.clients.to_html(index=False, float_format="{:.4f}".format, max_rows=50)
+        return (
+            f"<p><strong>{title}</strong></p><table><tr>{head}</tr><tr>{cells}</tr></table>"
+            f"<details><summary>Clients</summary>{listed}</details>"
+        )
+
+
+def _frame(records: Any) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(records)

@@ -1,0 +1,108 @@
+"""The commands `init`, `config` and `clean`."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from fedms.cli.main import app
+from fedms.config import load_config
+from fedms.experiments import description
+from fedms.runs.predict import load
+from tiny_run import finished, write_texts  # noqa: F401
+
+runner = CliRunner()
+
+
+def write_rows(path: Path, columns: list[str], rows: list[list[str]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+@pytest.fixture(autouse=True)
+def in_a_new_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_config_for_a_file_takes_its_columns_and_owners():
+    rows = [[str(n), f"a longer message {n}", "yes" if n % 3 else "no", f"s{n // 60}"] for n in range(240)]
+    write_rows(Path("mine.csv"), ["id", "message", "urgent", "site"], rows)
+    result = runner.invoke(app, ["init", "mine.csv"])
+    assert result.exit_code == 0, result.output
+    assert "text    column message" in result.stdout and "label   column urgent: no, yes" in result.stdout
+    config = load_config("fedms.yaml")
+    assert (config.data.source, config.data.text, config.data.label) == ("mine.csv", "message", "urgent")
+    assert (config.partition.rule, config.partition.column, config.federation.cohort) == ("column", "site", 4)
+    assert len(description.describe_partition(config)["clients"]) == 4
+
+
+def test_a_config_for_a_file_without_owners_draws_clients():
+    write_texts(Path("mine.csv"))
+    assert runner.invoke(app, ["init", "mine.csv", "--out", "new.yaml"]).exit_code == 0
+    config = load_config("new.yaml")
+    assert (config.partition.rule, config.partition.clients) == ("dirichlet", 3)
+
+
+def test_a_config_for_sites_has_one_client_a_file():
+    Path("sites").mkdir()
+    for name in ("north", "south"):
+        write_texts(Path("sites") / f"{name}.csv")
+    result = runner.invoke(app, ["init", "sites"])
+    assert result.exit_code == 0 and "clients 2: north, south" in result.stdout
+    described = description.describe_partition(load_config("fedms.yaml"))
+    assert described["clients"] == ["north", "south"]
+
+
+def test_the_demo_can_be_a_file_of_ones_own():
+    assert runner.invoke(app, ["init"]).exit_code == 0
+    assert load_config("fedms.yaml") == load_config("assistant")
+    assert "fedms run fedms.yaml" in Path("fedms.yaml").read_text()
+
+
+def test_no_file_is_overwritten_and_wrong_use_is_one_line():
+    Path("fedms.yaml").write_text("mine")
+    assert runner.invoke(app, ["init"]).exit_code == 1
+    assert Path("fedms.yaml").read_text() == "mine"
+    write_rows(Path("n.csv"), ["message"], [["a"], ["b"], ["c"]])
+    for arguments, code, words in (
+        (["n.csv", "--out", "x.yaml"], 1, "no column looks like a label"),
+        (["none.csv", "--out", "x.yaml"], 1, "none.csv: no such file"),
+        (["--from", "csv", "--out", "x.yaml"], 2, "needs a FILE"),
+    ):
+        result = runner.invoke(app, ["init", *arguments])
+        assert result.exit_code == code and words in result.stderr and result.stderr.count("\n") == 1
+    assert not Path("x.yaml").exists()
+
+
+@pytest.mark.parametrize("option", ["--yaml", "--schema", "--markdown", "gate.prior"])
+def test_config_explains(option):
+    result = runner.invoke(app, ["config", option])
+    assert result.exit_code == 0 and "prior" in result.stdout
+    assert (
+        runner.invoke(app, ["config", "gate", "--yaml" if option != "--yaml" else "--schema"]).exit_code == 2
+    )
+
+
+def test_a_cleaned_run_is_smaller_and_predicts_the_same(finished, tmp_path):  # noqa: F811
+    run = Path(shutil.copytree(finished(), tmp_path / "run"))
+    before, size = (
+        load(run, "client-0").predict(["turn on"]),
+        sum(path.stat().st_size for path in run.rglob("*") if path.is_file()),
+    )
+    result = runner.invoke(app, ["clean", str(run)])
+    assert result.exit_code == 0 and result.stdout.endswith("freed in 1 run\n")
+    assert sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) < size * 0.7
+    assert load(run, "client-0").predict(["turn on"]) == before
+    assert runner.invoke(app, ["report", str(run)]).exit_code == 0
+    again = runner.invoke(app, ["clean", str(run)])
+    assert again.exit_code == 0 and again.stdout.startswith("0 B freed")
+
+
+def test_an_unfinished_run_is_not_cleaned():
+    Path("run/server").mkdir(parents=True)
+    state = Path("run/server/state-1.safetensors")
+    state.write_bytes(b"x")
+    result = runner.invoke(app, ["clean", "run"])
+    assert result.exit_code == 1 and "not a finished run" in result.stderr and state.exists()
