@@ -225,12 +225,13 @@ class StatisticsConfig(Section):
     model."""
     second_moment: bool | Literal["auto"] = "auto"
     """Whether clients send the second moment of their features, which names their training samples
-    (docs/privacy.md). `auto` sends it in secure sums alone, and else estimates the covariance from the differences
-    between the clients' class means. `false` neither sends nor estimates: the covariance is a multiple of the identity.
-    """
+    (docs/privacy.md). `auto` sends it in secure sums alone, and else estimates the covariance from the
+    differences between the clients' class means. `false` neither sends nor estimates: the covariance is a
+    multiple of the identity."""
     least: int = Field(1, ge=1)
-    """Fewest samples of a class with which a client sends the sum of that class; smaller classes are left out
-    of its sums."""
+    """Fewest samples over which a client sends a sum: smaller classes are left out of its feature sums, and
+    to a client with a smaller validation split all candidates of a choice are level. Default: 5 with
+    `engine.name: flower`, 1 on this machine (docs/privacy.md shows what it costs)."""
     rank: int | None = Field(None, ge=1)
     """Number of eigenvectors in which the second moment is sent, with one rest; default: the whole symmetric
     matrix."""
