@@ -173,6 +173,7 @@ class TrainingInStack:
     def conclude(self) -> Update:
         """The client's answer, when the stack has trained."""
         self.host.runner.resume(self.member.cost)
+        loss = checked(self.member.loss, self.begun.plan)
         return self.host.answered(
-            self.view, TRAINING.conclude(self.view, self.begun, checked(self.member.loss, self.begun.plan))
+            self.view, TRAINING.conclude(self.view, self.begun, loss, TRAINING.asked.of(self.task))
         )

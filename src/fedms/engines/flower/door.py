@@ -135,6 +135,7 @@ class Door:
             log.debug("the door could not be opened")
 
     def close(self) -> None:
-        """Close it."""
+        """Close it. Connections that sites keep open end without a word in the log."""
+        logging.getLogger("uvicorn.error").disabled = True
         self._server.should_exit = True
         self._thread.join(START_SECONDS)
