@@ -253,10 +253,11 @@ def test_memory_that_runs_out_is_a_failure_of_the_client_and_an_interrupt_is_not
     settings, tmp_path, breaking
 ):
     host = ClientHost(open_world(settings()), tmp_path)
+    asked = {"active": [2], "boundary": 2, "validates": False}
     breaking("train", "client-0", error=MemoryError())
     assert b"MemoryError: MemoryError" in handle(
-        host, encode(Task("train", "client-0", "global", 1, settings={"active": [2], "boundary": 2}))
+        host, encode(Task("train", "client-0", "global", 1, settings=asked))
     )
     breaking("train", "client-0", error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        handle(host, encode(Task("train", "client-0", "global", 1, settings={"active": [2], "boundary": 2})))
+        handle(host, encode(Task("train", "client-0", "global", 1, settings=asked)))

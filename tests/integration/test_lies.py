@@ -106,6 +106,7 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     ("train", "global", weight(-3), "its number of train samples is not a whole number"),
     ("train", "global", weight("all"), "its number of train samples is not a number"),
     ("train", "global", metric("loss", float("inf")), "loss is not finite"),
+    ("train", "global", metric("validated", 5), "it validates, and was not asked to"),
     ("train", "global", metric("flops", -1), "flops is not a whole number"),
     ("train", "global", metric("once", {"prefix": 3}), "once is not a table"),
     (

@@ -176,4 +176,5 @@ class TrainingInStack:
         """The client's answer, when the stack has trained."""
         self.host.runner.resume(self.member.cost)
         loss = checked(self.member.loss, self.begun.plan)
-        return self.host.answered(self.task, self.view, TRAINING.conclude(self.view, self.begun, loss))
+        asked = TRAINING.asked.of(self.task)
+        return self.host.answered(self.task, self.view, TRAINING.conclude(self.view, self.begun, loss, asked))
