@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,13 +66,24 @@ class Reentry:
             return reached.hidden
         raise RuntimeError("the parent's pass does not reach its blocks")
 
-    def run(self, hidden: Tensor, lengths: Tensor | None, start: int, stop: int | None) -> Tensor:
-        """The input of block `start` -> the output of block `stop` - 1."""
+    def run(
+        self,
+        hidden: Tensor,
+        lengths: Tensor | None,
+        start: int,
+        stop: int | None,
+        through: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        """The input of block `start` -> the output of block `stop` - 1.
+
+        `through` calls the block of this number with these arguments.
+        """
         numbers = range(len(self.blocks))[start:stop]
         calls = self._called(hidden, lengths) if numbers else []
         for number in numbers:
             others, keywords = calls[number]
-            hidden = _first(self.blocks[number](hidden, *others, **keywords))
+            call = partial(through, number) if through else self.blocks[number]
+            hidden = _first(call(hidden, *others, **keywords))
         return hidden
 
     def end(self, hidden: Tensor) -> Tensor:
@@ -167,6 +179,8 @@ class Reentry:
         Raises:
             FedmsError: the parent does not call each block once and in order, or the passes differ.
         """
+        if self.kind == "image":
+            inputs = inputs.to(next(self.parent.parameters()).dtype)
         given, seen, order = self._given(inputs, lengths), [], []
         outputs: list[Any] = []
 
