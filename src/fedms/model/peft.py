@@ -50,7 +50,7 @@ def from_peft(folder: str | Path, backbone: Backbone, lora: LoraConfig) -> Array
         raise FedmsError(f"{folder / CONFIG}: only plain LoRA adapters can be read")
     keys = {path: key for key, path in layer_names(backbone).items()}
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _read_tensors(folder / WEIGHTS).items():
+    for name, tensor in read_tensors(folder / WEIGHTS).items():
         match = re.fullmatch(r"(?P<path>.+)\.lora_(?P<matrix>[AB])\.weight", name.removeprefix(PREFIX))
         if match is None or match["path"] not in keys:
             raise FedmsError(
@@ -69,8 +69,13 @@ def from_peft(folder: str | Path, backbone: Backbone, lora: LoraConfig) -> Array
         arrays[f"block.{block}.{target}.lora_A"] = pair["A"]
         arrays[f"block.{block}.{target}.lora_B"] = pair["B"] * (scale / (lora.alpha / lora.rank))
     if (folder / HEAD_WEIGHTS).exists():
-        arrays |= {f"head.{name}": tensor for name, tensor in _read_tensors(folder / HEAD_WEIGHTS).items()}
+        arrays |= read_head(folder)
     return arrays
+
+
+def read_head(folder: Path) -> Arrays:
+    """The head that fedms wrote into this folder. Raises FedmsError if it cannot be read."""
+    return {f"head.{name}": tensor for name, tensor in read_tensors(folder / HEAD_WEIGHTS).items()}
 
 
 def layer_names(backbone: Backbone) -> dict[tuple[int, str], str]:
@@ -105,7 +110,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises FedmsError if it cannot be read."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except OSError as error:
