@@ -171,7 +171,8 @@ def _write(client: Client, folder: Path, merged: ExpertName | None) -> str | Non
         write_head(folder, experts[merged], backbone, labels)
     else:
         for name, arrays in experts.items():
-            write_peft(folder / name, arrays, backbone, personal.config.lora, called, labels)
+            weights = client.identity.weights if personal.config.precision == "float32" else None
+            write_peft(folder / name, arrays, backbone, personal.config.lora, called, labels, weights)
         if personal.method.predicts == "mixture":
             gate, tensors = _gate(client)
             if tensors:

@@ -83,16 +83,23 @@ def write_peft(
     lora: LoraConfig,
     base_model: str,
     labels: list[str],
+    base_weights: str | None = None,
 ) -> None:
-    """Write adapter and head into a new folder."""
+    """Write adapter and head into a new folder; `base_weights` is the digest of the frozen model's."""
     tensors, config = to_peft(arrays, backbone, lora, base_model)
     folder.mkdir(parents=True)
     save_plain(tensors, folder / WEIGHTS)
     _write_json(folder / CONFIG, config)
-    write_head(folder, arrays, backbone, labels)
+    write_head(folder, arrays, backbone, labels, base_weights)
 
 
-def write_head(folder: Path, arrays: Mapping[str, Tensor], backbone: Backbone, labels: list[str]) -> None:
+def write_head(
+    folder: Path,
+    arrays: Mapping[str, Tensor],
+    backbone: Backbone,
+    labels: list[str],
+    base_weights: str | None = None,
+) -> None:
     """Write an expert's head into a folder that is there."""
     head = {name.removeprefix("head."): array for name, array in arrays.items() if name.startswith("head.")}
     save_plain(head, folder / HEAD_WEIGHTS)
@@ -101,6 +108,7 @@ def write_head(folder: Path, arrays: Mapping[str, Tensor], backbone: Backbone, l
         "pooling": backbone.pooling,
         "feature_size": backbone.feature_size,
         "labels": labels,
+        **({} if base_weights is None else {"base_weights": base_weights}),
     }
     _write_json(folder / HEAD_CONFIG, described)
 
