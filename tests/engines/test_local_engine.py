@@ -92,6 +92,9 @@ def test_workers_are_as_configured_and_never_more_than_clients(settings, monkeyp
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert worker_count(settings()) == 2
     assert worker_count(settings("device=cuda")) == 1
+    assert worker_count(settings(), parameters=499_999_999) == 2
+    assert worker_count(settings(), parameters=500_000_000) == 1, "each worker would hold a copy"
+    assert worker_count(settings("engine.workers=2"), parameters=500_000_000) == 2
 
 
 # worker processes

@@ -32,6 +32,8 @@ from fedms.federation.registration import declarations
 from fedms.federation.world import World
 from fedms.training.device import resolved
 
+LARGE = 500_000_000
+"""Parameters of a model of which each worker's own copy would take 2 GB in float32."""
 Ask = Callable[[bytes, int], bytes]
 """From a message, and the number of clients that it is for, to the answer."""
 
@@ -63,9 +65,8 @@ class LocalEngine(ClosedAtEnd):
         self._samples = {name: len(client.train) for name, client in world.clients.items()}
         self._deadline = world.config.federation.deadline_seconds
         try:
-            self.choice = decide(
-                world, min(worker_count(world.config), len(world.clients)), self._measure, folder / "cache"
-            )
+            workers = worker_count(world.config, world.backbone.parameter_count)
+            self.choice = decide(world, min(workers, len(world.clients)), self._measure, folder / "cache")
             self._open(self.choice.way.workers)
         except BaseException:
             self.close()
@@ -215,9 +216,12 @@ def check_plugins(config: Config) -> None:
         declarations(config)
 
 
-def worker_count(config: Config) -> int:
-    """Worker processes: as configured, else one for each core; never more than there are clients."""
+def worker_count(config: Config, parameters: int = 0) -> int:
+    """Worker processes: as configured, else one for each core; never more than there are clients.
+
+    A model of as many `parameters` as `LARGE` has is held by one process, unless the config says otherwise.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_cpu = config.device == "cpu" or (config.device == "auto" and resolved("auto") == "cpu")
-    wanted = config.engine.workers or (cores if on_cpu else 1)
+    wanted = config.engine.workers or (cores if on_cpu and parameters < LARGE else 1)
     return min(wanted, config.partition.clients or wanted)
