@@ -45,6 +45,7 @@ from fedms.federation.sites import ServerSide
 from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
+from fedms.runs.cleaning import clean_run, prune
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.training.ambient import own_torch_state
@@ -88,6 +89,7 @@ def run(
     folder.admit(config, resume)  # before anything is loaded
     if resume and (result := folder.result()):
         check_unchanged(config, [folder])
+        clean_run(out)  # it may have been killed before that
         watcher.note(f"{out}: finished already")
         return result
     threads = torch.get_num_threads()
@@ -110,9 +112,10 @@ def run(
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-                return Experiment(world, folder, engine, Several(watchers), adapter, before).run(
-                    first, resume
-                )
+                made = Experiment(world, folder, engine, Several(watchers), adapter, before)
+                result = made.run(first, resume)
+                prune(out)
+                return result
     finally:
         torch.set_num_threads(threads)
 
