@@ -63,6 +63,7 @@ def run(
     reuse: Path | None = None,
     resume: bool = False,
     prefixes: Path | None = None,
+    written: str | None = None,
 ) -> dict[str, Any]:
     """Run one experiment into a folder; return the content of its result.json.
 
@@ -74,6 +75,7 @@ def run(
             The stage is taken from there, with what it cost, and not trained again.
         resume: continue the run in the folder, to the same result; begin where there is no run.
         prefixes: a folder of the frozen blocks' outputs, shared by runs. It changes no bit.
+        written: the YAML that the user wrote. Its comments are kept in config.yaml.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -107,7 +109,7 @@ def run(
             if config.engine.kernels not in ("auto", kernel):
                 log.warning("engine.kernels: this run began with %s and keeps it", kernel)
             adapter = adapter_pairs(config, world.backbone)
-            with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
+            with folder.claimed(config, resume, written), open_engine(world, out, prefixes) as engine:
                 folder.identify(identity, config)
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
