@@ -232,8 +232,9 @@ class StatisticsConfig(Section):
     model."""
     second_moment: bool | Literal["auto"] = "auto"
     """Whether clients send the second moment of their features, which names their training samples
-    (docs/privacy.md). `auto` sends it in secure sums alone, and else estimates the covariance from the differences
-    between the clients' class means. `false` neither sends nor estimates: the covariance is a multiple of the identity.
+    (docs/privacy.md). `auto` sends it in secure sums alone, and else estimates the covariance from the
+    differences between the clients' class means. `false` neither sends nor estimates: the covariance is a
+    multiple of the identity.
     """
     least: int = Field(1, ge=1)
     """Fewest samples of a class with which a client sends the sum of that class; smaller classes are left out

@@ -46,6 +46,7 @@ from fedms.federation.sites import ServerSide
 from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
+from fedms.runs.cleaning import clean_run, prune
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.training.ambient import own_torch_state
@@ -63,6 +64,7 @@ def run(
     reuse: Path | None = None,
     resume: bool = False,
     prefixes: Path | None = None,
+    written: str | None = None,
 ) -> dict[str, Any]:
     """Run one experiment into a folder; return the content of its result.json.
 
@@ -74,6 +76,7 @@ def run(
             The stage is taken from there, with what it cost, and not trained again.
         resume: continue the run in the folder, to the same result; begin where there is no run.
         prefixes: a folder of the frozen blocks' outputs, shared by runs. It changes no bit.
+        written: the YAML that the user wrote. Its comments are kept in config.yaml.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -90,6 +93,7 @@ def run(
     folder.admit(config, resume)  # before anything is loaded
     if resume and (result := folder.result()):
         check_unchanged(config, [folder])
+        clean_run(out)  # it may have been killed before that
         watcher.note(f"{out}: finished already")
         return result
     threads = torch.get_num_threads()
@@ -107,14 +111,15 @@ def run(
             if config.engine.kernels not in ("auto", kernel):
                 log.warning("engine.kernels: this run began with %s and keeps it", kernel)
             adapter = adapter_pairs(config, world.backbone)
-            with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
+            with folder.claimed(config, resume, written), open_engine(world, out, prefixes) as engine:
                 folder.identify(identity, config)
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-                return Experiment(world, folder, engine, Several(watchers), adapter, before).run(
-                    first, resume
-                )
+                made = Experiment(world, folder, engine, Several(watchers), adapter, before)
+                result = made.run(first, resume)
+                prune(out)
+                return result
     finally:
         torch.set_num_threads(threads)
 

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.core.files import read_arrays
 from fedms.core.formatting import excerpt, printable
 from fedms.data.federated import Samples
 from fedms.data.sources import Dataset
@@ -33,6 +32,7 @@ from fedms.runs.backbones import SharedBackbone, shared_backbone
 from fedms.runs.exported import export_at, open_export
 from fedms.runs.folder import RunFolder
 from fedms.runs.inputs import Input, Pictures, each_input
+from fedms.runs.personal_files import MODEL, read_model
 from fedms.runs.reading.run import read_run
 from fedms.training.ambient import own_torch_state
 from fedms.training.inputs import inputs_for
@@ -320,11 +320,11 @@ def load(
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         what = "name a client" if client is None else f"no client {client!r}"
         raise FedmsError(f"{folder.path}: {what}; there are {len(names)}: {some}")
-    path = folder.client(client).path / "model.safetensors"
+    path = folder.client(client).path / MODEL
     if not path.exists() and folder.config().engine.name == "flower":
         there = f"fedms predict SITE/runs/RUN --client {client}"
         raise FedmsError(f"{folder.path}: holds no personal models; they are at the sites: {there}")
-    arrays, meta = read_arrays(path)
+    arrays, meta = read_model(folder.path, path)
     try:
         kept = bool(meta["network_kept"])
         scales = [float(scale) for scale in meta.get("evidence_scales", UNSCALED)]
