@@ -3,6 +3,7 @@
     python bench/ablations.py                # all, on the embedded corpus: hours; continues if interrupted
     python bench/ablations.py head rank      # these two
     python bench/ablations.py --data DIR     # on BANKING77, from DIR/banking77
+    python bench/ablations.py --seeds 0,1    # fewer seeds
     python bench/ablations.py --render       # only write the tables, from the comparisons that exist
 
 A comparison is stored in runs/ablations/DATA/NAME or NAME-VALUE. A table stands between the marks `ablation
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 from pathlib import Path
 
 from common.pages import RESULTS, ROOT, markdown_table, splice
@@ -26,7 +28,7 @@ from fedms.experiments.comparison.folder import claimed, is_finished
 from fedms.experiments.comparison.plan import plan
 from fedms.experiments.comparison.rows import rows
 from fedms.experiments.console import observer
-from fedms.runs.reading.comparison import Comparison, read_comparison
+from fedms.runs.reading.comparison import Comparison, RowResults, read_comparison
 from fedms.runs.report.comparison.tables import headline_markdown
 
 EXAMPLES = ROOT / "examples" / "ablations"
@@ -51,14 +53,14 @@ def settings(name: str) -> dict[str, list[str]]:
     return {f"{name}-{value}": [f"{key}={value}"] for value in values}
 
 
-def perform(name: str, runs: Path, keys: list[str]) -> None:
+def perform(name: str, runs: Path, keys: list[str], seeds: list[int] | None = None) -> None:
     """Run the comparisons of an ablation that do not exist yet."""
     for folder, own in settings(name).items():
         print(f"== {folder}", flush=True)
         config = load_config(EXAMPLES / f"{name}.yaml", [*keys, *own])
         take_over(config, runs / folder)
         with observer(quiet=False) as watching:
-            compare(config, out=runs / folder, observer=watching)
+            compare(config, seeds=seeds, out=runs / folder, observer=watching)
 
 
 def take_over(config: Config, out: Path) -> None:
@@ -102,12 +104,29 @@ def along_the_prior(comparison: Comparison) -> str:
     return "\n\n" + markdown_table(["own / everyone's, at prior", *(f"{prior:g}" for prior in PRIORS)], cells)
 
 
+def bytes_of_rounds(comparison: Comparison) -> str:
+    """What clients send in the rounds alone, without statistics and choices; and how many times less that is
+    than in the first row.
+    """
+
+    def sent(row: RowResults) -> float:
+        """Megabytes, in the mean over seeds."""
+        rounds = [[line["uplink_bytes"] for line in run.rounds if line["rounds"]] for run in row.runs]
+        return statistics.fmean(map(sum, rounds)) / 1e6
+
+    whole = sent(comparison.rows[0])
+    cells = [[row.name, f"{sent(row):.2f}", f"{whole / sent(row):.2f}"] for row in comparison.rows]
+    return markdown_table(["uplink of the rounds alone", "MB", "times fewer"], cells)
+
+
 def section(name: str, made: dict[str, Comparison]) -> str:
     """The tables of an ablation: one, or one for each value of a sweep."""
     tables = {
         folder: headline_markdown(comparison) + along_the_prior(comparison)
         for folder, comparison in made.items()
     }
+    if name == "uplink":
+        return f"{tables[name]}\n\n{bytes_of_rounds(made[name])}"
     if name not in SWEPT:
         return tables[name]
     key, _ = SWEPT[name]
@@ -128,7 +147,9 @@ def main() -> None:
     parser.add_argument(
         "--render", action="store_true", help="only write the tables, from the comparisons that exist"
     )
+    parser.add_argument("--seeds", help="separated by commas; default: those of the ablation")
     given = parser.parse_args()
+    seeds = [int(seed) for seed in given.seeds.split(",")] if given.seeds else None
     if unknown := [name for name in given.ablations if name not in known]:
         parser.error(f"{unknown[0]}: no such ablation; there are {', '.join(known)}")
     names = given.ablations or known
@@ -138,7 +159,7 @@ def main() -> None:
         (RUNS / "banking77", "ablation banking77") if given.data else (RUNS / "assistant", "ablation")
     )
     for name in [] if given.render else names:
-        perform(name, runs, keys)
+        perform(name, runs, keys, seeds)
     results = {}
     for name in names:
         made = {

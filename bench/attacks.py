@@ -17,7 +17,7 @@ import argparse
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,10 +238,20 @@ def attack_experts(watched: Watched, figures: Figures) -> None:
             figures[f"{row}|finished|own"].append(auc(members, others))
 
 
+ATTACKS: dict[str, Callable[[Watched, Figures], None]] = {
+    "sums": attack_sums,
+    "grids": attack_grids,
+    "update": attack_update,
+    "experts": attack_experts,
+}
+"""By name, under which the figures of a seed stand."""
+
+
 def figures_of(example: str, seed: int, data: Path | None) -> Path:
-    """The file of one seed's figures, which are made where they are missing."""
+    """The file of one seed's figures; those of an attack are made where they are missing."""
     run, path = RUNS / f"{example}-{seed}", RUNS / f"{example}-{seed}.json"
-    if path.exists():
+    made: dict[str, Figures] = json.loads(path.read_text()) if path.exists() else {}
+    if made.keys() >= ATTACKS.keys():
         return path
     if not (run / "result.json").exists():
         keys = [key.replace("=DATA/", f"={data}/") for key in EXAMPLES[example]]
@@ -249,43 +259,44 @@ def figures_of(example: str, seed: int, data: Path | None) -> Path:
             ROOT / "examples" / f"{example}.yaml", [f"seed={seed}", "engine.workers=1", *keys]
         )
         run_one(config, run, resume=run.exists())
-    figures: Figures = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         watched = Watched(run, Path(folder))
-        for attack in (attack_sums, attack_grids, attack_update, attack_experts):
-            attack(watched, figures)
-            print(f"{example}, seed {seed}: {attack.__name__}", flush=True)
-    write_json(path, figures)
+        for name, attack in ATTACKS.items():
+            if name not in made:
+                made[name] = defaultdict(list)
+                attack(watched, made[name])
+                write_json(path, made)
+                print(f"{example}, seed {seed}: {name}", flush=True)
     return path
 
 
 def tables(example: str) -> str:
     """What all seeds that were attacked have found."""
-    found = [json.loads(path.read_text()) for path in sorted(RUNS.glob(f"{example}-[0-9]*.json"))]
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for path in sorted(RUNS.glob(f"{example}-[0-9]*.json")):
+        for figures in json.loads(path.read_text()).values():
+            for line, values in figures.items():
+                found[line].append(values)
     rows: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
-    for line in found[0]:
+    for line, seeds_of in found.items():
         attack, sent, column = line.split("|")
-        rows[attack, sent][column] = spread([float(np.mean(each[line])) for each in found if each.get(line)])
-    counts = {
-        line: sum(len(each.get(line, [])) for each in found) for line in found[0] if line.endswith("|found")
-    }
+        rows[attack, sent][column] = spread([float(np.mean(values)) for values in seeds_of])
+        if column == "found":
+            rows[attack, sent]["tried"] = str(sum(map(len, seeds_of)))
+        rows[attack, sent]["seeds"] = str(len(seeds_of))
     membership = [
-        [attack, sent, cells.get("all", ""), cells.get("own", "")]
+        [attack, sent, cells.get("all", ""), cells.get("own", ""), cells["seeds"]]
         for (attack, sent), cells in rows.items()
         if "found" not in cells
     ]
     named = [
-        [attack, sent, cells["found"], str(counts[f"{attack}|{sent}|found"])]
+        [attack, sent, cells["found"], cells["tried"], cells["seeds"]]
         for (attack, sent), cells in rows.items()
         if "found" in cells
     ]
-    return "\n\n".join(
-        [
-            f"{len(found)} seed{'s' * (len(found) > 1)}:",
-            markdown_table(["attack", "as it is sent", "AUC, all others", "AUC, own others"], membership),
-            markdown_table(["samples of", "as they are sent", "named", "tried"], named),
-        ]
-    )
+    heads = ["attack", "as it is sent", "AUC, all others", "AUC, own others", "seeds"]
+    other = markdown_table(["samples of", "as they are sent", "named", "tried", "seeds"], named)
+    return f"{markdown_table(heads, membership)}\n\n{other}"
 
 
 def main() -> None:

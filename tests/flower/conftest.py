@@ -89,6 +89,7 @@ class Fleet:
             "folder": str(self.folder / "sites" / name),
             "models": [model],
             "public": self.values["evaluation"]["public"],
+            "share": ["counts", "hits", "test"],
         }
         return load_site(None, standard | given)
 

@@ -11,13 +11,15 @@ import yaml
 
 from fedms.config.site import load_site
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.engines.flower.site import local_config
+from fedms.engines.flower.site import local_config, withheld
 from fedms.engines.flower.wire import TASK, Hello, Reply, Request, Terms
 from fedms.experiments.experiment import run
-from fedms.federation.messages import Failure, Task, decode_answer, encode
+from fedms.experiments.observers import Silent
+from fedms.federation.messages import Failure, Task, Update, decode_answer, encode
 from fedms.federation.methods import METHODS
 from fedms.runs.export.export import export_client
 from fedms.runs.predict import load
+from fedms.runs.report.run.page import write_report
 
 
 @pytest.fixture
@@ -157,8 +159,38 @@ def test_bytes_that_are_no_request(asked, data):
 def test_counts_are_told_only_where_the_site_says_so(fleet, tmp_path):
     made = fleet()
     for name in made.files:
-        made.come(name, say_counts=name != "client-1")
+        made.come(name, share=["hits", "test"] if name == "client-1" else ["counts", "hits", "test"])
     assert run(made.config, tmp_path / "run")["partition"]["counts"] == []
+
+
+def test_how_good_its_models_are_leaves_a_site_only_where_it_says_so(fleet, tmp_path):
+    made, notes = fleet(), list[str]()
+    for name in made.files:
+        made.come(name, **({"share": ["counts"]} if name == "client-1" else {}))
+    observer = Silent()
+    observer.note = notes.append  # type: ignore[assignment, method-assign]
+    found = run(made.config, tmp_path / "run", observer)
+    assert found["accuracy_local"] is found["accuracy_base"] is found["gate_global_share"] is None
+    assert found["frontier"] == []
+    kept = {each["name"]: each["accuracy_local"] is None for each in found["per_client"]}
+    assert kept == {name: name == "client-1" for name in made.files}
+    assert [note for note in notes if "1 of 3 sites did not share how good their models are" in note]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["validation_score"] is None for line in lines)
+    assert all(json.loads(line)["failures"] == [] for line in lines)
+    [own] = (made.folder / "sites" / "client-1" / "runs").glob("*/result.json")
+    assert 0 <= json.loads(own.read_text())["accuracy_local"] <= 1
+    write_report(tmp_path / "run")
+
+
+@pytest.mark.parametrize("share", [(), ("test",), ("hits",)])
+def test_what_a_site_keeps_is_in_no_answer(share):
+    said = {"samples": 3, "network_kept": True, "test_own": 0.5, "base_correct": 2, "flops": 7}
+    told = withheld(Update("a", metrics=said), "test", share).metrics
+    assert told == (said if "test" in share else {"samples": 3, "network_kept": True, "flops": 7})
+    for kind in ("evaluate", "train"):
+        told = withheld(Update("a", metrics={"loss": 1.0, "correct": 4}), kind, share).metrics
+        assert told == ({"loss": 1.0, "correct": 4} if "hits" in share else {"loss": 1.0})
 
 
 def test_a_site_with_less_capacity_trains_fewer_blocks(fleet, tmp_path):

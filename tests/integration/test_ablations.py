@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from fedms.config import Config
+from fedms.runs.reading.comparison import Comparison, SeedRun
 
 pytestmark = pytest.mark.integration
 
@@ -45,6 +46,20 @@ def test_an_ablation_is_a_comparison_and_a_table(
             "share none",
             "share all",
         ]
+
+
+def test_bytes_of_rounds_leave_statistics_out(ablations: ModuleType, tmp_path: Path) -> None:
+    def row(name: str, *sent: int) -> Any:
+        lines = [{"rounds": 0, "uplink_bytes": 9 * 10**6}]
+        lines += [{"rounds": len(sent), "uplink_bytes": each} for each in sent]
+        return ablations.RowResults(name, {}, [SeedRun(0, "", lines, {})])
+
+    rows = [row("fedms", 3 * 10**6, 10**6), row("int8", 750_000, 250_000)]
+    table = ablations.bytes_of_rounds(Comparison(tmp_path, {}, {}, rows, rows[0], [0], {}))
+    assert [line.split("|")[1:4] for line in table.splitlines()[2:]] == [
+        [" fedms ", " 4.00 ", " 1.00 "],
+        [" int8 ", " 1.00 ", " 4.00 "],
+    ]
 
 
 def test_a_sweep_is_a_comparison_and_a_table_for_every_value(

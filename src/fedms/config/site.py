@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -40,8 +40,10 @@ class SiteConfig(Section):
     """Kept outputs of the frozen prefix."""
     capacity: int | None = Field(None, ge=1)
     """The most blocks that this site trains; default: as the run says."""
-    say_counts: bool = True
-    """Whether the server is told how many training samples of each class there are here."""
+    share: tuple[Literal["counts", "hits", "test"], ...] = ("counts",)
+    """What the server is told beside what training needs: `counts` (how many training samples of each class
+    there are here), `hits` (how many validation samples the models of a round get right), `test` (how good
+    the finished model is on the site's test samples)."""
 
     @field_validator("name")
     @classmethod

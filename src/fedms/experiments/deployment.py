@@ -125,6 +125,7 @@ class Deployment:
             "plugins": list(self.config.plugins),
             "device": self.config.device,
             "cache": self.config.cache.model_dump(),
+            "share": ["counts", "hits", "test"],  # a simulation, whose result is that of `fedms run`
         }
         write_bytes(settings, yaml.safe_dump(values).encode())
         return settings

@@ -10,12 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from fedms.core.formatting import plural
 from fedms.experiments.rounds import Line, Rounds
 from fedms.federation.exchanges import FINAL_TEST, INTERPOLATION, WEIGHTS
 from fedms.federation.exchanges.selection import InterpolationAsked, Selection
 from fedms.federation.exchanges.testing import BASE_MEANS, FinalTestAsked
 from fedms.federation.sites import ServerSide
-from fedms.runs.result import make_result
+from fedms.runs.result import known_figures, make_result
 
 
 def finish(
@@ -47,6 +48,9 @@ def finish(
     record = line.record()
     rounds.folder.append_metrics(record)
     answers, lines = FINAL_TEST.result(updates, recipe), rounds.folder.metrics()
+    if kept := len(answers) - len(known_figures(answers)):
+        who = f"{kept} of {plural(len(answers), 'site')}"
+        rounds.observer.note(f"{who} did not share how good their models are: means over all are null")
     result = make_result(world, server, selection, answers, lines, rounds.engine.peak_memory())
     rounds.folder.write_result(result)
     rounds.observer.round_done(record)

@@ -128,7 +128,7 @@ class Rounds:
             asked=TrainingAsked(validates),
         )
 
-    def validate(self, line: Line, stage: Stage) -> float:
+    def validate(self, line: Line, stage: Stage) -> float | None:
         """The score of what is shared now."""
         validators, arrays = self.server.sampling.validators, self.server.shared
         answers = self.ask(line, EVALUATION, validators, stage, evaluation=True, arrays=arrays)

@@ -68,6 +68,11 @@ class Recipe:
         """Whether next tokens are predicted, by the model's own frozen head."""
         return self.config.task == "text"
 
+    @property
+    def at_sites(self) -> bool:
+        """Whether clients are sites, which may keep how good their models are."""
+        return self.config.engine.name != "local"
+
     # experts
 
     @property

@@ -36,8 +36,10 @@ def make_result(
     recipe = server.recipe
     method, learned = recipe.method, recipe.method.gate == "learned"
     trainable = trainable_parameters(world, server)
-    tested = sum(answer.base_total for answer in answers)
-    base = sum(answer.base_correct for answer in answers) / tested
+    own = known_figures(answers)
+    told = len(own) == len(answers)  # a mean over some clients would be another figure
+    tested = sum(answer.base_total or 0 for answer in answers)
+    base = sum(answer.base_correct or 0 for answer in answers) / tested if told else None
     shared = [answer.shared_correct for answer in answers if answer.shared_correct is not None]
     return {
         "method": method.name,
@@ -53,7 +55,7 @@ def make_result(
         **(_losses(answers) if recipe.of_text else {}),
         "accuracy_global_shared": sum(shared) / tested if len(shared) == len(answers) else None,
         "accuracy_base": base,
-        "gate_global_share": _mean([answer.judged["test_own"].global_share for answer in answers]),
+        "gate_global_share": _mean([each.global_share for each in own]) if told else None,
         "gate_global_share_everyone": _mean(
             [each.judged["test_everyone"].global_share for each in answers if "test_everyone" in each.judged]
         ),
@@ -71,6 +73,11 @@ def make_result(
             "counts": world.label_counts(),
         },
     }
+
+
+def known_figures(answers: Sequence[FinalTestAnswer], of: str = "test_own") -> list[Judgement]:
+    """Of the clients that tell them: a site may keep them."""
+    return [each.judged[of] for each in answers if of in each.judged]
 
 
 def _losses(answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
@@ -100,23 +107,26 @@ def _losses(answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
 
 
 def _client(answer: FinalTestAnswer) -> dict[str, Any]:
-    own, everyone = answer.judged["test_own"], answer.judged.get("test_everyone")
+    own, everyone = answer.judged.get("test_own"), answer.judged.get("test_everyone")
+    losses = {}
+    if own is not None and own.nll is not None:
+        losses = {"nll_local": own.nll, "nll_global": everyone and everyone.nll}
     return {
         "name": answer.client,
         "samples": answer.samples,
-        "accuracy_local": own.accuracy,
+        "accuracy_local": own.accuracy if own else None,
         "accuracy_global": everyone.accuracy if everyone else None,
-        "gate_global_share": own.global_share,
-        **({} if own.nll is None else {"nll_local": own.nll, "nll_global": everyone and everyone.nll}),
+        "gate_global_share": own.global_share if own else None,
+        **losses,
     }
 
 
 def _accuracies(answers: Sequence[FinalTestAnswer], split: str) -> dict[str, Any]:
-    own = [answer.judged[f"{split}_own"] for answer in answers]
-    judged = [answer.judged.get(f"{split}_everyone") for answer in answers]
-    everyone = [each for each in judged if each is not None]
-    if len(everyone) < len(own):  # a mean over some clients would be another figure
+    own, everyone = known_figures(answers, f"{split}_own"), known_figures(answers, f"{split}_everyone")
+    if len(everyone) < len(answers):  # a mean over some clients would be another figure
         everyone = []
+    if len(own) < len(answers):
+        own = []
     accuracies = [judged.accuracy for judged in own]
     worst = sorted(accuracies)[: max(1, math.ceil(len(accuracies) / 10))]
     return {

@@ -10,8 +10,8 @@ import json
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ TERMS = "terms.json"
 """In a run's folder at the site."""
 MOST_HOSTS = 2
 """Runs that a site holds open at a time."""
+TOLD_OF_TEST = ("samples", "network_kept", "evidence_scales", "flops", "once")
+"""What the server is told of a test whose figures stay at the site."""
 AT_HOME = "the reason is in the site's log"
 
 
@@ -127,13 +129,15 @@ class Site:
         elif task.kind == "test":
             assert isinstance(host.world, SiteWorld)
             self._finished(Finished(folder, host.world, answer))
+        if isinstance(answer, Update):
+            data = encode(withheld(answer, task.kind, self.settings.share))
         log.info(
             "%s %s %d: %d bytes in, %d out", task.stage, task.kind, task.round, len(request.task), len(data)
         )
         return Reply(data, self._kept(folder), self._counts(host))
 
     def _counts(self, host: ClientHost) -> Mapping[str, int]:
-        if not self.settings.say_counts:
+        if "counts" not in self.settings.share:
             return {}
         world, split = host.world, host.world.clients[self.name]
         rows = np.concatenate([split.train, split.validation])
@@ -211,6 +215,16 @@ class Site:
         """Let go of everything that is kept for speed alone."""
         while self._hosts:
             self._hosts.popitem()[1].close()
+
+
+def withheld(update: Update, kind: str, share: Collection[str]) -> Update:
+    """The update without the figures that the site does not share."""
+    said = dict(update.metrics)
+    if kind == "test" and "test" not in share:
+        said = {key: said[key] for key in TOLD_OF_TEST if key in said}
+    elif kind != "test" and "hits" not in share:
+        said.pop("correct", None)
+    return replace(update, metrics=said)
 
 
 def _take_methods(terms: Terms) -> None:

@@ -24,13 +24,15 @@ from fedms.federation.token_prediction import of_expert
 class Hits(Answer):
     """How many validation samples the shared expert gets right; of texts, how likely their tokens are."""
 
-    correct: float
-    """A number of samples, or a log-likelihood"""
+    correct: float | None
+    """A number of samples, or a log-likelihood; None of a site that keeps it"""
     tokens: int | None = None
     """Of which this is the log-likelihood"""
 
     def metrics(self) -> dict[str, Any]:
         """The numbers."""
+        if self.correct is None:
+            return {}
         return token_metrics(self.correct, self.tokens) if self.tokens else {"correct": self.correct}
 
     @classmethod
@@ -39,10 +41,10 @@ class Hits(Answer):
         said = update.metrics
         if "tokens" in said:
             return cls(int(update.weight), float(said["log_likelihood"]), int(said["tokens"]))
-        return cls(int(update.weight), int(said["correct"]))
+        return cls(int(update.weight), int(said["correct"]) if "correct" in said else None)
 
 
-class EvaluationExchange(Exchange[Asked, Hits, float]):
+class EvaluationExchange(Exchange[Asked, Hits, float | None]):
     """The validation score of what is shared."""
 
     kind = "evaluate"
@@ -71,7 +73,7 @@ class EvaluationExchange(Exchange[Asked, Hits, float]):
         """All clients' hits."""
         return replace(super().summed({}, parts), metrics={"correct": int(totals["correct"])})
 
-    def combine(self, answers: Sequence[Hits], recipe: Recipe) -> float:
+    def combine(self, answers: Sequence[Hits], recipe: Recipe) -> float | None:
         """The score of all clients' hits."""
         return score(answers)
 
@@ -91,13 +93,18 @@ def shared_hits(view: ClientView) -> Hits:
 
 
 def check_hits(update: Update, expected: Expected) -> None:
-    """Raise RefusalError where there are more hits than samples."""
+    """Raise RefusalError where there are more hits than samples. A site may keep its hits."""
     if expected.recipe.of_text:
         return check_tokens(update.metrics, expected.declared["validation"])
-    check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+    if "correct" in update.metrics or not expected.recipe.at_sites:
+        check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
 
 
-def score(hits: Sequence[Hits]) -> float:
-    """Accuracy over all clients' validation samples; of texts, mean log p over their tokens."""
+def score(hits: Sequence[Hits]) -> float | None:
+    """Accuracy over all clients' validation samples; of texts, mean log p over their tokens.
+
+    None where a site keeps its hits.
+    """
+    known = [each.correct for each in hits if each.correct is not None]
     scored = sum(each.samples if each.tokens is None else each.tokens for each in hits)
-    return sum(each.correct for each in hits) / scored
+    return sum(known) / scored if len(known) == len(hits) else None

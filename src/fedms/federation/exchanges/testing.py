@@ -76,9 +76,10 @@ class FinalTestAnswer(Answer):
     network_kept: bool
     """Whether the gate's network speaks."""
     evidence_scales: tuple[float, ...]
-    base_correct: int
-    """Test samples that the untrained model gets right"""
-    base_total: int
+    base_correct: int | None
+    """Test samples that the untrained model gets right; None of a site that keeps its figures, which has
+    judged nothing then"""
+    base_total: int | None
     shared_correct: int | None
     """Test samples that the global expert gets right, which everybody holds; None where there is none"""
     base_nll: float | None = None
@@ -122,8 +123,8 @@ class FinalTestAnswer(Answer):
                 )
         scales = tuple(said.get("evidence_scales", UNSCALED))
         hits = (
-            *(said[key] for key in ("base_correct", "base_total", "shared_correct")),
-            *(said.get(key) for key in ("base_nll", "shared_nll")),
+            said.get(key)
+            for key in ("base_correct", "base_total", "shared_correct", "base_nll", "shared_nll")
         )
         return cls(said["samples"], update.client, judged, said["network_kept"], scales, *hits)
 
@@ -162,12 +163,14 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         check_shapes(update.arrays, {})
         said, recipe = update.metrics, expected.recipe
         expected.samples("train", said.get("samples"))
+        if not isinstance(said.get("network_kept"), bool):
+            raise RefusalError("network_kept is not true or false")
+        if recipe.at_sites and "base_total" not in said:
+            return  # it keeps its figures
         total = check_whole(said.get("base_total"), "base_total", least=1)
         check_whole(said.get("base_correct"), "base_correct", most=total)
         if (shared := said.get("shared_correct")) is not None or recipe.has_global:
             check_whole(shared, "shared_correct", most=total)
-        if not isinstance(said.get("network_kept"), bool):
-            raise RefusalError("network_kept is not true or false")
         for name in (
             f"{split}_{of}" for split in recipe.config.evaluation.splits for of in ("own", "everyone")
         ):
