@@ -295,7 +295,7 @@ def tables(example: str) -> str:
         if "found" in cells
     ]
     heads = ["attack", "as it is sent", "AUC, all others", "AUC, own others", "seeds"]
-    other = markdown_table(["samples of", "as they are sent", "named", "tried", "seeds"], named)
+    other = markdown_table(["samples of", "as they are sent", "named", "tried", "seeds"], sorted(named))
     return f"{markdown_table(heads, membership)}\n\n{other}"
 
 
