@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from fedms.cli.streams import line_width, print_table
 from fedms.core.errors import ConfigError
 
 SuperLink = Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Address of the SuperLink.")]
@@ -159,9 +160,7 @@ def deploy(
     with Interruptible(observer(quiet)) as watcher:
         result = Deployment(checked, folder).run(watcher, resume)
 
-    from rich.console import Console
-
-    Console(highlight=False).print(result_table([result]))
+    print_table(result_table([result], width=line_width()))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}\nsites   {folder}-sites")
     for line in real_commands(config, checked, overrides or [], result["partition"]["clients"]):
         typer.echo(line)
@@ -200,7 +199,5 @@ def join(
     with Interruptible(observer(quiet)) as watcher:
         result = run_experiment(checked, folder, observer=watcher, resume=resume)
 
-    from rich.console import Console
-
-    Console(highlight=False).print(result_table([result]))
+    print_table(result_table([result], width=line_width()))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")
