@@ -23,7 +23,7 @@ from fedms.federation.sites import ServerSide
 from fedms.model.arrays import Arrays
 from fedms.runs.folder import RunFolder
 from fedms.runs.personal_files import MODEL
-from fedms.runs.reading.run import FinishedRun, read_run
+from fedms.runs.reading.run import Run, read_run
 
 SAME = (
     *("method", "lora.rank", "lora.alpha", "lora.targets", "head.kind", "federation.aggregation"),
@@ -40,7 +40,7 @@ class Before:
     config: Config
     """Of the new run"""
     folder: RunFolder
-    run: FinishedRun
+    run: Run
 
     @classmethod
     def of(cls, config: Config) -> Self | None:

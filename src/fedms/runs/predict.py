@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
@@ -190,8 +189,7 @@ class Client:
         scale = None
         if outputs.evidence is not None:
             evidence, scale = outputs.evidence.tolist(), scale_at(outputs.scales, prior)
-        everyone = F.log_softmax(outputs.global_logits, dim=1)
-        own = F.log_softmax(outputs.local_logits, dim=1)
+        everyone, own = outputs.alone()
         return [
             Explanation(answer, prior, said, scale, self._by_class(everyone[at]), self._by_class(own[at]))
             for at, (answer, said) in enumerate(zip(answers, evidence, strict=True))
