@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +11,7 @@ import typer
 
 from fedms.cli import fleet, predictions, reports, settings
 from fedms.cli.completion import complete_config, complete_method, complete_override
-from fedms.cli.failures import Command, Commands
+from fedms.cli.failures import Command, Commands, resumable
 from fedms.cli.forecasts import show_forecast
 from fedms.cli.inputs import whole_numbers
 from fedms.cli.reports import show_comparison
@@ -126,8 +123,7 @@ def run(
         return
     folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
 
-    sets = [part for override in overrides for part in ("--set", override)]
-    with _resumable("run", str(config), *sets, "--out", str(folder), "--resume"):
+    with resumable("run", config, overrides, "--out", str(folder), "--resume"):
         from fedms.cli.interrupt import Interruptible
         from fedms.experiments.console import observer
 
@@ -195,8 +191,7 @@ def compare(
         if value is not None
         for part in (name, value)
     ]
-    sets = [part for override in overrides for part in ("--set", override)]
-    with _resumable("compare", str(config), *chosen, *sets, "--out", str(folder)):
+    with resumable("compare", config, overrides, *chosen, "--out", str(folder)):
         from fedms.cli.interrupt import Interruptible
         from fedms.experiments.console import observer
 
@@ -284,15 +279,6 @@ for command in (
     fleet.join,
 ):
     app.command(cls=Command)(command)
-
-
-@contextlib.contextmanager
-def _resumable(*command: str) -> Iterator[None]:
-    """Add the command that resumes to the message of an interruption."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with: {shlex.join(('fedms', *command))}") from None
 
 
 def _with_short(overrides: list[str] | None, **short: str | int | None) -> list[str]:

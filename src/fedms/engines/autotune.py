@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from fedms.config import Config
+from fedms.config.privacy import PrivacyConfig
 from fedms.data.federated import federated
 from fedms.data.partition import ClientSplit, Partition
 from fedms.federation.client import ClientHost
@@ -187,7 +188,8 @@ def _first_batches(world: World) -> World:
         ClientSplit(each.name, each.train[:size], each.validation[:size], each.test[:size])
         for each in world.partition.clients
     )
-    config = world.config.model_copy(update={"training": training.model_copy(update={"epochs": EPOCHS})})
+    changes = {"training": training.model_copy(update={"epochs": EPOCHS}), "privacy": PrivacyConfig()}
+    config = world.config.model_copy(update=changes)
     judged, parts = world.config.evaluation, Partition(clients)
     data = federated(world.dataset, parts, judged.splits, judged.everyone, world.config.seed)
     return World(config, world.dataset, parts, data, world.backbone, world.inputs, world.opened)
