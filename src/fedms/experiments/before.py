@@ -27,7 +27,7 @@ from fedms.runs.reading.run import Run, read_run
 
 SAME = (
     *("method", "lora.rank", "lora.alpha", "lora.targets", "head.kind", "federation.aggregation"),
-    *("activation.rule", "activation.order", "model.prompt_tokens"),
+    *("activation.rule", "activation.order", "model.prompt_tokens", "data.template", "head.prompt"),
     *("gate.adapter_rank", "gate.hidden", "gate.features", "gate.share"),
 )
 """Keys on which the arrays of a run depend."""
