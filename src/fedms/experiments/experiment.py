@@ -24,6 +24,7 @@ from fedms.experiments.ending import finish
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
+from fedms.experiments.secure_rounds import SecureRounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
@@ -36,6 +37,7 @@ from fedms.federation.exchanges import (
 )
 from fedms.federation.exchanges.statistics import FeaturesAsked
 from fedms.federation.exchanges.testing import BASE_MEANS
+from fedms.federation.masking import check_secure
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
@@ -44,6 +46,7 @@ from fedms.federation.sites import ServerSide
 from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
+from fedms.runs.cleaning import clean_run, prune
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.training.ambient import own_torch_state
@@ -61,6 +64,7 @@ def run(
     reuse: Path | None = None,
     resume: bool = False,
     prefixes: Path | None = None,
+    written: str | None = None,
 ) -> dict[str, Any]:
     """Run one experiment into a folder; return the content of its result.json.
 
@@ -72,6 +76,7 @@ def run(
             The stage is taken from there, with what it cost, and not trained again.
         resume: continue the run in the folder, to the same result; begin where there is no run.
         prefixes: a folder of the frozen blocks' outputs, shared by runs. It changes no bit.
+        written: the YAML that the user wrote. Its comments are kept in config.yaml.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -81,12 +86,14 @@ def run(
     watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
     check_plugins(config)
+    check_secure(config)
     config = with_public_digest(config)
     if warning := same_bits_warning():
         log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded
     if resume and (result := folder.result()):
         check_unchanged(config, [folder])
+        clean_run(out)  # it may have been killed before that
         watcher.note(f"{out}: finished already")
         return result
     threads = torch.get_num_threads()
@@ -104,14 +111,15 @@ def run(
             if config.engine.kernels not in ("auto", kernel):
                 log.warning("engine.kernels: this run began with %s and keeps it", kernel)
             adapter = adapter_pairs(config, world.backbone)
-            with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
+            with folder.claimed(config, resume, written), open_engine(world, out, prefixes) as engine:
                 folder.identify(identity, config)
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-                return Experiment(world, folder, engine, Several(watchers), adapter, before).run(
-                    first, resume
-                )
+                made = Experiment(world, folder, engine, Several(watchers), adapter, before)
+                result = made.run(first, resume)
+                prune(out)
+                return result
     finally:
         torch.set_num_threads(threads)
 
@@ -166,7 +174,8 @@ class Experiment:
         if before is not None:
             self.server.take_over(*before.state())
         admission = Admission(self.server, world.classes, world.capacities)
-        self.rounds = Rounds(self.server, admission, engine, folder, observer)
+        rounds = SecureRounds if self.config.privacy.secure_sum else Rounds
+        self.rounds = rounds(self.server, admission, engine, folder, observer)
         self.closed = 0
         self.reused = False
         self.base_means: Tensor | None = None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
@@ -14,6 +16,7 @@ from fedms.federation.exchanges.checks import check_shapes, check_tokens, check_
 from fedms.federation.initialization import expert_at_start
 from fedms.federation.messages import Task, Update
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, between
 from fedms.federation.token_prediction import of_expert
 
 
@@ -55,6 +58,18 @@ class EvaluationExchange(Exchange[Asked, Hits, float]):
         """No more hits than samples."""
         check_shapes(update.arrays, {})
         check_hits(update, expected)
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """Hits."""
+        return {"correct": between((), 0, expected.declared["validation"], whole=True)}
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """Hits."""
+        return {"correct": torch.tensor(update.metrics["correct"])}
+
+    def summed(self, totals: Mapping[str, Tensor], parts: Mapping[str, Sequence[Expected]]) -> Update:
+        """All clients' hits."""
+        return replace(super().summed({}, parts), metrics={"correct": int(totals["correct"])})
 
     def combine(self, answers: Sequence[Hits], recipe: Recipe) -> float:
         """The score of all clients' hits."""

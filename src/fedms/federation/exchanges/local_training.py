@@ -15,15 +15,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.core import seeds
 from fedms.data.federated import Samples
 from fedms.federation.assembly import (
-    fresh_client_gate,
-    model_so_far,
-    only,
-    own_evidence,
     received_calibrated,
     with_own_knowledge,
 )
@@ -32,21 +27,26 @@ from fedms.federation.exchanges import uplink
 from fedms.federation.exchanges.base import Answer, Asked, Cost, Exchange, Expected
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_number, check_shapes
 from fedms.federation.exchanges.evaluation import Hits, check_hits, score, shared_hits
+from fedms.federation.exchanges.local_gate import continue_gate, start_gate
 from fedms.federation.initialization import ARRIVED, expert_at_start, local_start, training_names
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, around, between
 from fedms.federation.tiers import trainable
 from fedms.federation.token_prediction import judge_tokens
-from fedms.model.arrays import Arrays, moved, prefixed
+from fedms.model.arrays import Arrays, prefixed
 from fedms.model.backbone import Backbone
 from fedms.model.expert import Expert
-from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
+from fedms.model.gate import fresh_gate, shared_names
 from fedms.model.parts import fresh_lora, group, part_of, trained_names
-from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
-from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
+from fedms.training.expert_training import Plan, reach, train_expert
+from fedms.training.gate_training import GATE_BATCH, GATE_DECAY
 from fedms.training.passages import token_loss
+
+LARGEST_LOSS = 100.0
+"""Mean loss of a client's round, in nats, above which a secure sum counts no more."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
         stage = view.recipe.stages[view.version[0]]
         samples = view.samples("train")
         expert, names = expert_at_start(view, stage), training_names(view, stage)
-        gate, also, loss = _start_gate(view, stage, samples)
+        gate, also, loss = start_gate(view, stage, samples)
         anchor: Arrays = {}
         if stage.pull == "sent":
             anchor = dict(expert.arrays)
@@ -179,7 +179,7 @@ class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
         if begun.plan.also:
             gate = {name: array.detach().cpu() for name, array in gate.items()}
         elif gate:
-            gate = _train_gate(view, stage, begun.samples, gate)
+            gate = continue_gate(view, stage, begun.samples, gate)
         shared = {name: expert.arrays[name] for name in begun.plan.names if group(name) in stage.shares}
         travels = "gate" in stage.shares and view.config.gate.network
         gate_shared = shared_names(view.config.gate.share) if travels else ()
@@ -229,6 +229,38 @@ class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
             check_hits(update, expected)
         elif "validated" in update.metrics:
             raise RefusalError("it validates, and was not asked to")
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """Arrays no further from their start than training reaches, loss and hits, all times samples."""
+        stage, samples = expected.recipe.method.stage(task.stage), expected.declared["train"]
+        ranges = {}
+        for name, start in _expected_starts(task, stage, expected).items():
+            furthest = _furthest(task, stage, name, start, expected) * (1 + ROUNDING)
+            furthest += ROUNDING * float(start.abs().max())
+            ranges[name] = around(samples * start.double(), samples * furthest)
+        ranges["loss"] = between((), 0.0, LARGEST_LOSS * samples)
+        if _validates(task, stage):
+            ranges["correct"] = between((), 0, expected.declared["validation"], whole=True)
+        return ranges
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """Arrays, loss and hits, times samples where a mean is wanted."""
+        found = {name: update.weight * array.double() for name, array in update.arrays.items()}
+        found["loss"] = torch.tensor(update.weight * min(update.metrics["loss"], LARGEST_LOSS))
+        if "correct" in update.metrics:
+            found["correct"] = torch.tensor(update.metrics["correct"])
+        return found
+
+    def summed(self, totals: Mapping[str, Tensor], parts: Mapping[str, Sequence[Expected]]) -> Update:
+        """The weighted mean of each array, the mean loss, and all hits."""
+        weights = {name: sum(each.declared["train"] for each in clients) for name, clients in parts.items()}
+        means = {name: total / weights[name] for name, total in totals.items() if name != "correct"}
+        metrics: dict[str, Any] = {"loss": float(means.pop("loss"))}
+        if "correct" in totals:
+            metrics["validated"] = sum(each.declared["validation"] for each in parts["correct"])
+            metrics["correct"] = int(totals["correct"])
+        arrays = {name: mean.float() for name, mean in means.items()}
+        return Update("", arrays, float(weights["loss"]), metrics)
 
     def combine(self, answers: Sequence[TrainingAnswer], recipe: Recipe) -> RoundResult:
         """Mean loss over samples, and the score of the validation. Arrays are for the aggregator."""
@@ -281,51 +313,6 @@ def _remedy(view: ClientView, stage: Stage) -> str:
     if set(stage.trains) == {"head"}:
         return f"lower {head}"
     return f"lower training.learning_rate ({training.learning_rate:g}) or {head}"
-
-
-def _start_gate(
-    view: ClientView, stage: Stage, samples: Samples
-) -> tuple[Arrays, list[tuple[Tensor, float]], LossFunction | None]:
-    """The gate's arrays.
-
-    With the objective `likelihood`, also what trains jointly, and the mixture's loss.
-    """
-    if "gate" not in stage.trains:
-        return {}, [], None
-    config = view.config.gate
-    gate = fresh_client_gate(view) | only(view.kept, "gate.") | only(view.arrays, "gate.")
-    if config.objective != "likelihood":
-        return gate, [], None
-    model, device = model_so_far(view), view.backbone.device
-    gate = {name: array.to(device, copy=True).requires_grad_(True) for name, array in gate.items()}
-    outputs = view.runner.frozen_outputs("global", model.global_expert, samples, view.boundary)
-    assert outputs.logits is not None
-    x, everyone = (
-        model.gate_features(view.runner, samples, view.boundary).to(device),
-        outputs.logits.to(device),
-    )
-    labels, prior = samples.labels.to(device), _inner_prior(view)
-
-    def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
-        at = moved(torch.from_numpy(picks), device)
-        weight = local_weight(delta(gate, x[at]), prior)
-        return F.nll_loss(mix(everyone[at], logits, weight, view.config.mixture.on), labels[at])
-
-    return gate, [(array, config.learning_rate) for array in gate.values()], loss
-
-
-def _inner_prior(view: ClientView) -> float:
-    """The prior that the gate trains at. At 0 and 1 a gate says nothing, so 1/2 stands in their place."""
-    prior = view.config.gate.prior
-    return prior if 0 < prior < 1 else 0.5
-
-
-def _train_gate(view: ClientView, stage: Stage, samples: Samples, gate: Arrays) -> Arrays:
-    if not view.config.gate.network:
-        return gate
-    model, x, known = own_evidence(view, samples)
-    generator = seeds.torch_generator(view.config.seed, "gate", stage.name, view.version[1], view.client)
-    return train_gate(gate, x, known, model.discriminant, model.evidence, view.config.gate, generator)
 
 
 def _packed(view: ClientView, stage: Stage, shared: Arrays) -> tuple[Arrays, Arrays]:
