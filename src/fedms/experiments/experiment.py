@@ -264,7 +264,7 @@ class Experiment:
         if not self.closed:
             return
         self.server.restore(arrays, meta)
-        self.reused, self.waiting = meta["reused"], meta["waiting"]
+        self.reused, self.waiting = meta["reused"], meta.get("waiting")
         self.base_means = arrays.get(BASE_MEANS)
         for last in [*filter(None, (*meta["records"], self.waiting))][-1:]:
             place = f" round {last['round']}" if last["rounds"] else ""
