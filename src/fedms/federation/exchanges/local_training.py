@@ -74,8 +74,8 @@ class TrainingAnswer(Answer):
 
     shared: Arrays
     """Packed, as `federation.uplink` says"""
-    loss: float
-    """Mean over the samples of the last pass."""
+    loss: float | None
+    """Mean over the samples of the last pass; None where it is private."""
     cost: Cost
     """Of training, the validation apart."""
     validation: Validation | None = None
@@ -106,15 +106,15 @@ class TrainingAnswer(Answer):
             cost = Cost.of(said.get("evaluation", {}))
             correct, tokens = said.get("correct", said.get("log_likelihood", 0)), said.get("tokens")
             validation = Validation(int(said["validated"]), correct, cost, tokens)
-        return cls(int(update.weight), update.arrays, float(said["loss"]), Cost.of(said), validation)
+        return cls(int(update.weight), update.arrays, said.get("loss"), Cost.of(said), validation)
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """What a round came to, the new shared arrays apart."""
 
-    train_loss: float
-    """Mean over the samples of all clients."""
+    train_loss: float | None
+    """Mean over the samples of all clients; None where clients do not say it."""
     validation_score: float | None
     """Accuracy over all clients' validation samples, or of texts mean log p over their tokens; of a local
     stage."""
@@ -207,6 +207,8 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
     def declares(self, task: Task, update: Update, expected: Expected) -> dict[str, int]:
         """Training samples; in a local stage validation samples, too."""
         declared = super().declares(task, update, expected)
+        if expected.recipe.private:
+            return declared
         if expected.recipe.method.stage(task.stage).expert == "local":
             declared["validation"] = expected.samples("validation", update.metrics.get("validated"))
         return declared
@@ -225,6 +227,8 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             if moved_by > furthest * slack + ROUNDING * float(start.abs().max()):
                 reason = f"{name} is {moved_by:.3g} away from its start, and training reaches {furthest:.3g}"
                 raise RefusalError(reason)
+        if expected.recipe.private:
+            return
         if not math.isfinite(check_number(update.metrics.get("loss"), "loss")):
             raise RefusalError("loss is not finite")
         if stage.expert == "local":
@@ -233,8 +237,12 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
                 return check_tokens(update.metrics, validated)
             check_whole(update.metrics.get("correct"), "correct", most=validated)
 
-    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
-        """Arrays no further from their start than training reaches, loss and hits, all times samples."""
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range] | None:
+        """Arrays no further from their start than training reaches, loss and hits, all times samples; of a
+        private client none.
+        """
+        if expected.recipe.private:
+            return None
         stage, samples = expected.recipe.method.stage(task.stage), expected.declared["train"]
         ranges = {}
         for name, start in _expected_starts(task, stage, expected).items():
@@ -268,7 +276,8 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
     def combine(self, answers: Sequence[TrainingAnswer], recipe: Recipe) -> RoundResult:
         """Mean loss over samples, and the score of a local stage. Arrays are for the aggregator."""
         total = sum(float(answer.samples) for answer in answers)
-        loss = sum(float(answer.samples) * answer.loss for answer in answers) / total
+        losses = [float(answer.samples) * answer.loss for answer in answers if answer.loss is not None]
+        loss = sum(losses) / total if losses else None
         validations = [answer.validation for answer in answers if answer.validation is not None]
         if not validations:
             return RoundResult(loss, None)
