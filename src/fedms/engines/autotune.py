@@ -79,7 +79,7 @@ def decide(world: World, workers: int, measure: Measure, scratch: Path) -> Choic
     config = world.config
     if config.deterministic:
         return Choice(Way(workers, 1))
-    fixed, stage = config.engine, _stage(config)
+    fixed, stage = config.engine, measured_stage(config)
     counts = [workers] if fixed.workers or workers == 1 else [1, workers]
     stacks = [fixed.stack] if fixed.stack else _candidates(world, stage, scratch)
     if stage is None or len(counts) == len(stacks) == 1:
@@ -123,7 +123,7 @@ class Trial:
     """Training tasks for a few clients, each with the samples of one step, in a temporary folder."""
 
     def __init__(self, world: World, folder: Path, together: int) -> None:
-        stage = _stage(world.config)
+        stage = measured_stage(world.config)
         assert stage is not None
         self._folder = folder / "measured"
         small = _first_batches(world)
@@ -217,7 +217,7 @@ def _candidates(world: World, stage: Stage | None, scratch: Path) -> list[int]:
         return [1]
 
 
-def _stage(config: Config) -> Stage | None:
+def measured_stage(config: Config) -> Stage | None:
     """The first stage that trains pairs or a head."""
     return next((stage for stage in of(config).stages if {"A", "B", "head"} & {*stage.trains}), None)
 

@@ -64,6 +64,7 @@ class ClientHost:
             world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store
         )
         self.runner = Runner(world.backbone, kept, room)
+        self._alone = workers == 1
         self._recent = Recent(RECENT_BYTES)
         self._folders: dict[str, ClientFolder] = {}
 
@@ -77,6 +78,9 @@ class ClientHost:
     def receive(self, task: Task) -> None:
         """Begin, and keep what the task brings to be kept."""
         self.runner.begin()
+        if not self._alone:  # another worker may have written since
+            self._folders.clear()
+            self._recent = Recent(RECENT_BYTES)
         if sent := {name: array for name, array in task.arrays.items() if name.startswith(KEPT_WHEN_SENT)}:
             sent = self._received(task) | self._drawn(task, sent) | sent
             self._folder(task).save(RECEIVED, (self._place(task), task.round), sent, {})
@@ -181,4 +185,5 @@ class TrainingInStack:
         """The client's answer, when the stack has trained."""
         self.host.runner.resume(self.member.cost)
         loss = checked(self.member.loss, self.begun.plan)
-        return self.host.answered(self.task, self.view, TRAINING.conclude(self.view, self.begun, loss))
+        asked = TRAINING.asked.of(self.task)
+        return self.host.answered(self.task, self.view, TRAINING.conclude(self.view, self.begun, loss, asked))

@@ -67,6 +67,7 @@ def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone
             config.lora.targets,
             model.blocks,
             model.pooling,
+            model.attention,
             config.precision,
             device,
             onednn,
@@ -74,7 +75,7 @@ def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone
         found = _backbones.get(key)
         if found is None:
             with own_torch_state():
-                backbone = load_backbone(model, config.lora).to_device(device, dtype)
+                backbone = load_backbone(model, config.lora, dtype).to_device(device, dtype)
                 backbone.use("onednn" if onednn else "torch")
             found = _backbones[key] = SharedBackbone(backbone)
         return found

@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.core.files import read_arrays
 from fedms.core.formatting import excerpt, printable
 from fedms.data.federated import Samples
 from fedms.data.sources import Dataset
 from fedms.federation.evaluation import Evaluation, check_labels, evaluate
+from fedms.federation.identity import ModelIdentity
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.federation.prediction import ClientOutputs, MixtureOutputs, judge, scale_at
@@ -29,8 +29,10 @@ from fedms.federation.recipe import recipe_for
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
 from fedms.runs.backbones import SharedBackbone, shared_backbone
+from fedms.runs.exported import export_at, open_export
 from fedms.runs.folder import RunFolder
 from fedms.runs.inputs import Input, Pictures, each_input
+from fedms.runs.personal_files import MODEL, read_model
 from fedms.runs.reading.run import read_run
 from fedms.training.ambient import own_torch_state
 from fedms.training.inputs import inputs_for
@@ -87,6 +89,7 @@ class Client:
         personal: its experts and its gate.
         boundary: the lowest block that carries a pair.
         hub_name: the frozen model's name on the hub; None if the run had a folder of its own.
+        figures: its accuracies and number of samples, as the run's result.json has them.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class Client:
         prior: float,
         boundary: int,
         hub_name: str | None = None,
+        figures: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.classes = tuple(classes)
@@ -105,11 +109,17 @@ class Client:
         self.prior = prior
         self.boundary = boundary
         self.hub_name = hub_name
+        self.figures = figures or {}
         self._shared = shared
 
     @property
     def backbone(self) -> Backbone:
         return self._shared.backbone
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The fingerprint of the frozen model."""
+        return self._shared.identity
 
     @property
     def kind(self) -> Literal["text", "image"]:
@@ -277,15 +287,15 @@ def _answer(outputs: ClientOutputs, prior: float, count: int) -> tuple[Tensor, l
 @own_torch_state()
 def load(
     run: str | Path,
-    client: str,
+    client: str | None = None,
     model: str | Path | None = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> Client:
-    """Open one client of a finished run; the data set is not needed.
+    """Open one client of a finished run, or an export of one; the data set is not needed.
 
     Args:
-        run: the run folder.
-        client: a name from the run, such as `client-0`.
+        run: the run folder, or the folder of an export.
+        client: a name from the run, such as `client-0`. An export of one client needs none.
         model: the folder of the run's frozen model, if it has moved.
         device: where it predicts; default: the run's device, or the CPU where there is no GPU.
 
@@ -296,19 +306,25 @@ def load(
     if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
+    if place := export_at(Path(run), client):
+        opened = Client(**vars(open_export(place, client, model, device or "cpu")))
+        if not opened.fits():
+            raise FedmsError(f"{place}: damaged: its files do not fit each other or their model")
+        return opened
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
     if finished.config.get("task") == "text":
         raise FedmsError(f"{folder.path}: a run of task: text, whose clients cannot be loaded yet")
     classes, names = _classes_and_clients(folder, finished.result)
-    if client not in names:
+    if client is None or client not in names:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
-    path = folder.client(client).path / "model.safetensors"
+        what = "name a client" if client is None else f"no client {client!r}"
+        raise FedmsError(f"{folder.path}: {what}; there are {len(names)}: {some}")
+    path = folder.client(client).path / MODEL
     if not path.exists() and folder.config().engine.name == "flower":
         there = f"fedms predict SITE/runs/RUN --client {client}"
         raise FedmsError(f"{folder.path}: holds no personal models; they are at the sites: {there}")
-    arrays, meta = read_arrays(path)
+    arrays, meta = read_model(folder.path, path)
     try:
         kept = bool(meta["network_kept"])
         scales = [float(scale) for scale in meta.get("evidence_scales", UNSCALED)]
@@ -328,7 +344,10 @@ def load(
     if change := folder.identity().model_change(shared.identity, config):
         raise FedmsError(f"{folder.path}: {change}")
     hub_name = _hub_name(declared.model.name, finished.environment)
-    found = Client(client, classes, personal, shared, prior, boundary, hub_name)
+    figures: Mapping[str, Any] = next(
+        (each for each in finished.result["per_client"] if each.get("name") == client), {}
+    )
+    found = Client(client, classes, personal, shared, prior, boundary, hub_name, figures)
     if not found.fits():
         if "discriminant.precision" in arrays:
             made = "made by an earlier fedms, which kept the statistics in another form"
