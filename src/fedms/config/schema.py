@@ -174,7 +174,8 @@ class Config(Section):
             raise ValueError(
                 "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
-        self._check_privacy()
+        self._check_secure_sum()
+        self._check_private()
         self._check_task()
         self._check_compare()
         return self
@@ -213,7 +214,20 @@ class Config(Section):
             if wrong:
                 raise ValueError(f"{key}: does not go with task: text; allowed: {allowed}")
 
-    def _check_privacy(self) -> None:
+    def _check_private(self) -> None:
+        """Raise ValueError where a key asks for what has no private release."""
+        if self.privacy.unit is None:
+            return
+        for key, wrong, allowed in (
+            ("task", self.task != "classification", "classification"),
+            ("statistics.second_moment", self.statistics.second_moment is True, "auto or false"),
+            ("statistics.least", self.statistics.least > 1, "1, since noise covers small classes"),
+            ("start_from", self.start_from is not None, "null, since budgets are kept run by run"),
+        ):
+            if wrong:
+                raise ValueError(f"{key}: does not go with privacy.unit; allowed: {allowed}")
+
+    def _check_secure_sum(self) -> None:
         """Raise ValueError where the config asks for single answers, or for sums of too few clients."""
         if not self.privacy.secure_sum:
             return
