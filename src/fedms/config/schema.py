@@ -55,6 +55,10 @@ KEYS_SHARED_BY_ALL_ROWS = (
 """Keys and sections in which rows of a comparison must not differ: it pairs results on the same test data."""
 
 
+LEAST_AT_SITES = 5
+"""`statistics.least` with sites, where the config does not say."""
+
+
 class Config(Section):
     """The config of one experiment."""
 
@@ -129,6 +133,18 @@ class Config(Section):
         held = values.get("partition") or {}
         if isinstance(held, Mapping) and held.get("clients") is None:
             return {**values, "partition": {**held, "clients": len(sites)}}
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spare_small_classes(cls, values: Any) -> Any:
+        """With sites, sums over few samples stay there, where the config does not say how few."""
+        engine = values.get("engine") if isinstance(values, Mapping) else None
+        if not isinstance(engine, Mapping) or engine.get("name") != "flower":
+            return values
+        held = values.get("statistics") or {}
+        if isinstance(held, Mapping) and "least" not in held:
+            return {**values, "statistics": {**held, "least": LEAST_AT_SITES}}
         return values
 
     @model_validator(mode="after")

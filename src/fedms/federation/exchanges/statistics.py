@@ -2,8 +2,9 @@
 chosen on validation data.
 
 What leaves a client: class counts and class feature sums of its training features, with
-`statistics.second_moment: true` their second moment, too (exchange `statistics`), and the log-likelihood of
-its validation labels at each shrinkage and temperature of a grid (exchange `calibrate`).
+`statistics.second_moment: true` their second moment, too (exchange `statistics`), and how far each shrinkage
+and temperature of a grid is behind the best ones in the log-likelihood of its validation labels (exchange
+`calibrate`).
 """
 
 from __future__ import annotations
@@ -187,25 +188,20 @@ class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, Tensor]
         everyone = Discriminant.from_arrays(view.received)
         x = _features(view, asked, "validation")
         likelihood = everyone.log_likelihood(x, samples.labels, view.recipe.shrinkages)
-        return CalibrationLikelihood(len(samples), likelihood.flatten())
+        return CalibrationLikelihood.told(view, samples, likelihood.flatten())
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood a candidate."""
+        """How far each candidate is behind."""
         candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
-        CalibrationLikelihood.check(update, candidates, expected.declared["validation"])
+        CalibrationLikelihood.check(update, candidates, expected)
 
     def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
-        """A log-likelihood a candidate."""
-        candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
-        return CalibrationLikelihood.ranges(candidates, expected.declared["validation"])
-
-    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
-        """The log-likelihoods, cut to their range."""
-        return CalibrationLikelihood.cut(update, expected.declared["validation"])
+        """How far each candidate is behind."""
+        return CalibrationLikelihood.ranges(len(expected.recipe.shrinkages) * len(TEMPERATURES))
 
     def combine(self, answers: Sequence[CalibrationLikelihood], recipe: Recipe) -> Tensor:
-        """Log-likelihood of all clients' validation labels, [shrinkages, temperatures]."""
-        return CalibrationLikelihood.total(answers).view(-1, len(TEMPERATURES))
+        """How far each candidate is behind, summed over clients, [shrinkages, temperatures]."""
+        return CalibrationLikelihood.total(answers, recipe).view(-1, len(TEMPERATURES))
 
 
 def _spreads(size: int) -> dict[str, float]:
