@@ -190,7 +190,8 @@ class Config(Section):
             raise ValueError(
                 "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
-        self._check_privacy()
+        self._check_secure_sum()
+        self._check_private()
         self._check_task()
         self._check_compare()
         return self
@@ -214,6 +215,11 @@ class Config(Section):
         labelled = self.partition.rule in ("dirichlet", "classes")
         for key, wrong, allowed in (
             ("data.image", self.data.image is not None, "null"),
+            (
+                "data.template",
+                self.data.template is not None,
+                "null; see data.prompt",
+            ),
             ("partition.rule", labelled and self.data.label is None, "column, equal, files, or a data.label"),
             ("mixture.on", self.mixture.on != "probabilities", "probabilities"),
             ("gate.objective", self.gate.objective != "own-or-everyone", "own-or-everyone"),
@@ -224,7 +230,20 @@ class Config(Section):
             if wrong:
                 raise ValueError(f"{key}: does not go with task: text; allowed: {allowed}")
 
-    def _check_privacy(self) -> None:
+    def _check_private(self) -> None:
+        """Raise ValueError where a key asks for what has no private release."""
+        if self.privacy.unit is None:
+            return
+        for key, wrong, allowed in (
+            ("task", self.task != "classification", "classification"),
+            ("statistics.second_moment", self.statistics.second_moment is True, "auto or false"),
+            ("statistics.least", self.statistics.least > 1, "1, since noise covers small classes"),
+            ("start_from", self.start_from is not None, "null, since budgets are kept run by run"),
+        ):
+            if wrong:
+                raise ValueError(f"{key}: does not go with privacy.unit; allowed: {allowed}")
+
+    def _check_secure_sum(self) -> None:
         """Raise ValueError where the config asks for single answers, or for sums of too few clients."""
         if not self.privacy.secure_sum:
             return

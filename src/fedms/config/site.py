@@ -42,8 +42,11 @@ class SiteConfig(Section):
     """The most blocks that this site trains; default: as the run says."""
     share: tuple[Literal["counts", "hits", "test"], ...] = ("counts",)
     """What the server is told beside what training needs: `counts` (how many training samples of each class
-    there are here), `hits` (how many validation samples the models of a round get right), `test` (how good
-    the finished model is on the site's test samples)."""
+    there are here; never in a run with differential privacy), `hits` (how many validation samples the models
+    of a round get right), `test` (how good the finished model is on the site's test samples)."""
+    epsilon: float | None = Field(None, gt=0)
+    """The most that `privacy.epsilon` of a run may be, with noise that protects; other runs get no answer.
+    Default: any run is answered, private or not."""
 
     @field_validator("name")
     @classmethod

@@ -8,6 +8,7 @@ data becomes an answer, and `Exchange.combine` the one place where answers becom
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -183,6 +184,12 @@ class Expected:
     declared: Mapping[str, int]
     """How many samples of each split it says that it holds; of this answer, and of those before."""
 
+    @classmethod
+    def of(cls, view: ClientView) -> Self:
+        """What the server knows of this client once it has declared its numbers of samples."""
+        declared = {split: len(view.samples(split)) for split in ("train", "validation")}
+        return cls(view.recipe, view.backbone, view.classes, view.capacity, view.rank, declared)
+
     def samples(self, split: Split, value: Any) -> int:
         """A number of samples.
 
@@ -255,6 +262,20 @@ class Exchange(ABC, Generic[AskedT, AnswerT, ResultT]):
             RefusalError: these are no such numbers, or other ones than before.
         """
         return {self.split: expected.samples(self.split, update.weight)}
+
+    def question(self, task: Task) -> str:
+        """Stage, round and what is asked, in words."""
+        asked = json.dumps(self.asked.of(task).to_settings(), sort_keys=True)
+        return f"{task.stage} {task.round} {task.kind} {asked}"
+
+    # under differential privacy
+
+    def spreads(self, expected: Expected) -> dict[str, float] | None:
+        """By array, how its noise is measured; None where the answer has no private release.
+
+        One training sample moves the answer by a joint norm of 1 at most, each array over its spread.
+        """
+        return None
 
     # in a secure sum
 
