@@ -100,7 +100,7 @@ def test_no_private_name_crosses_a_module():
 
 WALLS = {
     "fedms.federation.secure": ("fedms.core", "fedms.federation.secure"),
-    "fedms.runs.report": ("fedms.core", "fedms.runs.reading", "fedms.runs.report"),
+    "fedms.runs.report": ("fedms.core", "fedms.runs.intervals", "fedms.runs.reading", "fedms.runs.report"),
     "fedms.federation.exchanges": (
         "fedms.core",
         "fedms.config",

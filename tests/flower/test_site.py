@@ -78,11 +78,12 @@ def test_the_server_names_no_place(asked):
     """Whatever the config says of data, model and public file, the site reads its own."""
     made, site, request = asked
     values = yaml.safe_load(request.told.config)
-    values |= {"data": {"source": "/etc/passwd"}, "device": "cuda"}
+    values |= {"data": {"source": "/etc/passwd", "template": "say {text}"}, "device": "cuda"}
     values["model"] |= {"name": "/etc", "adapter": "/etc"}
     values["evaluation"] |= {"public": "/etc/passwd"}
     config = local_config(yaml.safe_dump(values), site.settings)
-    assert config.data == site.settings.data and config.device == "cpu"
+    assert config.data == site.settings.data.model_copy(update={"template": "say {text}"})
+    assert config.device == "cpu"
     assert config.model.name == made.local.model.name and config.model.adapter is None
     assert config.evaluation.public == site.settings.public
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
 from fedms.engines import host as client_side
-from fedms.experiments import experiment
+from fedms.experiments import ending
 from fedms.federation.exchanges.uplink import CODES, SCALES
 from fedms.federation.messages import Failure, Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
@@ -263,7 +263,7 @@ def test_a_round_of_lies_ends_the_run_in_one_line(perform, in_flight):
 
 def test_what_clients_declared_outlives_the_server(perform, tiny, monkeypatch):
     world = open_world(tiny(*SHORT))
-    monkeypatch.setattr(experiment, "prune", lambda folder: 0)
+    monkeypatch.setattr(ending, "prune", lambda folder: 0)
     newest = max((perform(*SHORT).folder / "server").glob("state-*"), key=lambda path: path.stat().st_mtime)
     _, meta = read_arrays(newest)
     assert meta["declared"] == {

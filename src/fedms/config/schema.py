@@ -198,6 +198,11 @@ class Config(Section):
         labelled = self.partition.rule in ("dirichlet", "classes")
         for key, wrong, allowed in (
             ("data.image", self.data.image is not None, "null"),
+            (
+                "data.template",
+                self.data.template is not None,
+                "null; see data.prompt",
+            ),
             ("partition.rule", labelled and self.data.label is None, "column, equal, files, or a data.label"),
             ("mixture.on", self.mixture.on != "probabilities", "probabilities"),
             ("gate.objective", self.gate.objective != "own-or-everyone", "own-or-everyone"),

@@ -28,13 +28,7 @@ from fedms.experiments.secure_rounds import SecureRounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
-from fedms.federation.exchanges import (
-    CALIBRATION,
-    HEAD,
-    LABEL_PRIOR,
-    STATISTICS,
-    TRAINING,
-)
+from fedms.federation.exchanges import CALIBRATION, HEAD, LABEL_PRIOR, STATISTICS, TRAINING
 from fedms.federation.exchanges.statistics import FeaturesAsked
 from fedms.federation.exchanges.testing import BASE_MEANS
 from fedms.federation.masking import check_secure
@@ -46,7 +40,7 @@ from fedms.federation.sites import ServerSide
 from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
-from fedms.runs.cleaning import clean_run, prune
+from fedms.runs.cleaning import clean_run
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.training.ambient import own_torch_state
@@ -117,9 +111,7 @@ def run(
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
                 made = Experiment(world, folder, engine, Several(watchers), adapter, before)
-                result = made.run(first, resume)
-                prune(out)
-                return result
+                return made.run(first, resume)
     finally:
         torch.set_num_threads(threads)
 

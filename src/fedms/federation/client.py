@@ -140,9 +140,11 @@ class ClientHost:
 
     def _class_embeddings(self, task: Task) -> Tensor | None:
         """Where a head begins with them, or the accuracy before training is measured by them."""
-        text = self.world.backbone.kind == "text" and self.config.task != "text"
-        needed = task.kind == "test" or self.config.head.kind in HEADS_FROM_NAMES
-        return self.world.class_embeddings if text and needed else None
+        if self.config.task == "text":
+            return None
+        base = task.kind == "test" and self.world.backbone.kind == "text"
+        needed = base or self.config.head.kind in HEADS_FROM_NAMES
+        return self.world.class_embeddings if needed else None
 
 
 def left_by(folder: Path) -> Content:

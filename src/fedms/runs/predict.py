@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.config import Config
+from fedms.config.sections import Device
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import excerpt, printable
 from fedms.data.federated import Samples
@@ -35,6 +35,7 @@ from fedms.runs.inputs import Input, Pictures, each_input
 from fedms.runs.personal_files import MODEL, read_model
 from fedms.runs.reading.run import read_run
 from fedms.training.ambient import own_torch_state
+from fedms.training.device import resolved
 from fedms.training.inputs import inputs_for
 from fedms.training.prefix_cache import PrefixCache
 from fedms.training.runner import Runner
@@ -190,8 +191,7 @@ class Client:
         scale = None
         if outputs.evidence is not None:
             evidence, scale = outputs.evidence.tolist(), scale_at(outputs.scales, prior)
-        everyone = F.log_softmax(outputs.global_logits, dim=1)
-        own = F.log_softmax(outputs.local_logits, dim=1)
+        everyone, own = outputs.alone()
         return [
             Explanation(answer, prior, said, scale, self._by_class(everyone[at]), self._by_class(own[at]))
             for at, (answer, said) in enumerate(zip(answers, evidence, strict=True))
@@ -224,7 +224,8 @@ class Client:
         given: Sequence[Any] = Pictures(checked, before) if self.kind == "image" else checked
         dataset = Dataset(self.kind, given, none, self.classes, {}, None)
         with self._shared.exclusive() as backbone:
-            model_inputs = inputs_for(dataset, backbone, self.personal.config.model)
+            config = self.personal.config
+            model_inputs = inputs_for(dataset, backbone, config.model, config.data.around)
             # the cache needs a folder, but with a budget of 0 on disk it writes nothing there
             cache = PrefixCache(backbone, model_inputs, MEMORY, disk=0, folder=Path())
             samples = Samples("new", np.arange(len(checked)), torch.from_numpy(none))
@@ -289,7 +290,7 @@ def load(
     run: str | Path,
     client: str | None = None,
     model: str | Path | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device | None = None,
 ) -> Client:
     """Open one client of a finished run, or an export of one; the data set is not needed.
 
@@ -300,12 +301,11 @@ def load(
         device: where it predicts; default: the run's device, or the CPU where there is no GPU.
 
     Raises:
-        ConfigError: another device, or `cuda` where there is none.
-        FedmsError: no finished run is there, it has no such client, or its model cannot be loaded.
+        FedmsError: the device or a finished run is not there, the run has no such client, or its model cannot
+            be loaded.
     """
-    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
+    if device is not None:
+        resolved(device)
     if place := export_at(Path(run), client):
         opened = Client(**vars(open_export(place, client, model, device or "cpu")))
         if not opened.fits():

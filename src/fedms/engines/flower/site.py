@@ -243,7 +243,7 @@ def local_config(text: str, settings: SiteConfig, before: Path | None = None) ->
         judged["public"] = settings.public if judged.get("public_sha256") else None
         partition |= {"rule": "files", "clients": None, "column": None}
         own = {
-            "data": settings.data.model_dump(),
+            "data": {**settings.data.model_dump(), "template": values["data"].get("template")},
             "cache": {**settings.cache.model_dump(), "dtype": values["cache"]["dtype"]},
             "device": settings.device,
             "start_from": None if before is None else str(before),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -40,6 +40,20 @@ BASE_MEANS = "base.means"
 
 JUDGED = ("validation_own", "validation_everyone", "test_own", "test_everyone")
 """The data that finished models are judged on: split and whose."""
+
+
+PREDICTIONS = (
+    "row",
+    "label",
+    "predicted",
+    "probability",
+    "local_weight",
+    "global_predicted",
+    "local_predicted",
+    "disagreement",
+)
+"""Columns of predictions.csv. The last four are empty where no two experts are mixed. `disagreement` is the
+total variation between the probabilities of both experts, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -204,11 +218,21 @@ def _keep_predictions(view: ClientView, outputs: ClientOutputs, samples: Samples
     weights = [""] * len(samples) if weight is None else weight.tolist()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "label", "predicted", "probability", "local_weight"))
-    writer.writerows(zip(samples.rows.tolist(), labels, answers, probabilities, weights, strict=True))
+    writer.writerow(PREDICTIONS)
+    columns = (samples.rows.tolist(), labels, answers, probabilities, weights)
+    writer.writerows(zip(*columns, *_alone(names, outputs, len(samples)), strict=True))
     write_bytes(view.folder.path / "predictions.csv", text.getvalue().encode())
     figures = asdict(evaluate(names, labels, answers, probabilities))
     write_json(view.folder.path / "metrics.json", {"client": view.client, "prior": prior, **figures})
+
+
+def _alone(names: Sequence[str], outputs: ClientOutputs, count: int) -> Iterable[Sequence[Any]]:
+    """What each expert alone says of every sample, and how far apart they are."""
+    if (found := outputs.alone()) is None:
+        return [[""] * count] * 3
+    answers = [[names[place] for place in each.argmax(1).tolist()] for each in found]
+    apart = (found[0].exp() - found[1].exp()).abs().sum(1) / 2
+    return [*answers, apart.tolist()]
 
 
 def _judge_tokens(view: ClientView, model: PersonalModel, samples: Samples, prior: float) -> Judgement:
