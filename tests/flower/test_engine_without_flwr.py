@@ -23,8 +23,9 @@ TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes")
 
 
 def same_files(one, other) -> int:
-    """How many files of clients are equal, array by array. Of a finished run there are two of each client: its
-    model and its newest state.
+    """How many files of clients are equal, array by array.
+
+    A finished run has two of each client: its model and its newest state.
     """
     files = sorted(path.relative_to(one) for path in one.glob("*/*.safetensors"))
     for each in files:
