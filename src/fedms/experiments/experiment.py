@@ -185,8 +185,7 @@ class Experiment:
         done = [number for number, step in enumerate(steps, start=1) if step.closes][: self.closed]
         for step in steps[done[-1] if done else 0 :]:
             step.do()
-        chosen = self.before.selection if self.before and self.config.join is not None else None
-        return finish(self.rounds, self.world, self.base_means if self._pictures else None, chosen)
+        return self._finish()
 
     def _steps(self, reuse: RunFolder | None) -> list[Step]:
         """Everything before the end, in order.
@@ -389,3 +388,9 @@ class Experiment:
         record = line.record()
         self.waiting = record if travels else None
         self._close(*filter(None, (before, None if travels else record)))
+
+    # the end
+
+    def _finish(self) -> dict[str, Any]:
+        chosen = self.before.selection if self.before and self.config.join is not None else None
+        return finish(self.rounds, self.world, self.base_means if self._pictures else None, chosen)
