@@ -35,6 +35,7 @@ from fedms.federation.masking import check_secure
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
+from fedms.federation.releasing import check_private
 from fedms.federation.server import Server
 from fedms.federation.sites import ServerSide
 from fedms.federation.world import open_world
@@ -81,6 +82,7 @@ def run(
     require_tensorboard(config)
     check_plugins(config)
     check_secure(config)
+    check_private(config)
     config = with_public_digest(config)
     if warning := same_bits_warning():
         log.warning(warning)
@@ -344,16 +346,18 @@ class Experiment:
         self, line: Line, stage: Stage | None, features: Features, evaluation: bool = False
     ) -> None:
         """Clients send their sums once; then the same clients' validation data choose the discriminant's
-        shrinkage and temperature.
+        shrinkage and temperature, if they may choose anything.
         """
         server, recipe, anchor = self.server, self.recipe, self.config.statistics.anchor
         asked = FeaturesAsked(features)
         ask = partial(self.rounds.ask, line, clients=line.cohort, stage=stage, evaluation=evaluation)
         sums = STATISTICS.result(ask(STATISTICS, asked=asked), recipe)
-        named = features == "backbone" and anchor > 0
+        named = features == "backbone" and (anchor > 0 or (recipe.private and not self._pictures))
         names = normalise(self.world.class_embeddings) if named else None
         discriminant = sums.discriminant(None, names, anchor)
         server.expect_discriminant()
+        if recipe.private:
+            return server.learn(discriminant)
         answers = ask(CALIBRATION, asked=asked, arrays=discriminant.to_arrays())
         server.learn(discriminant.calibrated(CALIBRATION.result(answers, recipe), recipe.shrinkages))
 

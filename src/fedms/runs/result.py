@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedms.config.privacy import PrivacyConfig
 from fedms.federation.exchanges.selection import Selection
 from fedms.federation.exchanges.testing import FinalTestAnswer, Judgement
 from fedms.federation.prediction import PRIORS
@@ -64,12 +65,29 @@ def make_result(
         **{key: round(sum(line.get(key, 0) for line in lines), 3) for key in SECONDS},
         "peak_memory_bytes": peak_memory,
         "validation": _accuracies(answers, "validation") if world.config.evaluation.validation else None,
+        **({"privacy": _privacy(world.config.privacy, answers)} if recipe.private else {}),
         "per_client": [_client(answer) for answer in answers],
         "partition": {
             "classes": list(world.class_names),
             "clients": list(world.clients),
             "counts": world.label_counts(),
         },
+    }
+
+
+def _privacy(privacy: PrivacyConfig, answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
+    """What is promised, and what each client's ledger says that it has spent of it.
+
+    `in_the_clear` names what no noise covers.
+    """
+    return {
+        "unit": privacy.unit,
+        "epsilon": privacy.epsilon,
+        "delta": privacy.delta,
+        "noise": privacy.noise,
+        "protects": privacy.protects,
+        "in_the_clear": ["numbers of samples", "test accuracies"],
+        "spent": {answer.client: answer.epsilon for answer in answers},
     }
 
 

@@ -99,6 +99,8 @@ class FinalTestAnswer(Answer):
     shared_nll: float | None = None
     """Of texts, mean -log p of a test token under the untrained model and the global expert; then all that is
     right is counted in tokens"""
+    epsilon: float | None = None
+    """What the client's ledger says that it has spent, under differential privacy"""
 
     def metrics(self) -> dict[str, Any]:
         """All of it, flat."""
@@ -137,7 +139,7 @@ class FinalTestAnswer(Answer):
         scales = tuple(said.get("evidence_scales", UNSCALED))
         hits = (
             *(said[key] for key in ("base_correct", "base_total", "shared_correct")),
-            *(said.get(key) for key in ("base_nll", "shared_nll")),
+            *(said.get(key) for key in ("base_nll", "shared_nll", "epsilon")),
         )
         return cls(said["samples"], update.client, judged, said["network_kept"], scales, *hits)
 
@@ -180,6 +182,8 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         check_whole(said.get("base_correct"), "base_correct", most=total)
         if (shared := said.get("shared_correct")) is not None or recipe.has_global:
             check_whole(shared, "shared_correct", most=total)
+        if recipe.private and not check_number(said.get("epsilon"), "epsilon") >= 0:
+            raise RefusalError("epsilon is below 0")
         if not isinstance(said.get("network_kept"), bool):
             raise RefusalError("network_kept is not true or false")
         for name in (

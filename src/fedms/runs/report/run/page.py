@@ -193,6 +193,7 @@ def _cards(run: Run) -> Iterable[str]:
             f"Mean gate weight of the global expert{at}; the rest is the weight of the local expert.",
             "third",
         )
+    yield from _privacy(run)
     trained = number(r, "trainable_parameters")
     part = number(r, "trainable_fraction")
     yield card(
@@ -215,10 +216,35 @@ def _cards(run: Run) -> Iterable[str]:
     yield card("Time", duration(number(r, "seconds")), meaning)
 
 
+def _table(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """The table under `key`; empty where there is none."""
+    found = values.get(key)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _privacy(run: Run) -> Iterable[str]:
+    """What differential privacy promises, and the most that a client's ledger says it has spent of it."""
+    told = _table(run.result, "privacy")
+    spent = _table(told, "spent")
+    known = [value for name in spent if (value := number(spent, name)) is not None]
+    if not known:
+        return
+    delta = number(told, "delta")
+    meaning = (
+        f"Largest epsilon in the clients' ledgers; the budget is {decimal(number(told, 'epsilon'), 2)} at "
+        f"delta {MISSING if delta is None else f'{delta:g}'} for a {told.get('unit', MISSING)}. "
+        "Not covered: numbers of samples and test accuracies."
+    )
+    if told.get("protects") is not True:
+        meaning += " This noise protects nobody: the run's seed draws it."
+    yield card("Privacy", f"ε {decimal(max(known), 2)}", meaning)
+
+
 def _clients(run: Run) -> str:
     records = run.clients
     if not records:
         return note("This run has no results of single clients.")
+    spent = _table(_table(run.result, "privacy"), "spent")
     # the lowest accuracy first: readers look for these clients
     ordered = sorted(records, key=lambda record: number(record, "accuracy_local") or 0.0)
     rows = [
@@ -228,10 +254,12 @@ def _clients(run: Run) -> str:
             decimal(number(record, "accuracy_local"), 4),
             decimal(number(record, "accuracy_global"), 4),
             decimal(number(record, "gate_global_share")),
+            *([decimal(number(spent, str(record.get("name"))))] if spent else []),
         ]
         for record in ordered[:MOST_ROWS]
     ]
     head = ["client", "train samples", "own data", "everyone's data", "gate weight of the global expert"]
+    head += ["epsilon spent"] if spent else []
     listed = table(head, rows)
     more = len(ordered) - MOST_ROWS
     return listed + (
