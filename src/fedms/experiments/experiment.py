@@ -205,9 +205,7 @@ class Experiment:
             first = stages[0] if stages else None
             steps.append(Step(partial(self._start_statistics, first, only_base), closes=True))
         if recipe.starts_a_head and not self.reused:
-            names = self.config.head.kind in HEADS_FROM_NAMES
-            start_head = partial(self._start_head, names)
-            steps.append(Step(start_head))
+            steps.append(Step(self._start_head))
         for stage in stages[1 if self.reused else 0 :]:
             steps.append(Step(partial(server.begin, stage)))
             if stage == recipe.first_local_stage:
@@ -219,7 +217,7 @@ class Experiment:
     def _rounds_of(self, stage: Stage) -> list[Step]:
         numbers = range(1, self.recipe.rounds(stage) + 1)
         rounds = [Step(partial(self._round, stage, number), closes=True) for number in numbers]
-        return [*rounds, Step(partial(self._keep_stage, stage))]
+        return [*rounds, Step(lambda: self.folder.keep_stage(stage.name, *self._state()))]
 
     def _steps_of_a_newcomer(self) -> list[Step]:
         """The local stages, each from what the run before shared at its end."""
@@ -254,11 +252,9 @@ class Experiment:
         """
         return self.world.backbone.kind == "image"
 
-    def _start_head(self, from_names: bool) -> None:
+    def _start_head(self) -> None:
+        from_names = self.config.head.kind in HEADS_FROM_NAMES
         self.server.start_head(self.world.classes, self.world.class_embeddings if from_names else None)
-
-    def _keep_stage(self, stage: Stage) -> None:
-        self.folder.keep_stage(stage.name, *self._state())
 
     def _go_back(self) -> None:
         """Go back to the newest checkpoint."""
