@@ -54,7 +54,7 @@ demo: install
 	$(BIN)/fedms run examples/assistant.yaml --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
