@@ -10,6 +10,7 @@ from fedms.config import Config, load_config
 from fedms.experiments import experiment
 from fedms.experiments.comparison import compare as comparing
 from fedms.experiments.comparison.rows import narrowed
+from fedms.experiments.console import default_observer
 from fedms.experiments.observers import Observer
 from fedms.runs.frames import Result
 from fedms.runs.report.comparison.page import write_comparison_report
@@ -30,7 +31,7 @@ def run(
     Args:
         config: the experiment: a `Config`, a YAML file, or a mapping of its keys.
         out: the run folder. It must be empty or new, unless `resume` is true.
-        observer: receives the progress; default: none.
+        observer: receives the progress; default: a line for each round in a notebook, elsewhere none.
         reuse: a finished run of this experiment's first stage alone. That stage is then not trained again.
         resume: continue the run in the folder, to the same result. Without a run there, start one.
         report: also write report.html and its figures.
@@ -40,7 +41,8 @@ def run(
         FedmsError: data, model or folder cannot be used.
     """
     checked = config if isinstance(config, Config) else load_config(config)
-    result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse), resume)
+    watcher = observer or default_observer()
+    result = experiment.run(checked, Path(out), watcher, None if reuse is None else Path(reuse), resume)
     if report:
         write_report(Path(out))
     return Result(result, out)
@@ -63,7 +65,7 @@ def compare(
         seeds: default: those of the config.
         out: the comparison's folder. Finished runs in it are kept. Default: runs/NAME-compare, after the
         file.
-        observer: receives the progress; default: none.
+        observer: receives the progress; default: a line for each round in a notebook, elsewhere none.
         report: also write report.html and its figures.
 
     Raises:
@@ -73,7 +75,7 @@ def compare(
     """
     checked = narrowed(config if isinstance(config, Config) else load_config(config), methods, seeds)
     folder = Path(out) if out is not None else default_folder(config)
-    said = comparing.compare(checked, folder, observer)
+    said = comparing.compare(checked, folder, observer or default_observer())
     if report:
         write_comparison_report(folder)
     return said

@@ -24,7 +24,7 @@ from fedms.experiments.ending import finish
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
-from fedms.experiments.tensorboard import Events, require_tensorboard
+from fedms.experiments.trackers import require_trackers, trackers
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import (
@@ -80,7 +80,7 @@ def run(
     """
     config = find(config.method).configure(config)
     watcher, folder = observer or Silent(), RunFolder(out)
-    require_tensorboard(config)
+    require_trackers(config)
     check_plugins(config)
     config = with_public_digest(config)
     if warning := same_bits_warning():
@@ -109,7 +109,7 @@ def run(
                 folder.identify(identity, config)
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
-                watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
+                watchers = [*trackers(config, folder), watcher]
                 return Experiment(world, folder, engine, Several(watchers), adapter, before).run(
                     first, resume
                 )
