@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedms.core.formatting import MISSING, tally
-from fedms.experiments.observers import Silent, Watcher
+from fedms.experiments.observers import Observer, Silent, Watcher
 
 
 def observer(quiet: bool) -> Watcher:
@@ -22,6 +22,13 @@ def observer(quiet: bool) -> Watcher:
     if quiet:
         return Silent()
     return Live() if sys.stdout.isatty() else PlainLines()
+
+
+def default_observer() -> Observer:
+    """The observer of a run in Python: a line for each round in a notebook, elsewhere none."""
+    # a kernel has no terminal, and a live bar needs widgets that may not be installed
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return PlainLines() if hasattr(shell, "kernel") else Silent()
 
 
 WORDS = {

@@ -25,7 +25,7 @@ from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
 from fedms.experiments.secure_rounds import SecureRounds
-from fedms.experiments.tensorboard import Events, require_tensorboard
+from fedms.experiments.trackers import require_trackers, trackers
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import CALIBRATION, HEAD, LABEL_PRIOR, STATISTICS, TRAINING
@@ -79,7 +79,7 @@ def run(
     """
     config = find(config.method).configure(config)
     watcher, folder = observer or Silent(), RunFolder(out)
-    require_tensorboard(config)
+    require_trackers(config)
     check_plugins(config)
     check_secure(config)
     check_private(config)
@@ -111,7 +111,7 @@ def run(
                 folder.identify(identity, config)
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
-                watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
+                watchers = [*trackers(config, folder), watcher]
                 made = Experiment(world, folder, engine, Several(watchers), adapter, before)
                 return made.run(first, resume)
     finally:

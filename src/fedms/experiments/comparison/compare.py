@@ -24,7 +24,7 @@ from fedms.experiments.comparison.folder import PREFIX_FOLDER, claimed, is_finis
 from fedms.experiments.comparison.plan import PlannedRun, plan
 from fedms.experiments.comparison.rows import Row, baseline, rows
 from fedms.experiments.observers import Observer, Silent
-from fedms.experiments.tensorboard import require_tensorboard
+from fedms.experiments.trackers import require_trackers
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.reading.comparison import read_comparison
@@ -45,7 +45,7 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
             has been written then.
         FedmsError: the folder holds something else, or a run failed. Finished runs stay.
     """
-    require_tensorboard(config)
+    require_trackers(config)
     if config.engine.name in REMOTE:
         raise ConfigError(f"engine.name: must be local for a comparison, not {config.engine.name}")
     watcher = observer or Silent()
