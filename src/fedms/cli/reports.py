@@ -63,7 +63,9 @@ def _print_comparisons(folders: list[Path], form: str) -> None:
 def show_comparison(folder: Path) -> None:
     """Print a comparison as a table, with an explanation of its marks."""
     from fedms.runs.reading.comparison import read_comparison
-    from fedms.runs.report.comparison.tables import MARKS, comparison_table
+    from fedms.runs.report.comparison.columns import marks_of
+    from fedms.runs.report.comparison.tables import comparison_table
 
-    print_table(comparison_table(read_comparison(folder)))
-    typer.echo(MARKS)
+    comparison = read_comparison(folder)
+    print_table(comparison_table(comparison))
+    typer.echo(marks_of(comparison))

@@ -9,10 +9,12 @@ from typing import Any
 from fedms.federation.exchanges.selection import Selection
 from fedms.federation.exchanges.testing import FinalTestAnswer, Judgement
 from fedms.federation.prediction import PRIORS
+from fedms.federation.recipe import Recipe
 from fedms.federation.server import Server
 from fedms.federation.sites import ServerSide
 from fedms.model.gate import ADAPTER, NETWORK, fresh_gate
 from fedms.model.heads import zero_head
+from fedms.model.next_token import perplexity
 from fedms.model.parts import fresh_lora, fresh_parts, trained_names
 
 COSTS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops", "evaluation_flops")
@@ -50,7 +52,7 @@ def make_result(
         "interpolation": selection.interpolation if method.predicts == "mixture" else None,
         "evidence_scales": list(selection.evidence_scales) if learned else None,
         **_accuracies(answers, "test"),
-        **(_losses(answers) if recipe.of_text else {}),
+        **(_losses(answers, "test") | {"task": "text"} if recipe.of_text else {}),
         "accuracy_global_shared": sum(shared) / tested if len(shared) == len(answers) else None,
         "accuracy_base": base,
         "gate_global_share": _mean([answer.judged["test_own"].global_share for answer in answers]),
@@ -63,7 +65,7 @@ def make_result(
         **{key: sum(line.get(key, 0) for line in lines) for key in COSTS},
         **{key: round(sum(line.get(key, 0) for line in lines), 3) for key in SECONDS},
         "peak_memory_bytes": peak_memory,
-        "validation": _accuracies(answers, "validation") if world.config.evaluation.validation else None,
+        "validation": _on_validation(answers, recipe) if world.config.evaluation.validation else None,
         "per_client": [_client(answer) for answer in answers],
         "partition": {
             "classes": list(world.class_names),
@@ -73,29 +75,32 @@ def make_result(
     }
 
 
-def _losses(answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
+def _on_validation(answers: Sequence[FinalTestAnswer], recipe: Recipe) -> dict[str, Any]:
+    losses = _losses(answers, "validation") if recipe.of_text else {}
+    return _accuracies(answers, "validation") | losses
+
+
+def _losses(answers: Sequence[FinalTestAnswer], split: str) -> dict[str, Any]:
     """Of texts: mean -log p of a token in nats, and its exponential, a perplexity. Lower is better.
 
-    Means are over clients, of each one's mean over its tokens.
+    Means are over clients, of each one's mean over its tokens. The untrained model and the global expert are
+    judged on test data alone.
     """
-    own = [answer.judged["test_own"] for answer in answers]
-    everyone = [each.judged["test_everyone"] for each in answers if "test_everyone" in each.judged]
+    own = [answer.judged[f"{split}_own"] for answer in answers]
+    name = f"{split}_everyone"
+    everyone = [each.judged[name] for each in answers if name in each.judged]
     losses = [judged.nll for judged in own if judged.nll is not None]
     worst = sorted(losses, reverse=True)[: max(1, math.ceil(len(losses) / 10))]
     found = {
         "local": _mean(losses),
         "local_worst": _mean(worst),
         "global": _mean([judged.nll for judged in everyone]) if len(everyone) == len(own) else None,
-        "global_shared": _mean([answer.shared_nll for answer in answers]),
-        "base": _mean([answer.base_nll for answer in answers]),
     }
-    return {
-        "task": "text",
-        **{f"nll_{name}": loss for name, loss in found.items()},
-        **{
-            f"perplexity_{name}": None if loss is None else math.exp(min(loss, 700))
-            for name, loss in found.items()
-        },
+    if split == "test":
+        found["global_shared"] = _mean([answer.shared_nll for answer in answers])
+        found["base"] = _mean([answer.base_nll for answer in answers])
+    return {f"nll_{name}": loss for name, loss in found.items()} | {
+        f"perplexity_{name}": None if loss is None else perplexity(loss) for name, loss in found.items()
     }
 
 

@@ -19,9 +19,9 @@ from fedms.model.discriminant import Discriminant, label_shift
 from fedms.model.evidence import Evidence
 from fedms.model.expert import Expert
 from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
+from fedms.runs.client import Client
 from fedms.runs.export.peft import save_plain, write_peft
 from fedms.runs.export.readme import Base, readme
-from fedms.runs.predict import Client
 from fedms.training.ambient import own_torch_state
 
 GATE_WEIGHTS, GATE_CONFIG, LABELS, README = "gate.safetensors", "gate.json", "labels.json", "README.md"
@@ -68,6 +68,8 @@ def export_client(client: Client, to: Path) -> list[Path]:
         FedmsError: the folder is not empty or cannot be written, or the method's experts are no adapters.
     """
     check_empty(to)
+    if client.personal.config.task == "text":
+        raise FedmsError("task: text: its clients cannot be exported yet; allowed: classification")
     if why := _unwritable(client.personal):
         raise FedmsError(
             f"method {client.personal.method.name} {why}, so there is nothing that PEFT could load"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.core.formatting import MISSING, clip, decimal, duration, percent, plural, scaled, tally, whole
+from fedms.runs.reading.measures import of_text
 from fedms.runs.reading.run import FinishedRun, number, read_run
 from fedms.runs.report.drawing import Picture, save_pictures
 from fedms.runs.report.html import (
@@ -23,6 +24,7 @@ from fedms.runs.report.html import (
     table,
     write_page,
 )
+from fedms.runs.report.run import losses
 from fedms.runs.report.run.figures import pictures
 
 PATHS = ("model_folder",)
@@ -40,7 +42,7 @@ def write_report(folder: Path) -> Path:
             FedmsError: the folder is not a finished run.
     """
     run = read_run(folder)
-    drawn = pictures(run)
+    drawn = losses.pictures(run) if of_text(run.result) else pictures(run)
     save_pictures(drawn, folder / "figures")
     return write_page(folder / "report.html", page(run, drawn))
 
@@ -54,12 +56,14 @@ def page(run: FinishedRun, drawn: Sequence[Picture]) -> str:
     own, everyone = (percent(number(result, key)) for key in ("accuracy_local", "accuracy_global"))
     return frame(
         f"{method}, seed {seed} – fedms",
-        f"{method}: {own} on own data, {everyone} on everyone's data",
+        losses.heading(run)
+        if of_text(result)
+        else f"{method}: {own} on own data, {everyone} on everyone's data",
         f"{subject(run.config)}: {size}, seed {seed}, {duration(number(result, 'seconds'))}.",
         [
             cards(_cards(run)),
             section("Pictures", gallery(drawn) if drawn else note("This run has nothing to draw.")),
-            section("Clients", _clients(run)),
+            section("Clients", losses.clients_table(run) if of_text(result) else _clients(run)),
             section("What was run", _facts(run), _rounds(run), _failures(run)),
             folded("Configuration, with every default", as_yaml(run.config)),
         ],
@@ -67,9 +71,12 @@ def page(run: FinishedRun, drawn: Sequence[Picture]) -> str:
 
 
 def _cards(run: FinishedRun) -> Iterable[str]:
+    yield from losses.cards(run) if of_text(run.result) else _accuracies(run)
+    yield from _costs(run)
+
+
+def _accuracies(run: FinishedRun) -> Iterable[str]:
     r = run.result
-    share = number(r, "gate_global_share")
-    prior = number(r, "prior")
     yield card(
         "Own data",
         percent(number(r, "accuracy_local")),
@@ -93,6 +100,12 @@ def _cards(run: FinishedRun) -> Iterable[str]:
         percent(number(r, "accuracy_base")),
         "Accuracy of the frozen model before any training.",
     )
+
+
+def _costs(run: FinishedRun) -> Iterable[str]:
+    r = run.result
+    share = number(r, "gate_global_share")
+    prior = number(r, "prior")
     if share is not None:
         at = "" if prior is None else f" with prior {prior:g}"
         yield card(
