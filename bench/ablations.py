@@ -38,11 +38,7 @@ SWEPT = {
 """Ablations of the partition. All rows of a comparison share one partition, so each value needs its own."""
 PRIORS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 """The priors at which the tables show the frontiers of the rows."""
-COMMON = (
-    "evaluation.everyone=200",
-    "engine.workers=1",
-    "statistics.second_moment=true",  # as in the stored runs
-)
+COMMON = ("evaluation.everyone=200", "engine.workers=1")
 BANKING = ("data.limit=2500", "training.batch_size=16")
 """Limits that keep a run at two minutes."""
 

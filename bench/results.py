@@ -30,9 +30,7 @@ from fedms.runs.report.drawing import save_picture
 RUNS = ROOT / "runs" / "results"
 PAGES = (RESULTS, ROOT / "README.md")
 
-SENT = "statistics.second_moment=true"
-"""As in the stored comparisons."""
-COMMON = ["evaluation.everyone=250", "engine.workers=1", SENT]
+COMMON = ["evaluation.everyone=250", "engine.workers=1"]
 BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
 CORE: dict[str, Any] = {
@@ -45,7 +43,6 @@ CORE: dict[str, Any] = {
         "fedavg-sal",
         "local",
     ],
-    "variants": {"sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1}},
     "seeds": [0, 1, 2],
 }
 FIVE = {"activation.rule": "fixed", "activation.blocks": 5}
@@ -56,7 +53,7 @@ DENSE: dict[str, Any] = {
         "fedms 5 blocks": {"method": "fedms", **FIVE, "activation.blocks_local": "all"},
         "fedavg-sal from 4 blocks": {"method": "fedavg-sal", "activation.blocks": 4},
         "sal-fixed 5 blocks": {"method": "sal-fixed", **FIVE},
-        **CORE["variants"],
+        "sal-fixed 1 block": {"method": "sal-fixed", "activation.blocks": 1},
     },
 }
 """For an example whose first stage trains all blocks: sparse activation has rows of its own."""
@@ -71,10 +68,9 @@ EVERY_DENSE: dict[str, Any] = {
 }
 SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
 """Limits that let a hundred runs finish in an afternoon."""
-EMBEDDED: dict[str, Any] = {"methods": CORE["methods"], "seeds": CORE["seeds"]}
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
-    "assistant": ("assistant", COMMON, EMBEDDED),
-    "assistant-never": ("assistant", [*COMMON, "head.rederive=never"], EMBEDDED),
+    "assistant": ("assistant", COMMON, CORE),
+    "assistant-never": ("assistant", [*COMMON, "head.rederive=never"], CORE),
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
     "pacs": ("pacs", [*PACS, "data.limit=2400"], DENSE),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import fedms  # noqa: F401 # isort: skip # before torch: only then are the same bits promised
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedms.model.checkpoints import load_backbone
 from tiny_models import tiny_model, word_tokenizer
 
 torch.set_num_threads(1)
+os.fsync = lambda handle: None  # no test ends the power; a tiny run would wait for the disk half of its time
 if hasattr(signal, "SIGHUP"):  # `nohup` has the children of the tests ignore it, and some tests send it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -99,6 +99,7 @@ def test_no_private_name_crosses_a_module():
 
 
 WALLS = {
+    "fedms.federation.secure": ("fedms.core", "fedms.federation.secure"),
     "fedms.runs.report": ("fedms.core", "fedms.runs.reading", "fedms.runs.report"),
     "fedms.federation.exchanges": (
         "fedms.core",
@@ -116,6 +117,7 @@ WALLS = {
         "fedms.federation.personal_model",
         "fedms.federation.prediction",
         "fedms.federation.recipe",
+        "fedms.federation.secure",
         "fedms.federation.tiers",
         "fedms.federation.token_prediction",
     ),

@@ -1,7 +1,6 @@
 """The commands `init`, `config` and `clean`."""
 
 import csv
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +9,9 @@ from typer.testing import CliRunner
 from fedms.cli.main import app
 from fedms.config import load_config
 from fedms.experiments import description
-from fedms.runs.predict import load
-from tiny_run import finished, write_texts  # noqa: F401
+from fedms.federation.world import open_world
+from tiny_run import write_texts
+from tiny_text import llama  # noqa: F401
 
 runner = CliRunner()
 
@@ -55,6 +55,27 @@ def test_a_config_for_sites_has_one_client_a_file():
     assert described["clients"] == ["north", "south"]
 
 
+@pytest.mark.parametrize(
+    ("columns", "rule"),
+    [
+        (["speaker", "line", "reply"], "column"),
+        (["id", "Question", "Answer"], "equal"),
+        (["a", "b"], "equal"),
+    ],
+)
+def test_a_config_for_a_language_model_takes_prompts_and_answers(llama, columns, rule):  # noqa: F811
+    rows = [["ann", "a asks :", "b c d"], ["bob", "b asks :", "d f h"]] * 30
+    write_rows(Path("talk.csv"), columns, [row[-len(columns) :] for row in rows])
+    result = runner.invoke(app, ["init", "talk.csv", "--from", "text"])
+    assert result.exit_code == 0, result.output
+    assert (
+        f"prompt  column {columns[-2]}" in result.stdout and f"answer  column {columns[-1]}" in result.stdout
+    )
+    world = open_world(load_config("fedms.yaml", [f"model.name={llama}"]))
+    assert (world.config.task, world.config.partition.rule, len(world.clients)) == ("text", rule, 2)
+    assert {(p.prompt, p.answer) for p in world.dataset.inputs} == {(row[-2], row[-1]) for row in rows}
+
+
 def test_the_demo_can_be_a_file_of_ones_own():
     assert runner.invoke(app, ["init"]).exit_code == 0
     assert load_config("fedms.yaml") == load_config("assistant")
@@ -69,6 +90,7 @@ def test_no_file_is_overwritten_and_wrong_use_is_one_line():
     for arguments, code, words in (
         (["n.csv", "--out", "x.yaml"], 1, "no column looks like a label"),
         (["none.csv", "--out", "x.yaml"], 1, "none.csv: no such file"),
+        (["n.csv", "--from", "text", "--out", "x.yaml"], 1, "no two columns for prompt and answer"),
         (["--from", "csv", "--out", "x.yaml"], 2, "needs a FILE"),
     ):
         result = runner.invoke(app, ["init", *arguments])
@@ -83,21 +105,6 @@ def test_config_explains(option):
     assert (
         runner.invoke(app, ["config", "gate", "--yaml" if option != "--yaml" else "--schema"]).exit_code == 2
     )
-
-
-def test_a_cleaned_run_is_smaller_and_predicts_the_same(finished, tmp_path):  # noqa: F811
-    run = Path(shutil.copytree(finished(), tmp_path / "run"))
-    before, size = (
-        load(run, "client-0").predict(["turn on"]),
-        sum(path.stat().st_size for path in run.rglob("*") if path.is_file()),
-    )
-    result = runner.invoke(app, ["clean", str(run)])
-    assert result.exit_code == 0 and result.stdout.endswith("freed in 1 run\n")
-    assert sum(path.stat().st_size for path in run.rglob("*") if path.is_file()) < size * 0.7
-    assert load(run, "client-0").predict(["turn on"]) == before
-    assert runner.invoke(app, ["report", str(run)]).exit_code == 0
-    again = runner.invoke(app, ["clean", str(run)])
-    assert again.exit_code == 0 and again.stdout.startswith("0 B freed")
 
 
 def test_an_unfinished_run_is_not_cleaned():

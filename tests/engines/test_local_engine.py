@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,6 +93,9 @@ def test_workers_are_as_configured_and_never_more_than_clients(settings, monkeyp
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert worker_count(settings()) == 2
     assert worker_count(settings("device=cuda")) == 1
+    assert worker_count(settings(), parameters=499_999_999) == 2
+    assert worker_count(settings(), parameters=500_000_000) == 1, "each worker would hold a copy"
+    assert worker_count(settings("engine.workers=2"), parameters=500_000_000) == 2
 
 
 # worker processes
@@ -158,6 +162,47 @@ def test_a_worker_that_was_killed_is_followed_by_another_and_closing_leaves_no_p
     assert not any(Path(f"/proc/{process.pid}").exists() for process in processes)
     with pytest.raises(FedmsError, match="the workers have been closed"):
         there.run(rounds[0])
+
+
+def test_no_worker_idles_and_none_repeats_anothers_work(engine):
+    """A client may go to another worker in each exchange: its prefix and its files are there."""
+    there, here = engine(2), engine(1)
+    rounds = training(there, there.world)
+    for tasks in rounds:
+        wanted = [encode(update) for update in here.run(tasks)]
+        assert [encode(update) for update in there.run(tasks)] == wanted
+    shared = there._folder / "cache" / local.SHARED
+    assert len(list(shared.iterdir())) == len(there.world.clients), "one prefix for each client"
+    there.close()
+    assert not shared.exists()
+
+
+@pytest.mark.parametrize("workers", [2, 4])
+def test_a_round_takes_hardly_longer_than_the_best_schedule(workers):
+    """Cohorts of ten clients by Dirichlet 0.1: the ideal is an equal share, or the largest client alone."""
+    taken = ideal = naive = 0
+    for seed in range(3):
+        draw = np.random.default_rng(seed)
+        shares = draw.dirichlet([0.1] * 30, size=77).sum(0)
+        sizes = np.maximum(1, shares / shares.sum() * 10_000).astype(int)
+        for _ in range(10):
+            cohort = [int(each) for each in draw.choice(sizes, 10, replace=False)]
+            taken += finish(cohort, [index for (index,) in local.longest_first(cohort)], workers)
+            naive += finish(cohort, list(range(len(cohort))), workers)
+            ideal += max(-(-sum(cohort) // workers), *cohort)
+    assert taken <= 1.05 * ideal < naive
+
+
+def finish(costs: list[int], order: list[int], workers: int) -> int:
+    """When the last of these workers ends that take clients from one queue in this order."""
+    busy = [0] * workers
+    for index in order:
+        busy[busy.index(min(busy))] += costs[index]
+    return max(busy)
+
+
+def test_clients_that_train_together_are_of_like_size():
+    assert list(local.longest_first([3, 9, 1, 7, 5], 2)) == [[1, 3], [4, 0], [2]]
 
 
 # clients that fail
@@ -253,10 +298,11 @@ def test_memory_that_runs_out_is_a_failure_of_the_client_and_an_interrupt_is_not
     settings, tmp_path, breaking
 ):
     host = ClientHost(open_world(settings()), tmp_path)
+    asked = {"active": [2], "boundary": 2, "validates": False}
     breaking("train", "client-0", error=MemoryError())
     assert b"MemoryError: MemoryError" in handle(
-        host, encode(Task("train", "client-0", "global", 1, settings={"active": [2], "boundary": 2}))
+        host, encode(Task("train", "client-0", "global", 1, settings=asked))
     )
     breaking("train", "client-0", error=KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        handle(host, encode(Task("train", "client-0", "global", 1, settings={"active": [2], "boundary": 2})))
+        handle(host, encode(Task("train", "client-0", "global", 1, settings=asked)))

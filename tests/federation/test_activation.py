@@ -202,3 +202,29 @@ def test_more_blocks_than_the_model_has_are_refused_by_key(rule, key):
         check_depth(rule, 6, "some/model")
     assert "6 blocks of model some/model" in str(caught.value)
     check_depth(rule, 9, "some/model")
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        plateau(),
+        plateau(max_rounds=3),
+        plateau(queue=2, maximum=2),
+        Rule(rule="every", every=3),
+        Rule(rule="fixed"),
+        Rule(rule="fixed", blocks="all"),
+        Rule(rule="warm", warm_rounds=3),
+        Rule(rule="warm", blocks="all"),
+    ],
+)
+@pytest.mark.parametrize("scores", [FLAT, RISING, FLAT[::-1] + RISING])
+def test_where_blocks_stay_no_score_is_needed(rule, scores):
+    with_all, without = Activation(rule, 6), Activation(rule, 6)
+    left_out = 0
+    for left, score in zip(range(len(scores) - 1, -1, -1), scores, strict=True):
+        if stays := without.stays(left):
+            left_out += 1
+        changed = with_all.observe(score, left)
+        assert without.observe(None if stays else score, left) == changed
+        assert not (stays and changed) and with_all.active == without.active
+    assert left_out >= min(rule.queue - 1, 3)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import fedms
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.experiments import experiment
-from fedms.federation.adapter_start import adapter_pairs
+from fedms.federation.adapter_start import _same_name, adapter_pairs
 from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.model.arrays import Arrays, strip
@@ -119,3 +124,74 @@ def test_methods_that_average_products_can_start_from_it(finished, adapter, tmp_
         experiment.run(started(finished, folder, method=method), out)
         arrays, _ = RunFolder(out).stage("global")
         assert pairs_of(strip(arrays, "shared/")).keys() >= pairs.keys()
+
+
+def rewritten(folder, tmp_path, file, **values):
+    """A copy of the adapter with other values in this file."""
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    said = json.loads((other / file).read_text()) | values
+    (other / file).write_text(json.dumps(said))
+    return other
+
+
+def test_an_adapter_of_another_model_is_one_line(finished, adapter, backbone, checkpoint, tmp_path):  # noqa: F811
+    folder, pairs = adapter
+    other = rewritten(folder, tmp_path, "head.json", base_weights="0" * 64)
+    line = r"^model\.adapter: \S+ was made for bert\d*, whose weights are not those of model\.name \S+$"
+    with pytest.raises(ConfigError, match=line):
+        adapter_pairs(started(finished, other), backbone)
+    renamed = Path(shutil.copytree(folder, tmp_path / "renamed"))
+    said = json.loads((renamed / "adapter_config.json").read_text()) | {"base_model_name_or_path": "x/y"}
+    (renamed / "adapter_config.json").write_text(json.dumps(said))
+    assert adapter_pairs(started(finished, renamed), backbone).keys() == pairs.keys(), "the digest decides"
+    (renamed / "head.json").unlink()
+    line = r"^model\.adapter: \S+ was made for x/y, and model\.name is \S+; if both are one model, write"
+    with pytest.raises(ConfigError, match=line):
+        adapter_pairs(started(finished, renamed), backbone)
+
+
+@pytest.mark.parametrize(
+    ("base", "model", "same"),
+    [
+        ("google-bert/bert-base-uncased", "google-bert/bert-base-uncased", True),
+        ("google-bert/bert-base-uncased", "other/bert-base-uncased", False),
+        ("google-bert/bert-base-uncased", "./models/bert-base-uncased", True),
+        ("bert-base-uncased", "google-bert/bert-base-uncased", True),
+        ("roberta-base", "google-bert/bert-base-uncased", False),
+        ("/x/models--google-bert--bert-base/snapshots/0a1b", "google-bert/bert-base", True),
+        ("sentence-transformers/all-MiniLM-L6-v2", "minilm", True),
+        ("C:\\models\\bert", "/models/bert/", True),
+    ],
+)
+def test_names_of_one_model(base, model, same):
+    assert _same_name(base, model) == same
+
+
+def test_an_adapter_of_more_layers_is_one_line(finished, adapter, backbone, tmp_path):  # noqa: F811
+    folder, _ = adapter
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    tensors = load_file(other / "adapter_model.safetensors")
+    for target in ("attention.self.key", "output.dense"):
+        for matrix in "AB":
+            name = f"base_model.model.encoder.layer.1.{target}.lora_{matrix}.weight"
+            tensors[name] = torch.zeros(4, 32)
+    save_file(tensors, other / "adapter_model.safetensors")
+    line = (
+        "has pairs on dense, key, which lora.targets does not train; name all of the adapter's layers there"
+    )
+    with pytest.raises(FedmsError, match=line):
+        adapter_pairs(started(finished, other), backbone)
+
+
+def test_an_adapter_of_a_tasks_model_fits_its_base(finished, adapter, backbone, tmp_path):  # noqa: F811
+    """PEFT names layers from the model that was adapted, such as `bert.encoder...`."""
+    folder, pairs = adapter
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    tensors = load_file(other / "adapter_model.safetensors")
+    start = "base_model.model."
+    save_file(
+        {f"{start}bert.{name.removeprefix(start)}": each for name, each in tensors.items()},
+        other / "adapter_model.safetensors",
+    )
+    found = adapter_pairs(started(finished, other), backbone)
+    assert found.keys() == pairs.keys() and all(torch.equal(found[name], pairs[name]) for name in pairs)

@@ -9,7 +9,11 @@ import pytest
 from fedms.config import load_config
 from fedms.core.files import read_arrays
 from fedms.engines.flower import opening
+from fedms.engines.flower.engine import FlowerEngine
+from fedms.engines.local import LocalEngine
 from fedms.experiments.experiment import run
+from fedms.experiments.observers import Silent
+from fedms.experiments.rounds import Rounds
 from fedms.model.kernels import has_onednn
 from fedms.runs.folder import RunFolder
 from flower.conftest import Fleet, LocalPost
@@ -66,6 +70,66 @@ def test_sites_with_pictures_and_validation_figures(finished, tmp_path, monkeypa
     assert without_times(found) == without_times(wanted)
     assert there["accuracy_global"] is None and here["accuracy_global"] is not None
     assert all(there[key] == here[key] for key in ("accuracy_local", "accuracy_local_worst"))
+
+
+@pytest.fixture
+def exchanges(monkeypatch):
+    """What was asked, one kind an exchange, on whichever engine."""
+    kinds = []
+    for engine in (LocalEngine, FlowerEngine):
+
+        def counted(self, tasks, *rest, carry=engine.run):
+            kinds.append(tasks[0].kind)
+            return carry(self, tasks, *rest)
+
+        monkeypatch.setattr(engine, "run", counted)
+    return kinds
+
+
+def scores(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["stage"], line["round"], line["train_loss"], line["validation_score"]) for line in lines]
+
+
+def test_validation_travels_with_the_next_training(fleet, tmp_path, exchanges, monkeypatch):
+    made = fleet("engine.workers=1", "activation.rule=fixed", "federation.rounds_global=3")
+    here = run(made.local, tmp_path / "local")
+    asked = exchanges.copy()
+    exchanges.clear()
+    made.all_come()
+    there = run(made.config, tmp_path / "server")
+    assert without_times(there) == without_times(here) and exchanges == asked
+    assert asked[:4] == ["train", "train", "train", "evaluate"]
+    exchanges.clear()
+    monkeypatch.setattr(Rounds, "can_validate_later", lambda *_: False)
+    apart = run(made.local, tmp_path / "apart")
+    assert len(exchanges) == len(asked) + 2
+    assert scores(tmp_path / "apart") == scores(tmp_path / "local") == scores(tmp_path / "server")
+    differ = {key for key in apart if apart[key] != here[key]} - {*TIMES}
+    assert differ <= {"uplink_bytes", "downlink_bytes", "evaluation_bytes"}
+    assert here["evaluation_bytes"] < apart["evaluation_bytes"]
+
+
+def test_a_score_that_is_not_there_yet_comes_after_a_resumption(settings, tmp_path):
+    config = settings("engine.workers=1", "activation.rule=fixed", "federation.rounds_global=3")
+    wanted = run(config, tmp_path / "whole")
+
+    class Stop(Silent):
+        """Ends the run as the second round from now begins."""
+
+        begun = 0
+
+        def progress(self, what, done, total):
+            self.begun += what == "train" and not done
+            if self.begun == 2:
+                raise KeyboardInterrupt
+
+    for lines in (0, 1):  # of rounds whose score is known
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "stopped", Stop(), resume=True)
+        assert [stage for stage, *_ in scores(tmp_path / "stopped")].count("global") == lines
+    assert without_times(run(config, tmp_path / "stopped", resume=True)) == without_times(wanted)
+    assert scores(tmp_path / "stopped") == scores(tmp_path / "whole")
 
 
 @pytest.mark.skipif(not has_onednn(), reason="needs a PyTorch with oneDNN")

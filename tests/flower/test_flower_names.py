@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.engines.flower import opening
+from fedms.engines.flower.processes import EXTRA
 from fedms.experiments.comparison.compare import compare
 from fedms.experiments.experiment import run
 from test_architecture import SOURCE, imports
@@ -37,7 +37,7 @@ def test_a_run_without_flwr_ends_in_one_line(settings, tmp_path, monkeypatch):
     with pytest.raises(FedmsError, match="flwr is not installed; install the extra"):
         run(settings("engine.name=flower"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert opening.EXTRA.endswith("'fedms[flower]'")
+    assert EXTRA.endswith("'fedms[flower]'")
 
 
 def test_a_comparison_is_for_one_machine(settings, tmp_path):

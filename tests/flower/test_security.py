@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -30,13 +31,13 @@ import httpx  # comes with flwr
 
 from fedms.engines.flower import internal
 from fedms.engines.flower.grid import GridPost
-from fedms.engines.flower.keys import make_keys
+from fedms.engines.flower.keys import admit_sites, make_keys
 from fedms.experiments.deployment import SECRET, serving
 
 pytestmark = pytest.mark.distributed
 
-LONG = 60.0
-"""Seconds that anything here may take."""
+LONG = 300.0
+"""Seconds that anything here may take: a site begins with loading torch, on however busy a machine."""
 
 
 @dataclass
@@ -109,6 +110,44 @@ def test_private_keys_are_their_owners(federation):
 def test_names_that_cannot_be_folders_get_no_keys(tmp_path, sites):
     with pytest.raises(ConfigError, match="--sites: "):
         make_keys(tmp_path / "keys", ["localhost"], sites)
+    assert not (tmp_path / "keys").exists()
+
+
+def test_sites_come_later_and_keys_are_taken_away(federation, tmp_path):
+    keys, said = tmp_path / "keys", list[str]()
+    shutil.copytree(federation.keys, keys)
+    address = f"127.0.0.1:{federation.port}"
+    make_keys(keys, [], ["west"])
+    assert (keys / "sites" / "west" / "ca.pem").read_bytes() == (keys / "ca.pem").read_bytes()
+    admit_sites(address, keys, said.append)
+    public = keys / "public" / "west.pub"
+    (keys / "west").write_bytes(public.read_bytes())
+    public.unlink()
+    admit_sites(address, keys, said.append)
+    stay = ["site north is known already", "site south is known already"]
+    assert said == [*stay, "site west is registered", *stay, "site west is let in no more"]
+    public.write_bytes((keys / "west").read_bytes())
+    with pytest.raises(FedmsError, match="the key of site west was taken away once, and needs a new one"):
+        admit_sites(address, keys, said.append)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "sites", "says"),
+    [
+        (["server.example"], ["east"], "already there and not empty; leave out --server to add sites"),
+        ([], ["north"], "site north has a key already"),
+        ([], ["North"], "--sites: two sites have one name"),
+    ],
+)
+def test_a_folder_of_keys_is_not_written_over(federation, hosts, sites, says):
+    with pytest.raises(FedmsError, match=says):
+        make_keys(federation.keys, hosts, sites)
+
+
+@pytest.mark.parametrize("hosts", [[], ["a b"], [""], ["-x"], ["a..b"], ["bücher.example"]])
+def test_a_new_folder_needs_names_of_the_server(tmp_path, hosts):
+    with pytest.raises(ConfigError, match="--server: "):
+        make_keys(tmp_path / "keys", hosts, ["north"])
     assert not (tmp_path / "keys").exists()
 
 

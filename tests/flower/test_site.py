@@ -12,7 +12,7 @@ import yaml
 from fedms.config.site import load_site
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.engines.flower.site import local_config
-from fedms.engines.flower.wire import TASK, Reply, Request, Terms
+from fedms.engines.flower.wire import TASK, Hello, Reply, Request, Terms
 from fedms.experiments.experiment import run
 from fedms.federation.messages import Failure, Task, decode_answer, encode
 from fedms.federation.methods import METHODS
@@ -56,6 +56,17 @@ def test_predict_and_export_need_the_sites_folder_alone(asked, tmp_path):
         load(tmp_path / "run", "client-1")
     result = json.loads((folder / "result.json").read_text())
     assert result["partition"]["clients"] == ["client-1"]
+
+
+def test_a_hello_names_every_run_and_what_the_site_keeps_of_it(asked):
+    _, site, request = asked
+    for number in range(30):
+        terms = site.folder / "runs" / f"{number:032x}" / "terms.json"
+        terms.parent.mkdir()
+        terms.write_bytes(b"of a version that this one cannot read")
+    runs = Hello.of(site.hello()).runs
+    assert len(runs) == 31 and runs[request.run].terms == request.terms
+    assert runs[request.run].kept == {"received": (1, 0), "state": (1, 1)}
 
 
 def test_what_a_site_keeps_is_its_owners(asked):

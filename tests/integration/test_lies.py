@@ -16,6 +16,7 @@ from torch import Tensor
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
 from fedms.engines import host as client_side
+from fedms.experiments import experiment
 from fedms.federation.exchanges.uplink import CODES, SCALES
 from fedms.federation.messages import Failure, Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
@@ -106,6 +107,7 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     ("train", "global", weight(-3), "its number of train samples is not a whole number"),
     ("train", "global", weight("all"), "its number of train samples is not a number"),
     ("train", "global", metric("loss", float("inf")), "loss is not finite"),
+    ("train", "global", metric("validated", 5), "it validates, and was not asked to"),
     ("train", "global", metric("flops", -1), "flops is not a whole number"),
     ("train", "global", metric("once", {"prefix": 3}), "once is not a table"),
     (
@@ -259,9 +261,10 @@ def test_a_round_of_lies_ends_the_run_in_one_line(perform, in_flight):
     )
 
 
-def test_what_clients_declared_outlives_the_server(finished, tiny):
+def test_what_clients_declared_outlives_the_server(perform, tiny, monkeypatch):
     world = open_world(tiny(*SHORT))
-    newest = max((finished(*SHORT).folder / "server").glob("state-*"), key=lambda path: path.stat().st_mtime)
+    monkeypatch.setattr(experiment, "prune", lambda folder: 0)
+    newest = max((perform(*SHORT).folder / "server").glob("state-*"), key=lambda path: path.stat().st_mtime)
     _, meta = read_arrays(newest)
     assert meta["declared"] == {
         client: {split: len(world.samples(client, split).labels) for split in ("train", "validation")}

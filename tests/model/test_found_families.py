@@ -212,6 +212,20 @@ def test_what_makes_the_feature_of_an_image(folder):
     assert opened(folder("aimv2_vision_model")).pooling == "mean"  # its head alone has a class token
 
 
+@torch.no_grad()
+def test_pictures_of_two_shapes_with_as_many_tokens_are_not_mixed_up(folder):
+    """Their positions differ, and hidden states do not say which they have."""
+    for shape in ((32, 64), (64, 32)):
+        pixels = torch.randn(1, 3, *shape, generator=torch.Generator().manual_seed(1))
+        backbone = opened(folder("dinov3_vit"))
+        hidden = backbone.embed(pixels)
+        expected = transformers.AutoModel.from_pretrained(folder("dinov3_vit"))(pixel_values=pixels)
+        assert torch.equal(backbone.end(backbone.run(hidden, None)), expected.last_hidden_state)
+    line = "pictures of 64 x 32 and of 32 x 64 pixels both have 33 tokens, .*; set model.image_size"
+    with pytest.raises(FedmsError, match=line.replace("33", str(hidden.shape[1]))):
+        backbone.embed(torch.zeros(1, 3, 32, 64))
+
+
 @pytest.mark.parametrize(
     ("family", "why"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -276,38 +277,47 @@ def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch)
 # --- export --------------------------------------------------------------------------------------
 
 
-def program_of(folder):
-    """What the README's program defines."""
-    page = (folder / "README.md").read_text()
-    names = {"__name__": "program"}
-    exec(page.split("```python\n")[1].split("```")[0], names)
-    return names
+def program_of(folder: Path) -> Any:
+    """The module predictor.py of an export."""
+    spec = importlib.util.spec_from_file_location("predictor", folder / "predictor.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
     "changes", [*MIXTURES.values(), *ALONE.values(), *COMPARED.values(), {"family": "vit"}], ids=str
 )
-def test_an_export_predicts_the_same_without_fedms(finished, tmp_path, monkeypatch, changes):  # noqa: F811
-    pytest.importorskip("peft")
+def test_an_export_predicts_as_its_run(finished, tmp_path, monkeypatch, changes):  # noqa: F811
+    """By predictor.py without fedms and PEFT, from a folder that was moved, and by `fedms.load`."""
     client = fedms.load(finished(**changes), "client-1")
-    files = export_client(client, tmp_path / "deep" / "out")
-    samples = (
-        [Image.new("RGB", (40, 40), shade) for shade in ("white", "red")] if client.kind == "image" else TEXTS
-    )
-    monkeypatch.chdir(tmp_path / "deep" / "out")
-    monkeypatch.setenv("BASE_MODEL", client.personal.config.model.name)
-    program = program_of(tmp_path / "deep" / "out")
-    for prior in (None, 0.0, 0.9) if (tmp_path / "deep" / "out" / "gate.json").exists() else (None,):
-        found = program["probabilities"](samples, *([] if prior is None else [prior]))
-        expected = [
-            [each.probabilities[name] for name in program["labels"]]
-            for each in client.predict(samples, prior)
-        ]
-        torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+    files = export_client(client, tmp_path / "deep" / "out").files
     assert all(path.is_file() for path in files) and len(files) == sum(
         path.is_file() for path in (tmp_path / "deep").rglob("*")
     )
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"], "nothing temporary is left"
+    place = (tmp_path / "deep" / "out").rename(tmp_path / "moved")
+    samples: list[Any] = TEXTS
+    if client.kind == "image":
+        samples = [Image.new("RGB", (40, 40), shade) for shade in ("white", "red", "black")]
+    base = client.personal.config.model.name
+    opened = fedms.load(place, model=base)
+    with monkeypatch.context() as without:
+        for name in ("fedms", "peft"):
+            without.setitem(sys.modules, name, None)
+        predictor = program_of(place).Predictor(base=base, batch_size=2)
+    assert predictor.labels == list(opened.classes) == list(client.classes)
+    for prior in (None, 0.0, 0.9) if (place / "gate.json").exists() else (None,):
+        expected = client.predict_proba(samples, prior)
+        found = predictor.probabilities(samples, prior)
+        torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-5, rtol=1e-4)
+        np.testing.assert_allclose(opened.predict_proba(samples, prior), expected, atol=1e-5, rtol=1e-4)
+        for mine, theirs in zip(opened.explain(samples, prior), client.explain(samples, prior), strict=True):
+            assert mine.prediction.label == theirs.prediction.label and mine.prior == theirs.prior
+            assert mine.evidence == pytest.approx(theirs.evidence, abs=1e-3)
+            assert mine.evidence_scale == pytest.approx(theirs.evidence_scale)
+            assert mine.global_probabilities == pytest.approx(theirs.global_probabilities, abs=1e-5)
 
 
 def test_an_export_says_what_its_gate_is(finished, tmp_path):  # noqa: F811
@@ -328,7 +338,8 @@ def test_an_export_says_what_its_gate_is(finished, tmp_path):  # noqa: F811
         "volume",
     ]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        *("global", "local", "gate.json", "gate.safetensors", "labels.json", "README.md")
+        *("global", "local", "gate.json", "gate.safetensors", "labels.json", "README.md"),
+        *("export.json", "predictor.py"),
     }
 
 
@@ -341,7 +352,7 @@ def test_an_export_of_a_count_gate_holds_the_counts(finished, tmp_path):  # noqa
         and gate["prior"] == 0.7
         and gate["counts"] == client.personal.arrays["own.counts"].tolist()
     )
-    assert set(gate) == {"client", "kind", "prior", "mixture_on", "counts", "formulas"}
+    assert set(gate) == {"client", "kind", "prior", "mixture_on", "counts", "strength", "formulas"}
     assert "sum_c softmax(global logits)_c n_c / (n_c + 2)" in gate["formulas"]["local_weight"]
     assert not (tmp_path / "out" / "gate.safetensors").exists()
 
@@ -378,16 +389,16 @@ def test_an_export_is_whole_or_not_at_all(finished, tmp_path, monkeypatch):  # n
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fedms.runs.export.export.readme", full)
+    monkeypatch.setattr("fedms.runs.export.export.card", full)
     with pytest.raises(OSError, match="No space"):
         export_client(client, tmp_path / "broken")
     assert {path.name for path in tmp_path.iterdir()} == {"full", "file", "empty"}
 
 
 @pytest.mark.parametrize("changes", [{}, {"family": "vit"}, {"method": "fedavg"}], ids=str)
-def test_an_export_names_no_place_of_this_machine(finished, tmp_path, monkeypatch, changes):  # noqa: F811
+def test_an_export_names_no_place_of_this_machine(finished, tmp_path, changes):  # noqa: F811
     client = fedms.load(finished(**changes), "client-0")
-    files = export_client(client, tmp_path / "out")
+    files = export_client(client, tmp_path / "out").files
     model = Path(client.personal.config.model.name)
     for path in files:
         data = path.read_bytes()
@@ -396,10 +407,11 @@ def test_an_export_names_no_place_of_this_machine(finished, tmp_path, monkeypatc
         assert json.loads(path.read_text())["base_model_name_or_path"] == model.name
     page = (tmp_path / "out" / "README.md").read_text()
     assert f"a folder that was called `{model.name}`" in page
-    assert "Set the environment variable `BASE_MODEL` to the frozen model's folder." in page
-    monkeypatch.chdir(tmp_path / "out")
-    with pytest.raises(SystemExit, match=f"BASE_MODEL .* was called {model.name}"):
-        program_of(tmp_path / "out")
+    assert "or the environment variable `BASE_MODEL`, names the frozen model's folder." in page
+    with pytest.raises(ValueError, match=f"BASE_MODEL; it was called {model.name}"):
+        program_of(tmp_path / "out").Predictor()
+    with pytest.raises(FedmsError, match=rf"model {model.name}: was a folder; name it with --model \(model="):
+        fedms.load(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -422,16 +434,13 @@ def test_an_export_names_the_model_of_the_hub(finished, checkpoint, tmp_path, na
     for path in (tmp_path / "out").glob("*/adapter_config.json"):
         assert json.loads(path.read_text())["base_model_name_or_path"] == said
     page = (tmp_path / "out" / "README.md").read_text()
-    assert f'BASE = os.environ.get("BASE_MODEL", "{said}")' in page
-    assert f"It takes `{said}` from the hub" in page
+    assert f"base_model: {said}\n" in page and f"It takes `{said}` from the hub" in page
 
 
-def test_an_exports_program_reads_pictures_as_fedms_does(finished, tmp_path, monkeypatch):  # noqa: F811
+def test_an_exports_program_reads_pictures_as_fedms_does(finished, tmp_path):  # noqa: F811
     client = fedms.load(finished(family="vit"), "client-0")
     export_client(client, tmp_path / "out")
-    monkeypatch.chdir(tmp_path / "out")
-    monkeypatch.setenv("BASE_MODEL", client.personal.config.model.name)
-    picture = program_of(tmp_path / "out")["picture"]
+    picture = program_of(tmp_path / "out").picture
     noise = Image.effect_noise((40, 30), 60)
     for mode in ("1", "L", "P", "LA", "RGB", "RGBA", "CMYK"):
         path = tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}"
@@ -450,5 +459,5 @@ def test_an_exports_program_reads_pictures_as_fedms_does(finished, tmp_path, mon
     assert np.asarray(picture(tmp_path / "float.tif"))[0, :, 0].tolist() == [0, 64, 255]
     for name, dtype in (("wide.tif", "f4"), ("whole.tif", "i4")):
         Image.fromarray(ramp.astype(dtype)).save(tmp_path / name)
-        with pytest.raises(SystemExit, match=f"{name}: cannot read the image: pixels outside 0 to"):
+        with pytest.raises(ValueError, match=f"{name}: cannot read the image: pixels outside 0 to"):
             picture(tmp_path / name)

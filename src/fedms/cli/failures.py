@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -71,6 +73,17 @@ class Command(TyperCommand):
                 line = line.removesuffix(HINT)
             typer.echo(f"error: {line}", err=True)
             raise typer.Exit(code) from None
+
+
+@contextlib.contextmanager
+def resumable(command: str, what: Path, overrides: Sequence[str], *options: str) -> Iterator[None]:
+    """Add the command that resumes to the message of an interruption."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sets = [part for override in overrides for part in ("--set", override)]
+        again = shlex.join(("fedms", command, str(what), *sets, *options))
+        raise KeyboardInterrupt(f"go on with: {again}") from None
 
 
 def describe(error: Exception) -> tuple[str, int]:

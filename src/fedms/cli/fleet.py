@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fedms.cli.failures import resumable
+from fedms.cli.streams import print_table
 from fedms.core.errors import ConfigError
 
 SuperLink = Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Address of the SuperLink.")]
@@ -62,6 +64,9 @@ def site(
         raise ConfigError(f"--superlink {superlink}: beyond this machine, --tls and --key are needed")
     if key is not None and tls is None:
         raise ConfigError("--key: needs --tls")
+    for option, file in (("--tls", tls), ("--key", key)):
+        if file is not None and not file.is_file():
+            raise ConfigError(f"{option} {file}: no such file")
     os.umask(0o077)
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("fedms").setLevel(logging.INFO)
@@ -95,7 +100,8 @@ def serve(
     if door is not None:
         if keys is None:
             raise ConfigError(f"--door {door}: needs --keys")
-        if not door.rpartition(":")[2].isdecimal() or not door.rpartition(":")[0]:
+        host, _, number = door.rpartition(":")
+        if not host or not number.isdecimal() or not 0 < int(number) < 2**16:
             raise ConfigError(f"--door {door}: must be HOST:PORT, as in 0.0.0.0:8443")
     os.umask(0o077)
 
@@ -105,22 +111,27 @@ def serve(
 
 
 def keys(
-    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="A new folder.")],
-    server: Annotated[
-        str,
-        typer.Option(
-            "--server", metavar="HOST,...", help="Names and addresses by which sites reach the server."
-        ),
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="DIR", help="A new folder, or one of this command's.")
     ],
     sites: Annotated[str, typer.Option("--sites", metavar="NAME,...", help="The sites.")],
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="HOST,...",
+            help="Names and addresses by which sites reach the server; needed for a new folder.",
+        ),
+    ] = None,
 ) -> None:
-    """Make the certificates and keys of a federation.
+    """Make the certificates and keys of a federation, or, without --server, the keys of further sites.
 
     Each folder in `sites/` goes to its site; the rest stays at the server.
     """
     from fedms.engines.flower.keys import make_keys
 
-    for path in make_keys(folder, server.split(","), sites.split(",")):
+    hosts, names = ([each.strip() for each in (given or "").split(",")] for given in (server, sites))
+    for path in make_keys(folder, [] if server is None else hosts, names):
         typer.echo(path)
 
 
@@ -156,12 +167,13 @@ def deploy(
     from fedms.experiments.deployment import Deployment, real_commands
     from fedms.runs.report.tables import result_table
 
-    with Interruptible(observer(quiet)) as watcher:
+    with (
+        resumable("deploy", config, wanted, "--out", str(folder), "--resume"),
+        Interruptible(observer(quiet)) as watcher,
+    ):
         result = Deployment(checked, folder).run(watcher, resume)
 
-    from rich.console import Console
-
-    Console(highlight=False).print(result_table([result]))
+    print_table(result_table([result]))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}\nsites   {folder}-sites")
     for line in real_commands(config, checked, overrides or [], result["partition"]["clients"]):
         typer.echo(line)
@@ -197,10 +209,12 @@ def join(
     from fedms.experiments.console import observer
     from fedms.runs.report.tables import result_table
 
-    with Interruptible(observer(quiet)) as watcher:
+    given = ("--name", name, *(() if data is None else ("--data", data)))
+    with (
+        resumable("join", run, overrides or [], *given, "--out", str(folder), "--resume"),
+        Interruptible(observer(quiet)) as watcher,
+    ):
         result = run_experiment(checked, folder, observer=watcher, resume=resume)
 
-    from rich.console import Console
-
-    Console(highlight=False).print(result_table([result]))
+    print_table(result_table([result]))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")

@@ -17,6 +17,8 @@ from fedms.experiments.observers import Watcher
 HANGUP = getattr(signal, "SIGHUP", None)
 """Windows has none."""
 SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number is not None)
+TRAINING = "train"
+"""What is asked first in a round."""
 OUTPUTS = (1, 2)
 """File numbers of standard output and standard error."""
 
@@ -24,7 +26,7 @@ OUTPUTS = (1, 2)
 class Interruptible:
     """A watcher that raises KeyboardInterrupt after a round in which a signal came.
 
-    An experiment reports a round when the round is on disk, so a stop at that point loses nothing.
+    A round is on disk when it is reported, and when the next one begins, so a stop there loses nothing.
     """
 
     def __init__(self, watcher: Watcher) -> None:
@@ -40,6 +42,8 @@ class Interruptible:
 
     def progress(self, what: str, done: int, total: int) -> None:
         self._watcher.progress(what, done, total)
+        if what == TRAINING and not done:  # a round begins at a checkpoint, also where no line is due yet
+            self._stop_if_asked()
 
     def round_done(self, record: dict[str, Any]) -> None:
         self._watcher.round_done(record)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +11,8 @@ import typer
 
 from fedms.cli import fleet, predictions, reports, settings
 from fedms.cli.completion import complete_config, complete_method, complete_override
-from fedms.cli.failures import Command, Commands
+from fedms.cli.failures import Command, Commands, resumable
+from fedms.cli.forecasts import show_forecast
 from fedms.cli.inputs import whole_numbers
 from fedms.cli.reports import show_comparison
 from fedms.cli.streams import line_width, prepare_streams, print_table
@@ -62,6 +60,10 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Short for
 DeviceName = Annotated[
     str | None, typer.Option("--device", metavar="NAME", help="Short for --set device=NAME.")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Say what would be run, and about how long it takes; write nothing."),
+]
 
 
 def show_version(asked: bool) -> None:
@@ -104,6 +106,7 @@ def run(
         bool,
         typer.Option("--resume", help="Resume the run in the folder, or start one if there is none."),
     ] = False,
+    dry_run: DryRun = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")] = False,
 ) -> None:
     """Run one experiment; write its run folder and report.
@@ -115,17 +118,19 @@ def run(
     overrides = _with_short(overrides, method=method, seed=seed, device=device)
     # the config is checked before heavy imports, so that an error appears at once
     checked = load_config(config, overrides, config.parent)
+    if dry_run:
+        show_forecast(checked, comparison=False)
+        return
     folder = out or Path("runs") / f"{config.stem}-{checked.method}-{checked.seed}"
 
-    sets = [part for override in overrides for part in ("--set", override)]
-    with _resumable("run", str(config), *sets, "--out", str(folder), "--resume"):
+    with resumable("run", config, overrides, "--out", str(folder), "--resume"):
         from fedms.cli.interrupt import Interruptible
         from fedms.experiments.console import observer
 
         with Interruptible(observer(quiet)) as watcher:  # before imports, so that it moves at once
             from fedms.experiments.api import run
 
-            result = run(checked, folder, observer=watcher, resume=resume)
+            result = run(checked, folder, observer=watcher, resume=resume, source=config)
 
     from fedms.runs.report.tables import result_table
 
@@ -158,6 +163,7 @@ def compare(
             "--out", metavar="DIR", help="Folder; default: runs/CONFIG-compare. Finished runs in it are kept."
         ),
     ] = None,
+    dry_run: DryRun = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the table.")] = False,
 ) -> None:
     """Compare methods on the same partitions and budget.
@@ -174,6 +180,9 @@ def compare(
         whole_numbers(seeds, "--seeds"),
     )
     rows(checked)  # before heavy imports, so that an error appears at once
+    if dry_run:
+        show_forecast(checked, comparison=True)
+        return
     folder = out or Path("runs") / f"{config.stem}-compare"
 
     chosen = [
@@ -182,8 +191,7 @@ def compare(
         if value is not None
         for part in (name, value)
     ]
-    sets = [part for override in overrides for part in ("--set", override)]
-    with _resumable("compare", str(config), *chosen, *sets, "--out", str(folder)):
+    with resumable("compare", config, overrides, *chosen, "--out", str(folder)):
         from fedms.cli.interrupt import Interruptible
         from fedms.experiments.console import observer
 
@@ -271,15 +279,6 @@ for command in (
     fleet.join,
 ):
     app.command(cls=Command)(command)
-
-
-@contextlib.contextmanager
-def _resumable(*command: str) -> Iterator[None]:
-    """Add the command that resumes to the message of an interruption."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"go on with: {shlex.join(('fedms', *command))}") from None
 
 
 def _with_short(overrides: list[str] | None, **short: str | int | None) -> list[str]:

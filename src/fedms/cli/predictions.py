@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -255,12 +255,22 @@ def export(
     everyone: Annotated[
         bool, typer.Option("--all", help="All clients of the run, each in a sub-folder of its name.")
     ] = False,
+    merged: Annotated[
+        str | None,
+        typer.Option(
+            "--merged",
+            metavar="EXPERT",
+            help="Merge this expert, global or local, into the model: a plain transformers folder.",
+        ),
+    ] = None,
     model_folder: ModelFolder = None,
 ) -> None:
     """Write one client's model as PEFT adapters.
 
-    The folder also holds the heads and the gate.
+    The folder also holds the heads, the gate, a model card, and predictor.py, which predicts without fedms.
     """
+    if merged not in (None, "global", "local"):
+        raise ConfigError(f"--merged: {merged!r:.80} is no expert; allowed: global, local")
     if everyone == (client is not None):
         raise ConfigError("--client: give either the name of a client or --all")
 
@@ -270,5 +280,8 @@ def export(
     places = {name: to / name for name in clients_of(folder)} if client is None else {client: to}
     check_empty(to)
     for name, place in places.items():
-        for path in export_client(load(folder, name, model_folder), place):
+        found = export_client(load(folder, name, model_folder), place, cast(Any, merged))
+        for path in found.files:
             typer.echo(path)
+        if found.note:
+            typer.echo(f"note: no pipeline for {place}: {found.note}", err=True)

@@ -21,6 +21,7 @@ class Kind(StrEnum):
     assistant = "assistant"
     csv = "csv"
     sites = "sites"
+    text = "text"
 
 
 def init(
@@ -33,7 +34,8 @@ def init(
         typer.Option(
             "--from",
             help="assistant: the embedded data; csv: one file of all samples; sites: a folder, each file or "
-            "sub-folder in it one client. Default: by FILE.",
+            "sub-folder in it one client; text: one file of prompts and answers, for a language model. "
+            "Default: by FILE.",
         ),
     ] = None,
     out: Annotated[

@@ -17,7 +17,8 @@ class EngineConfig(Section):
     (docs/deployment.md). Needs the extra `fedms[flower]`."""
     workers: int | None = Field(None, ge=1, le=1024)
     """Number of worker processes with one torch thread each; 1 works in this process. Default: one per core,
-    or with `deterministic: false` the fastest number in a measurement."""
+    or with `deterministic: false` the fastest number in a measurement; 1 for a model of 0.5 billion
+    parameters or more, since each worker holds a copy."""
     stack: int | None = Field(None, ge=1, le=1024)
     """Largest number of clients that one process trains together in a batch. Default: 1, or with
     `deterministic: false` the fastest number in a measurement."""

@@ -20,6 +20,7 @@ from fedms.config.examples import config_file
 from fedms.config.federation import FederationConfig
 from fedms.config.overrides import first_wrong, overridden, placed, tuples
 from fedms.config.plugins import import_plugins
+from fedms.config.privacy import PrivacyConfig
 from fedms.config.sections import (
     ActivationConfig,
     CacheConfig,
@@ -106,6 +107,8 @@ class Config(Section):
     """The mixture of both experts."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Validation and test."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """What the server may learn of a single client."""
     cache: CacheConfig = CacheConfig()
     """Kept outputs of the frozen prefix."""
     engine: EngineConfig = EngineConfig()
@@ -171,6 +174,7 @@ class Config(Section):
             raise ValueError(
                 "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
+        self._check_privacy()
         self._check_task()
         self._check_compare()
         return self
@@ -204,6 +208,38 @@ class Config(Section):
         ):
             if wrong:
                 raise ValueError(f"{key}: does not go with task: text; allowed: {allowed}")
+
+    def _check_privacy(self) -> None:
+        """Raise ValueError where the config asks for single answers, or for sums of too few clients."""
+        if not self.privacy.secure_sum:
+            return
+        federation, least = self.federation, self.privacy.least
+        if self.task != "classification":
+            raise ValueError("privacy.secure_sum: does not go with task: text")
+        if federation.uplink != "float32":
+            raise ValueError(
+                "federation.uplink: must be float32 with privacy.secure_sum, which rounds by itself"
+            )
+        if federation.robust != "none":
+            raise ValueError(
+                "federation.robust: must be none with privacy.secure_sum, where no single answer is seen"
+            )
+        if federation.aggregation not in ("average", "freeze-a"):
+            raise ValueError("federation.aggregation: must be average or freeze-a with privacy.secure_sum")
+        if self.statistics.rank is not None:
+            raise ValueError(
+                "statistics.rank: must be null with privacy.secure_sum: eigenvectors do not add up"
+            )
+        named = {
+            "partition.clients": self.partition.clients,
+            "federation.cohort": federation.cohort,
+            "federation.cohort_local": federation.cohort_local,
+            "statistics.clients": self.statistics.clients,
+            "evaluation.clients": self.evaluation.clients,
+        }
+        for key, number in named.items():
+            if number is not None and number < least:
+                raise ValueError(f"{key}: must be at least privacy.least ({least}) with privacy.secure_sum")
 
     def _check_compare(self) -> None:
         """Raise ValueError unless every variant and every candidate gives a valid config on the same data."""

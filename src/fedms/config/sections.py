@@ -57,6 +57,9 @@ class ModelConfig(Section):
     """How the tokens of a block output become one feature: `mean`, `cls` (the first token) or `last`. `auto`
     is the pooling of a sentence-transformers model (1_Pooling/config.json), else the last token for language
     models, the mean for other text models, the class token for images, and the mean where there is none."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """How attention is computed: `eager` (one product after another) or `sdpa` (PyTorch's fused attention,
+    which is faster and needs less memory); `auto` is what transformers chooses. The last bits differ."""
     prompt_tokens: int = Field(8, ge=1, le=1024)
     """Number of soft prompt tokens, for method `promptfl`."""
     adapter: str | None = None
@@ -82,6 +85,10 @@ class TrainingConfig(Section):
     """Decoupled weight decay of AdamW."""
     proximal: float = Field(0.1, ge=0)
     """Weight of the proximal term, for methods that have one (mu of FedProx, lambda of Ditto)."""
+    gradient_checkpointing: bool = False
+    """Whether the values within active blocks are computed again in the backward pass and not kept until
+    then. That needs less memory, and one more forward pass of these blocks; results are the same to the bit.
+    """
 
 
 class Tier(Section):
@@ -225,8 +232,9 @@ class StatisticsConfig(Section):
     model."""
     second_moment: bool | Literal["auto"] = "auto"
     """Whether clients send the second moment of their features, which names their training samples
-    (docs/privacy.md). `auto` does not send it and estimates the covariance from the differences between the
-    clients' class means. `false` neither sends nor estimates: the covariance is a multiple of the identity.
+    (docs/privacy.md). `auto` sends it in secure sums alone, and else estimates the covariance from the
+    differences between the clients' class means. `false` neither sends nor estimates: the covariance is a
+    multiple of the identity.
     """
     least: int = Field(1, ge=1)
     """Fewest samples of a class with which a client sends the sum of that class; smaller classes are left out

@@ -34,13 +34,16 @@ DIGEST_KEY = "sha256"
 # writing
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file completely or not at all: temporary file, fsync, rename, fsync of the folder."""
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """Write a file completely or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    A new file has this mode, less the process's umask.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     with _errors_name(path):
         try:
-            _put(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            _put(temporary, data, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
             os.replace(temporary, path)  # noqa: PTH105 - tests watch every change of a file in `os`
         except BaseException:
             remove(temporary)
@@ -152,8 +155,8 @@ def sweep(folder: Path) -> None:
             remove(path)
 
 
-def _put(path: Path, data: bytes, flags: int) -> None:
-    handle = os.open(path, flags, 0o666)
+def _put(path: Path, data: bytes, flags: int, mode: int = 0o666) -> None:
+    handle = os.open(path, flags, mode)
     try:
         rest = memoryview(data)
         while rest:  # one call may write only a part

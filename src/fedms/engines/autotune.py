@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from fedms.config import Config
+from fedms.config.privacy import PrivacyConfig
 from fedms.data.federated import federated
 from fedms.data.partition import ClientSplit, Partition
 from fedms.federation.client import ClientHost
@@ -78,7 +79,7 @@ def decide(world: World, workers: int, measure: Measure, scratch: Path) -> Choic
     config = world.config
     if config.deterministic:
         return Choice(Way(workers, 1))
-    fixed, stage = config.engine, _stage(config)
+    fixed, stage = config.engine, measured_stage(config)
     counts = [workers] if fixed.workers or workers == 1 else [1, workers]
     stacks = [fixed.stack] if fixed.stack else _candidates(world, stage, scratch)
     if stage is None or len(counts) == len(stacks) == 1:
@@ -122,7 +123,7 @@ class Trial:
     """Training tasks for a few clients, each with the samples of one step, in a temporary folder."""
 
     def __init__(self, world: World, folder: Path, together: int) -> None:
-        stage = _stage(world.config)
+        stage = measured_stage(world.config)
         assert stage is not None
         self._folder = folder / "measured"
         small = _first_batches(world)
@@ -187,7 +188,8 @@ def _first_batches(world: World) -> World:
         ClientSplit(each.name, each.train[:size], each.validation[:size], each.test[:size])
         for each in world.partition.clients
     )
-    config = world.config.model_copy(update={"training": training.model_copy(update={"epochs": EPOCHS})})
+    changes = {"training": training.model_copy(update={"epochs": EPOCHS}), "privacy": PrivacyConfig()}
+    config = world.config.model_copy(update=changes)
     judged, parts = world.config.evaluation, Partition(clients)
     data = federated(world.dataset, parts, judged.splits, judged.everyone, world.config.seed)
     return World(config, world.dataset, parts, data, world.backbone, world.inputs, world.opened)
@@ -215,7 +217,7 @@ def _candidates(world: World, stage: Stage | None, scratch: Path) -> list[int]:
         return [1]
 
 
-def _stage(config: Config) -> Stage | None:
+def measured_stage(config: Config) -> Stage | None:
     """The first stage that trains pairs or a head."""
     return next((stage for stage in of(config).stages if {"A", "B", "head"} & {*stage.trains}), None)
 

@@ -1,7 +1,8 @@
 """The local engine: clients in this process one after another, or in worker processes of one thread each.
 
 Either way a task reaches the client's side as bytes, its answer comes back as bytes, and each client's state
-lies in a folder of its own. A client always goes to the same worker, which holds its cache.
+lies in a folder of its own. The tasks of an exchange are one queue, the client with the most samples first;
+a worker that is free takes the next. Workers share the frozen prefixes' outputs as files.
 
 A worker that dies, or is killed at the deadline, loses the answer of the client that it worked for, and no
 other. A new worker goes on with the next client. No answer can be late, since its process is gone.
@@ -13,6 +14,7 @@ import math
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,10 +29,17 @@ from fedms.engines.memory import keep_freed_memory, peak_memory
 from fedms.engines.pipe import MEASURE, bundled, unbundled
 from fedms.engines.process import LostError, WorkerProcess
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import TRAINING
 from fedms.federation.messages import Failure, Task, encode
 from fedms.federation.registration import declarations
 from fedms.federation.world import World
 from fedms.training.device import resolved
+
+LARGE = 500_000_000
+"""Parameters of a model of which each worker's own copy would take 2 GB in float32."""
+
+SHARED = "shared"
+"""Folder of the prefixes that the workers of a run share."""
 
 Ask = Callable[[bytes, int], bytes]
 """From a message, and the number of clients that it is for, to the answer."""
@@ -59,13 +68,11 @@ class LocalEngine(ClosedAtEnd):
         self._counting = threading.Lock()
         self._folder = folder
         self._prefixes = prefixes
-        self._homes = {name: number for number, name in enumerate(world.clients)}
         self._samples = {name: len(client.train) for name, client in world.clients.items()}
         self._deadline = world.config.federation.deadline_seconds
         try:
-            self.choice = decide(
-                world, min(worker_count(world.config), len(world.clients)), self._measure, folder / "cache"
-            )
+            workers = worker_count(world.config, world.backbone.parameter_count)
+            self.choice = decide(world, min(workers, len(world.clients)), self._measure, folder / "cache")
             self._open(self.choice.way.workers)
         except BaseException:
             self.close()
@@ -87,6 +94,8 @@ class LocalEngine(ClosedAtEnd):
             self._host = ClientHost(self.world, self._folder, prefixes=self._prefixes)
         else:
             config, folder, prefixes = self.world.config, self._folder, self._prefixes
+            if workers > 1 and prefixes is None:
+                prefixes = folder / "cache" / SHARED
             data, kernel = self.world.glance, self.world.backbone.kernel
             self.processes = [
                 WorkerProcess(config, data, folder, number, workers, prefixes, kernel)
@@ -117,10 +126,11 @@ class LocalEngine(ClosedAtEnd):
         """
         answers: dict[int, Answer] = {}
         errors: list[BaseException] = []
+        queue = self._queue(tasks)
 
-        def serve(ask: Ask, mine: Sequence[int]) -> None:
+        def serve(ask: Ask) -> None:
             try:
-                for group in self._groups(tasks, mine):
+                while not errors and (group := _next(queue)):
                     clients = [tasks[index].client for index in group]
                     # encoded group by group, since there may be thousands of tasks
                     messages = [encode(tasks[index]) for index in group]
@@ -132,34 +142,28 @@ class LocalEngine(ClosedAtEnd):
                 errors.append(error)
 
         if host := self._host:
-            serve(lambda message, clients: respond(host, message), range(len(tasks)))
+            serve(lambda message, clients: respond(host, message))
         else:
-            self._in_threads(serve, tasks)
+            asks = [partial(self._wait, worker) for worker in self.processes]
+            threads = [threading.Thread(target=serve, args=(ask,), daemon=True) for ask in asks]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         if errors:
             raise errors[0]
         return [answers[index] for index in range(len(tasks))]
 
-    def _in_threads(self, serve: Callable[[Ask, Sequence[int]], None], tasks: Sequence[Task]) -> None:
-        """Serve each worker its clients' tasks, all workers at the same time."""
-        threads = []
-        for number, worker in enumerate(self.processes):
-            mine = [
-                index for index, task in enumerate(tasks) if self._homes[task.client] % self.workers == number
-            ]
-            ask = partial(self._wait, worker)
-            threads.append(threading.Thread(target=serve, args=(ask, mine), daemon=True))
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-
-    def _groups(self, tasks: Sequence[Task], mine: Sequence[int]) -> list[list[int]]:
-        """The tasks that a process does together: training tasks of clients with about as many steps."""
-        size = self.choice.way.stack
-        if size == 1 or not all(tasks[index].kind == "train" for index in mine):
-            return [[index] for index in mine]
-        ordered = sorted(mine, key=lambda index: self._samples[tasks[index].client])
-        return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+    def _queue(self, tasks: Sequence[Task]) -> deque[list[int]]:
+        """The tasks in the order in which they are begun. A group is done together by one process: training
+        tasks of clients with about as many steps.
+        """
+        everyone = range(len(tasks))
+        if self.workers == 1 and self.choice.way.stack == 1:
+            return deque([index] for index in everyone)
+        together = all(task.kind == TRAINING.kind for task in tasks)
+        size = min(self.choice.way.stack, -(-len(tasks) // self.workers)) if together else 1
+        return longest_first([self._samples[task.client] for task in tasks], size)
 
     def _wait(self, worker: WorkerProcess, message: bytes, clients: int) -> bytes:
         """A worker's answer. Clients together have as much time as clients one after another."""
@@ -209,15 +213,32 @@ class LocalEngine(ClosedAtEnd):
             worker.close()
 
 
+def longest_first(samples: Sequence[int], size: int = 1) -> deque[list[int]]:
+    """Places of clients with these numbers of samples, the largest first, in groups of at most `size`."""
+    ordered = sorted(range(len(samples)), key=lambda index: -samples[index])
+    return deque(ordered[at : at + size] for at in range(0, len(ordered), max(size, 1)))
+
+
+def _next(queue: deque[list[int]]) -> list[int] | None:
+    """The next group; None at the end. Threads share the queue."""
+    try:
+        return queue.popleft()
+    except IndexError:
+        return None
+
+
 def check_plugins(config: Config) -> None:
     """Raise ConfigError where the run may have workers that cannot import a part that the config names."""
     if worker_count(config) > 1 or config.federation.deadline_seconds is not None:
         declarations(config)
 
 
-def worker_count(config: Config) -> int:
-    """Worker processes: as configured, else one for each core; never more than there are clients."""
+def worker_count(config: Config, parameters: int = 0) -> int:
+    """Worker processes: as configured, else one for each core; never more than there are clients.
+
+    A model of as many `parameters` as `LARGE` has is held by one process, unless the config says otherwise.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_cpu = config.device == "cpu" or (config.device == "auto" and resolved("auto") == "cpu")
-    wanted = config.engine.workers or (cores if on_cpu else 1)
+    wanted = config.engine.workers or (cores if on_cpu and parameters < LARGE else 1)
     return min(wanted, config.partition.clients or wanted)

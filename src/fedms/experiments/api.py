@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedms.config import Config, load_config
+from fedms.config.examples import config_file
 from fedms.experiments import experiment
 from fedms.experiments.comparison import compare as comparing
 from fedms.experiments.comparison.rows import narrowed
@@ -24,6 +25,7 @@ def run(
     reuse: str | Path | None = None,
     resume: bool = False,
     report: bool = True,
+    source: str | Path | None = None,
 ) -> Result:
     """Run one experiment into a folder; return its result: result.json's content, and tables.
 
@@ -34,13 +36,18 @@ def run(
         reuse: a finished run of this experiment's first stage alone. That stage is then not trained again.
         resume: continue the run in the folder, to the same result. Without a run there, start one.
         report: also write report.html and its figures.
+        source: the file that the config was read from, whose comments config.yaml keeps. Default: `config`,
+            where that is a file.
 
     Raises:
         ConfigError: a wrong key, type, range or combination. Nothing has been written then.
         FedmsError: data, model or folder cannot be used.
     """
     checked = config if isinstance(config, Config) else load_config(config)
-    result = experiment.run(checked, Path(out), observer, None if reuse is None else Path(reuse), resume)
+    source = config if source is None and isinstance(config, str | Path) else source
+    written = None if source is None else config_file(Path(source)).read_text(encoding="utf-8-sig")
+    first = None if reuse is None else Path(reuse)
+    result = experiment.run(checked, Path(out), observer, first, resume, written=written)
     if report:
         write_report(Path(out))
     return Result(result, out)
@@ -61,14 +68,14 @@ def compare(
         config: the experiment, as for `run`. Its section `compare` names rows, seeds and the grid of tuning.
         methods: these methods, or variants that the config names; default: those of the config.
         seeds: default: those of the config.
-        out: the comparison's folder. Finished runs in it are kept. Default: runs/NAME-compare, after the
-        file.
+        out: the comparison's folder. Finished runs in it are kept. Default: runs/NAME-compare, as the config
+            file is named.
         observer: receives the progress; default: none.
         report: also write report.html and its figures.
 
     Raises:
         ConfigError: a wrong key, type, range or combination, also in a variant. Nothing has been written
-        then.
+            then.
         FedmsError: data, model or folder cannot be used, or a run failed. Finished runs stay.
     """
     checked = narrowed(config if isinstance(config, Config) else load_config(config), methods, seeds)

@@ -22,6 +22,7 @@ from fedms.federation.personal_model import UNSCALED
 from fedms.federation.sites import ServerSide
 from fedms.model.arrays import Arrays
 from fedms.runs.folder import RunFolder
+from fedms.runs.personal_files import MODEL
 from fedms.runs.reading.run import FinishedRun, read_run
 
 SAME = (
@@ -92,7 +93,7 @@ class Before:
                 )
         elif self.config.engine.name == "local":
             for name in sorted({*world.clients} & {*known}):
-                if not (self.folder.client(name).path / "model.safetensors").exists():
+                if not (self.folder.client(name).path / MODEL).exists():
                     raise FedmsError(f"start_from: {path}: what client {name} kept is gone")
 
     def state(self, stage: Stage | None = None) -> tuple[Arrays, dict[str, Any]]:

@@ -18,6 +18,7 @@ from fedms.config import Config
 from fedms.core.errors import FedmsError
 from fedms.core.files import make_folder, read_json, write_bytes
 from fedms.data.public import with_public_digest
+from fedms.engines.flower.keys import admit_sites
 from fedms.engines.flower.processes import (
     Child,
     Tls,
@@ -107,6 +108,12 @@ class Deployment:
 
     def start_site(self, name: str) -> None:
         """Start a site's process, which starts its SuperNode."""
+        fedms = [sys.executable, "-m", "fedms.cli"]
+        settings = self.write_settings(name)
+        self._start(name, [*fedms, "site", "--settings", settings, "--superlink", self.address])
+
+    def write_settings(self, name: str) -> Path:
+        """Write a site's own YAML file."""
         settings = self.place / "settings" / f"{name}.yaml"
         make_folder(settings.parent)
         values = {
@@ -120,8 +127,7 @@ class Deployment:
             "cache": self.config.cache.model_dump(),
         }
         write_bytes(settings, yaml.safe_dump(values).encode())
-        fedms = [sys.executable, "-m", "fedms.cli"]
-        self._start(name, [*fedms, "site", "--settings", settings, "--superlink", self.address])
+        return settings
 
     def _start(self, name: str, command: Sequence[str | Path]) -> None:
         self.children[name] = Child(name, command, self.place / "flower", self.place / "logs" / f"{name}.log")
@@ -169,15 +175,16 @@ def serving(
     secret, tls, address = _secret(folder), None, f"127.0.0.1:{port}"
     if keys is not None:
         tls = Tls(keys / "ca.pem", keys / "server.pem", keys / "server.key")
+        for path in (tls.ca, tls.certificate, tls.key):
+            if not path.is_file():
+                raise FedmsError(f"{path}: no such file; `fedms keys` makes it")
     command = superlink_command("127.0.0.1", port, folder / "superlink.db", secret, tls)
     child = Child("superlink", command, folder / "flower", folder / "superlink.log")
     with contextlib.ExitStack() as opened:
         opened.callback(child.stop)
         wait_until_listening(child, address, tls.ca if tls else None)
         if keys is not None and tls is not None:
-            from fedms.engines.flower.keys import register_sites
-
-            register_sites(address, keys, say)
+            admit_sites(address, keys, say)
             if door is not None:
                 from fedms.engines.flower.door import Door
 

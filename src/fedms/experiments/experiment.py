@@ -24,12 +24,12 @@ from fedms.experiments.ending import finish
 from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
+from fedms.experiments.secure_rounds import SecureRounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import (
     CALIBRATION,
-    EVALUATION,
     HEAD,
     LABEL_PRIOR,
     STATISTICS,
@@ -37,6 +37,7 @@ from fedms.federation.exchanges import (
 )
 from fedms.federation.exchanges.statistics import FeaturesAsked
 from fedms.federation.exchanges.testing import BASE_MEANS
+from fedms.federation.masking import check_secure
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
@@ -45,6 +46,7 @@ from fedms.federation.sites import ServerSide
 from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
+from fedms.runs.cleaning import clean_run, prune
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.training.ambient import own_torch_state
@@ -62,6 +64,7 @@ def run(
     reuse: Path | None = None,
     resume: bool = False,
     prefixes: Path | None = None,
+    written: str | None = None,
 ) -> dict[str, Any]:
     """Run one experiment into a folder; return the content of its result.json.
 
@@ -73,6 +76,7 @@ def run(
             The stage is taken from there, with what it cost, and not trained again.
         resume: continue the run in the folder, to the same result; begin where there is no run.
         prefixes: a folder of the frozen blocks' outputs, shared by runs. It changes no bit.
+        written: the YAML that the user wrote. Its comments are kept in config.yaml.
 
     Raises:
         ConfigError: the config does not fit the model (exit code 2).
@@ -82,12 +86,14 @@ def run(
     watcher, folder = observer or Silent(), RunFolder(out)
     require_tensorboard(config)
     check_plugins(config)
+    check_secure(config)
     config = with_public_digest(config)
     if warning := same_bits_warning():
         log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded
     if resume and (result := folder.result()):
         check_unchanged(config, [folder])
+        clean_run(out)  # it may have been killed before that
         watcher.note(f"{out}: finished already")
         return result
     threads = torch.get_num_threads()
@@ -105,14 +111,15 @@ def run(
             if config.engine.kernels not in ("auto", kernel):
                 log.warning("engine.kernels: this run began with %s and keeps it", kernel)
             adapter = adapter_pairs(config, world.backbone)
-            with folder.claimed(config, resume), open_engine(world, out, prefixes) as engine:
+            with folder.claimed(config, resume, written), open_engine(world, out, prefixes) as engine:
                 folder.identify(identity, config)
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
-                return Experiment(world, folder, engine, Several(watchers), adapter, before).run(
-                    first, resume
-                )
+                made = Experiment(world, folder, engine, Several(watchers), adapter, before)
+                result = made.run(first, resume)
+                prune(out)
+                return result
     finally:
         torch.set_num_threads(threads)
 
@@ -143,6 +150,8 @@ class Experiment:
         closed: how many checkpoints have been written: the number of the newest.
         reused: whether the first stage is another run's.
         base_means: the federated class means of frozen features, which judge pictures before any training.
+        waiting: the line of a round whose validation travels with the next round's training; None where no
+            line waits for its score.
     """
 
     def __init__(
@@ -165,10 +174,12 @@ class Experiment:
         if before is not None:
             self.server.take_over(*before.state())
         admission = Admission(self.server, world.classes, world.capacities)
-        self.rounds = Rounds(self.server, admission, engine, folder, observer)
+        rounds = SecureRounds if self.config.privacy.secure_sum else Rounds
+        self.rounds = rounds(self.server, admission, engine, folder, observer)
         self.closed = 0
         self.reused = False
         self.base_means: Tensor | None = None
+        self.waiting: dict[str, Any] | None = None
 
     def run(self, reuse: RunFolder | None = None, resume: bool = False) -> dict[str, Any]:
         """Statistics, all stages, the test; writes result.json."""
@@ -261,9 +272,9 @@ class Experiment:
         if not self.closed:
             return
         self.server.restore(arrays, meta)
-        self.reused = meta["reused"]
+        self.reused, self.waiting = meta["reused"], meta["waiting"]
         self.base_means = arrays.get(BASE_MEANS)
-        for last in meta["records"][-1:]:
+        for last in [*filter(None, (*meta["records"], self.waiting))][-1:]:
             place = f" round {last['round']}" if last["rounds"] else ""
             self.observer.note(f"going on after {last['stage']}{place}")
 
@@ -300,7 +311,8 @@ class Experiment:
         """
         arrays, meta = self._state()
         self.closed += 1
-        self.folder.checkpoint(self.closed, arrays, {**meta, "reused": self.reused}, records)
+        meta |= {"reused": self.reused, "waiting": self.waiting}
+        self.folder.checkpoint(self.closed, arrays, meta, records)
         for record in records:
             self.folder.append_metrics(record)
         for record in records:
@@ -365,24 +377,29 @@ class Experiment:
 
     def _round(self, stage: Stage, number: int) -> None:
         server, recipe = self.server, self.recipe
-        planned = recipe.rounds(stage)
+        planned, before = recipe.rounds(stage), self.waiting
         line = Line(stage.name, number, planned, len(server.active(stage)), [])
-        updates = self.rounds.train(line, stage)
+        updates = self.rounds.train(line, stage, validates=before is not None)
         trained = TRAINING.result(updates, recipe)
-        line.train_loss, line.validation_score = trained.train_loss, trained.validation_score
+        line.train_loss = trained.train_loss
+        if before is None:
+            line.validation_score = trained.validation_score
+        else:
+            before["validation_score"] = trained.validation_score
         if self.config.join is None:  # who joins changes nothing that others share
             server.aggregate(stage, number, updates)
         last = number == planned
-        if stage.expert == "global" and (last or number % self.config.evaluation.every == 0):
-            scored = self.rounds.ask(
-                line, EVALUATION, server.sampling.validators, stage, evaluation=True, arrays=server.shared
-            )
-            line.validation_score = EVALUATION.result(scored, recipe)
+        due = stage.expert == "global" and (last or number % self.config.evaluation.every == 0)
+        travels = due and not last and self.rounds.can_validate_later(stage, number)
+        if due and not travels:
+            line.validation_score = self.rounds.validate(line, stage)
         if not last and server.observe(stage, number, line.validation_score):
             self.observer.note(
                 f"{stage.name} round {number}: {len(server.active(stage))} blocks are active now"
             )
-        self._close(line.record())
+        record = line.record()
+        self.waiting = record if travels else None
+        self._close(*filter(None, (before, None if travels else record)))
 
     # the end
 

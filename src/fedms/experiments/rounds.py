@@ -16,9 +16,10 @@ from fedms.core.formatting import plural
 from fedms.engines.base import Engine
 from fedms.experiments.observers import Observer
 from fedms.federation.admission import Admission
-from fedms.federation.exchanges import FINAL_TEST, TRAINING
+from fedms.federation.exchanges import EVALUATION, FINAL_TEST, TRAINING
 from fedms.federation.exchanges.base import Asked, Cost, Exchange
 from fedms.federation.exchanges.checks import RefusalError
+from fedms.federation.exchanges.local_training import TrainingAsked
 from fedms.federation.messages import Failure, FailureKind, Task, Update
 from fedms.federation.method import Stage
 from fedms.federation.server import Server
@@ -107,8 +108,12 @@ class Rounds:
         self.observer = observer
         self.attempts = server.config.federation.attempts
 
-    def train(self, line: Line, stage: Stage) -> list[Update]:
-        """Answers of a round of training: a cohort's number of them, the quorum at least."""
+    def train(self, line: Line, stage: Stage, validates: bool = False) -> list[Update]:
+        """Answers of a round of training: a cohort's number of them, the quorum at least.
+
+        Args:
+            validates: whether the clients also validate what the round begins with.
+        """
         federation, sampling = self.server.config.federation, self.server.sampling
         cohort, others = sampling.cohort(stage, line.number), sampling.others(stage, line.number)
         return self.ask(
@@ -120,7 +125,22 @@ class Rounds:
             needed=federation.quorum,
             spare=federation.oversample,
             arrays=self.server.shared,
+            asked=TrainingAsked(validates),
         )
+
+    def validate(self, line: Line, stage: Stage) -> float:
+        """The score of what is shared now."""
+        validators, arrays = self.server.sampling.validators, self.server.shared
+        answers = self.ask(line, EVALUATION, validators, stage, evaluation=True, arrays=arrays)
+        return EVALUATION.result(answers, self.server.recipe)
+
+    def can_validate_later(self, stage: Stage, number: int) -> bool:
+        """Whether this round's validation can travel with the next round's training: nothing depends on its
+        score, and both ask all clients.
+        """
+        sampling = self.server.sampling
+        everyone = sampling.validators == sampling.clients == sampling.cohort(stage, number + 1)
+        return everyone and self.server.needs_no_score(stage, number)
 
     def ask(
         self,

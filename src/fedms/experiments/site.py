@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -14,7 +15,13 @@ from typing import Any
 from fedms.config.site import SiteConfig
 from fedms.core.errors import FedmsError
 from fedms.core.files import locked, write_bytes, write_json
-from fedms.engines.flower.processes import EXTRA, Child, free_port, supernode_command, without_telemetry
+from fedms.engines.flower.processes import (
+    Child,
+    extra_needed,
+    free_port,
+    supernode_command,
+    without_telemetry,
+)
 from fedms.engines.flower.site import Finished, Site
 from fedms.federation.exchanges.testing import FinalTestAnswer
 from fedms.federation.identity import Identity, ModelIdentity
@@ -67,35 +74,30 @@ def run_site(settings: SiteConfig, superlink: str, ca: Path | None, key: Path | 
     Raises:
         FedmsError: the samples cannot be read, flwr is not installed, or the server does not let the site in.
     """
-    command = supernode_command  # flwr is looked for before data and model are
-    executor, internal = _executor()
+    executor, internal = _executor()  # flwr is looked for before data and model are
     site = Site(settings, version("fedms"), keep_finished)
     stopped: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: stopped.append(number))
-    with locked(site.folder):
+    with locked(site.folder), contextlib.ExitStack() as opened:
+        opened.callback(site.close)
         secret = os.urandom(32).hex().encode()
         place = site.folder / SECRET
         write_bytes(place, secret)
         port = free_port()
-        node = SuperNode(command(superlink, port, place, ca, key), site.folder)
         tasks = internal.SiteTasks(f"127.0.0.1:{port}", secret)
+        opened.callback(tasks.close)
+        node = SuperNode(supernode_command(superlink, port, place, ca, key), site.folder)
+        opened.callback(node.stop)
         log.info("site %s with %d samples, for %s", site.name, len(site.own.labels), superlink)
-        try:
-            executor.work(site, tasks, lambda: not stopped and node.stands())
-        finally:
-            node.stop()
-            tasks.close()
-            site.close()
+        executor.work(site, tasks, lambda: not stopped and node.stands())
 
 
 def _executor() -> tuple[Any, Any]:
     """The modules that need flwr."""
     without_telemetry()
-    try:
+    with extra_needed():
         from fedms.engines.flower import executor, internal
-    except ModuleNotFoundError as error:
-        raise FedmsError(EXTRA) from error
     return executor, internal
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedms.config.data import DataConfig
@@ -24,6 +25,11 @@ MOST_CLASSES = 200
 """Different values at most of a column that is taken for the label."""
 OWNERS = ("client", "user", "user_id", "site", "hospital", "domain", "speaker", "author", "device", "store")
 """Names of columns that say whose a sample is."""
+PROMPT_NAMES = ("prompt", "question", "instruction", "input", "request", "query")
+"""Names of columns that precede an answer."""
+ANSWER_NAMES = ("answer", "response", "reply", "completion", "output", "target")
+"""Names of columns that a language model learns to write."""
+CAUSAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 Started = tuple[str, list[str]]
 """The text of a config, and lines on what was taken from the data."""
@@ -44,35 +50,50 @@ def _assistant(data: str, name: str) -> Started:
 
 
 def _csv(data: str, name: str) -> Started:
-    path = Path(data).expanduser()
-    if not path.is_file():
-        raise FedmsError(f"{data}: no such file")
-    table = read_file(path, DataConfig(source=data))
+    table = _file(data)
     picture = next(iter(table.images), None)
     label = _label(table, data)
     text = None if picture else _text(table, label, data)
     dataset = sources.load(DataConfig(source=data, text=text, image=picture, label=label), 0)
-    owner = _owner(table, text, label)
-    fit = max(2, min(MOST_CLIENTS, table.rows // SAMPLES_A_CLIENT))
-    clients = len(set(table.scalars[owner])) if owner else fit
+    clients, rule, whose = _division(table, (text, label), LABEL_SKEW)
     what, column = ("image", picture) if picture else ("text", text)
-    rule = (
-        f"  rule: column             # each value of a column is one client\n  column: {_quoted(owner)}\n"
-        "  alpha: null              # no skew within a client; a number divides a value among clients\n"
-        if owner
-        else "  rule: dirichlet          # label skew; or `column`, with `column: NAME`, if one says whose a "
-        "sample is\n  alpha: 0.5               # 0.1 is a strong skew\n"
-    )
     columns = f"  {what}: {_quoted(column)}\n  label: {_quoted(label)}\n"
     taken = [
         f"data    {data}: {plural(table.rows, 'sample')}, {plural(len(dataset.class_names), 'class')}",
         f"{what:<7} column {column}",
         f"label   column {label}: {_some(dataset.class_names)}",
-        f"clients {clients}, "
-        + (f"one for each value of column {owner}" if owner else "drawn with label skew (rule dirichlet)"),
+        f"clients {clients}, {whose}",
     ]
     source = f"  source: {_quoted(data)}\n{columns}"
-    return _config(name, source, f"  clients: {clients}\n{rule}", clients, bool(picture)), taken
+    return _config(name, source, rule, clients, PICTURES if picture else TEXTS), taken
+
+
+def _passages(data: str, name: str) -> Started:
+    table = _file(data)
+    usable = [column for column in table.scalars if not set(column) & set("{}.[]!:")]
+    prompt, answer = (_named_as(names, usable) for names in (PROMPT_NAMES, ANSWER_NAMES))
+    if not (prompt and answer):  # the two longest, in the file's order
+        texts = [column for column in usable if column.lower() not in OWNERS]
+        longest = sorted(texts, key=lambda column: -_length(table, column))[:2]
+        if len(longest) < 2:
+            raise FedmsError(f"{data}: no two columns for prompt and answer; {_named(table)}")
+        prompt, answer = sorted(longest, key=texts.index)
+    clients, rule, whose = _division(table, (prompt, answer), EQUAL_SHARES)
+    read = DataConfig(source=data, prompt=f"{{{prompt}}}", answer=f"{{{answer}}}")
+    found = sources.load(read, 0, task="text")  # every row must have both
+    source = (
+        f"  source: {_quoted(data)}\n"
+        f"  prompt: {_quoted(read.prompt)}   # columns in braces; words may stand around them\n"
+        f"  answer: {_quoted(read.answer)}   # the loss is on this alone\n"
+    )
+    taken = [
+        f"data    {data}: {plural(len(found.inputs), 'sample')}",
+        f"prompt  column {prompt}",
+        f"answer  column {answer}",
+        f"clients {clients}, {whose}",
+        f"model   {CAUSAL_MODEL}, from the hub when it first runs; model.name takes a folder, too",
+    ]
+    return _config(name, source, rule, clients, PASSAGES), taken
 
 
 def _sites(data: str, name: str) -> Started:
@@ -83,22 +104,74 @@ def _sites(data: str, name: str) -> Started:
     rows = f"{plural(len(dataset.labels), 'sample')}, {plural(len(dataset.class_names), 'class')}"
     taken = [f"data    {data}: {rows}", f"clients {clients}: {_some(dataset.clients)}"]
     rule = "  rule: files              # each file or sub-folder is one client\n"
-    return _config(name, f"  source: {_quoted(data)}\n", rule, clients, dataset.kind == "image"), taken
+    model = PICTURES if dataset.kind == "image" else TEXTS
+    return _config(name, f"  source: {_quoted(data)}\n", rule, clients, model), taken
 
 
 STARTERS: dict[str, Callable[[str, str], Started]] = {
     "assistant": _assistant,
     "csv": _csv,
     "sites": _sites,
+    "text": _passages,
 }
 """By kind: from the data and the file's name to the config."""
 
 
-def _config(name: str, source: str, rule: str, clients: int, pictures: bool) -> str:
-    model = "WinKawaks/vit-tiny-patch16-224" if pictures else "minilm"
-    origin = "a name on the Hugging Face hub, or a folder" if pictures else "embedded; or a name on the hub"
+LABEL_SKEW = (
+    "drawn with label skew (rule dirichlet)",
+    "  rule: dirichlet          # label skew; or `column`, with `column: NAME` of whose it is\n"
+    "  alpha: 0.5               # 0.1 is a strong skew\n",
+)
+EQUAL_SHARES = (
+    "equal shares (rule equal)",
+    "  rule: equal              # or `column`, with `column: NAME` of whose it is\n",
+)
+
+
+def _division(table: Table, used: tuple[str | None, ...], otherwise: tuple[str, str]) -> tuple[int, str, str]:
+    """How many clients there are, the lines of section `partition`, and the same in words."""
+    if owner := _owner(table, used):
+        clients = len(set(table.scalars[owner]))
+        lines = (
+            f"  rule: column             # each value of a column is one client\n  column: {_quoted(owner)}\n"
+            "  alpha: null              # no skew within a client; a number divides a value among clients\n"
+        )
+        words = f"one for each value of column {owner}"
+    else:
+        clients = max(2, min(MOST_CLIENTS, table.rows // SAMPLES_A_CLIENT))
+        words, lines = otherwise
+    return clients, f"  clients: {clients}\n{lines}", words
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The model for one kind of data."""
+
+    name: str
+    origin: str
+    """What else `model.name` takes, for a comment"""
+    keys: str = ""
+    """Further lines of the config, before its section `model`"""
+
+
+TEXTS = _Model("minilm", "embedded; or a name on the hub, or a folder")
+PICTURES = _Model("WinKawaks/vit-tiny-patch16-224", "a name on the Hugging Face hub, or a folder")
+PASSAGES = _Model(
+    CAUSAL_MODEL,
+    "a causal model: a name on the Hugging Face hub, or a folder",
+    "task: text                 # the next token\n",
+)
+
+
+def _config(name: str, source: str, rule: str, clients: int, model: _Model) -> str:
     return TEMPLATE.format(
-        name=name, source=source, rule=rule, model=model, origin=origin, cohort=min(10, clients)
+        name=name,
+        source=source,
+        rule=rule,
+        model=model.name,
+        origin=model.origin,
+        keys=model.keys,
+        cohort=min(10, clients),
     )
 
 
@@ -113,7 +186,7 @@ TEMPLATE = """# FedMS on your own data.
 seed: 0                    # everything random is derived from it
 method: fedms              # `fedms methods` lists the others
 device: auto               # a GPU where there is one; or cpu
-
+{keys}
 model:
   name: {model}             # {origin}
 
@@ -135,10 +208,27 @@ evaluation:
 """
 
 
+def _file(data: str) -> Table:
+    path = Path(data).expanduser()
+    if not path.is_file():
+        raise FedmsError(f"{data}: no such file")
+    return read_file(path, DataConfig(source=data))
+
+
+def _named_as(names: Sequence[str], columns: Iterable[str]) -> str | None:
+    """The column that has the first of these names, in any case."""
+    lower = {column.lower(): column for column in columns}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _length(table: Table, column: str) -> int:
+    """Characters of all values together."""
+    return sum(map(len, filter(None, table.scalars[column])))
+
+
 def _label(table: Table, data: str) -> str:
     """The column of the label: by its name, or else the one with the fewest different values that repeat."""
-    lower = {column.lower(): column for column in table.scalars}
-    if named := next((lower[name] for name in LABEL_NAMES if name in lower), None):
+    if named := _named_as(LABEL_NAMES, table.scalars):
         return named
     found = {
         column: len(set(values))
@@ -152,22 +242,19 @@ def _label(table: Table, data: str) -> str:
 
 def _text(table: Table, label: str, data: str) -> str:
     """The column of the text: by its name, or else the one with the longest values on average."""
-    lower = {column.lower(): column for column in table.scalars if column != label}
-    if named := next((lower[name] for name in TEXT_NAMES if name in lower), None):
+    columns = [column for column in table.scalars if column != label]
+    if named := _named_as(TEXT_NAMES, columns):
         return named
-    lengths = Counter(
-        {column: sum(map(len, filter(None, table.scalars[column]))) for column in lower.values()}
-    )
-    if not lengths:
+    if not columns:
         raise FedmsError(f"{data}: no column for the text beside the label; {_named(table)}")
-    return lengths.most_common(1)[0][0]
+    return max(columns, key=lambda column: _length(table, column))
 
 
-def _owner(table: Table, text: str | None, label: str) -> str | None:
+def _owner(table: Table, used: Collection[str | None]) -> str | None:
     """A column whose name says that it tells whose a sample is, with enough samples for each."""
     for column, values in table.scalars.items():
         least = min(Counter(values).values(), default=0)
-        if column not in (text, label) and column.lower() in OWNERS and least >= SAMPLES_A_CLIENT // 2:
+        if column not in used and column.lower() in OWNERS and least >= SAMPLES_A_CLIENT // 2:
             return column if len(set(values)) > 1 else None
     return None
 

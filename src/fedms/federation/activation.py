@@ -64,6 +64,17 @@ class Activation:
         self.queue = []
         return True
 
+    def stays(self, left: int) -> bool:
+        """Whether k stays after the next round, with `left` rounds to come, whatever its validation score. No
+        later round needs that score then.
+        """
+        rule, rounds = self.config, self.rounds + 1
+        if rule.rule == "warm":
+            return self.active == self.planned or rounds < rule.warm_rounds
+        if rule.rule == "fixed" or self.active >= self.limit:
+            return True
+        return rounds < rule.every if rule.rule == "every" else left < rule.queue
+
     def _due(self, left: int) -> bool:
         rule = self.config
         if rule.rule == "every":

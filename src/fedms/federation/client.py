@@ -16,6 +16,7 @@ from fedms.federation.client_view import RECEIVED, STATE, ClientView
 from fedms.federation.exchanges import TRAINING, find_exchange
 from fedms.federation.exchanges.base import Answer, Cost
 from fedms.federation.exchanges.local_training import Begun
+from fedms.federation.masking import masked
 from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
 from fedms.federation.world import World
@@ -62,6 +63,7 @@ class ClientHost:
             world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store
         )
         self.runner = Runner(world.backbone, kept, room)
+        self._alone = workers == 1
         self._recent = Recent(RECENT_BYTES)
         self._folders: dict[str, ClientFolder] = {}
 
@@ -70,11 +72,14 @@ class ClientHost:
         exchange = find_exchange(task.kind)
         self.receive(task)
         view = self.view(task)
-        return self.answered(view, exchange.answer(view, exchange.asked.of(task)))
+        return self.answered(task, view, exchange.answer(view, exchange.asked.of(task)))
 
     def receive(self, task: Task) -> None:
         """Begin, and keep what the task brings to be kept."""
         self.runner.begin()
+        if not self._alone:  # another worker may have written since
+            self._folders.clear()
+            self._recent = Recent(RECENT_BYTES)
         if sent := {name: array for name, array in task.arrays.items() if name.startswith(KEPT_WHEN_SENT)}:
             sent = self._received(task) | self._drawn(task, sent) | sent
             self._folder(task).save(RECEIVED, (self._place(task), task.round), sent, {})
@@ -103,9 +108,10 @@ class ClientHost:
             kept_at=when,
         )
 
-    def answered(self, view: ClientView, answer: Answer) -> Update:
-        """The answer as it leaves the client, with what it took."""
-        return answer.to_update(view.client, Cost(self.runner.flops, self.runner.once))
+    def answered(self, task: Task, view: ClientView, answer: Answer) -> Update:
+        """The answer as it leaves the client, with what it took; masked where it is part of a sum."""
+        update = answer.to_update(view.client, Cost(self.runner.flops, self.runner.once))
+        return masked(task, view, update) if self.config.privacy.secure_sum else update
 
     def close(self) -> None:
         """Let go of everything that is kept for speed alone."""
@@ -173,6 +179,6 @@ class TrainingInStack:
     def conclude(self) -> Update:
         """The client's answer, when the stack has trained."""
         self.host.runner.resume(self.member.cost)
-        return self.host.answered(
-            self.view, TRAINING.conclude(self.view, self.begun, checked(self.member.loss, self.begun.plan))
-        )
+        loss = checked(self.member.loss, self.begun.plan)
+        asked = TRAINING.asked.of(self.task)
+        return self.host.answered(self.task, self.view, TRAINING.conclude(self.view, self.begun, loss, asked))

@@ -20,6 +20,8 @@ Message = TypeVar("Message")
 FailureKind = Literal["error", "died", "deadline", "refused", "lost"]
 """How an answer is lost: its client raised, its process ended, it came too late, it was not admitted, or the
 client no longer holds what it was sent or kept."""
+SUM = "sum"
+"""The key of a task's settings that holds the plan of a secure sum; its answer is masked."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from fedms.data.federated import Samples
 from fedms.federation.method import Method
 from fedms.model.arrays import strip
 from fedms.model.discriminant import Discriminant
-from fedms.model.evidence import Evidence
+from fedms.model.evidence import Evidence, LinearEvidence
 from fedms.model.expert import Expert, same_body
 from fedms.model.statistics import FeatureSums
 from fedms.training.runner import Runner
@@ -84,6 +84,11 @@ class PersonalModel:
         own = FeatureSums(self.arrays["own.counts"], self.arrays["own.sums"], None)
         posterior = self._posterior if gate.evidence == "posterior" else None
         return Evidence(self.discriminant, own, gate.evidence != "counts", posterior)
+
+    @property
+    def new_evidence(self) -> Evidence | LinearEvidence | None:
+        """The same for new samples, which needs no sums."""
+        return self.evidence
 
     def _posterior(self, x: Tensor) -> Tensor:
         """log p(c | x) of the global expert from its features [n, d], [n, C]."""

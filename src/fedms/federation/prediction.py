@@ -206,7 +206,7 @@ class MixturePredictor(Predictor):
                 everyone, own, on, gates.count_evidence(everyone, model.arrays["own.counts"])
             )
         x = model.gate_features(runner, samples, boundary)
-        evidence = model.evidence
+        evidence = model.new_evidence
         log_ratio = evidence.log_ratio(x) if evidence else torch.zeros(len(x))
         if model.network_kept:
             log_ratio = log_ratio + gates.delta(model.arrays, x).detach()

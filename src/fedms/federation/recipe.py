@@ -124,8 +124,9 @@ class Recipe:
 
     @property
     def sends_second_moment(self) -> bool:
-        """Whether clients send the second moment of their features."""
-        return self.config.statistics.second_moment is True
+        """Whether clients send the second moment: where it is asked for, and in secure sums."""
+        sent = self.config.statistics.second_moment
+        return self.config.privacy.secure_sum if sent == "auto" else sent
 
     @property
     def shrinkages(self) -> tuple[float, ...]:

@@ -266,13 +266,14 @@ class Server:
         aggregator = aggregator_for(self.config.federation, stage.averages_products)
         self.shared = aggregator.combine(self.shared, updates, self.config)
 
+    def needs_no_score(self, stage: Stage, number: int) -> bool:
+        """Whether the same blocks stay active after this round, whatever its validation score."""
+        return not _grows(stage) or self.activation.stays(self.recipe.rounds(stage) - number)
+
     def observe(self, stage: Stage, number: int, score: float | None) -> bool:
         """Tell the activation how this round of the stage went; True where other blocks are active now."""
-        if (
-            stage.activation != "sal"
-            or stage.expert != "global"
-            or not self.activation.observe(score, self.recipe.rounds(stage) - number)
-        ):
+        left = self.recipe.rounds(stage) - number
+        if not _grows(stage) or not self.activation.observe(score, left):
             return False
         active = {None, *self.active(stage)}
         if cold := {name: array for name, array in self.shared.items() if block_of(name) not in active}:
@@ -316,3 +317,8 @@ class Server:
         self.settled, self.averaged = meta["settled"], meta["averaged"]
         self.edition, self.frozen_in = meta["edition"], dict(meta["frozen_in"])
         self.head_share, self.label_prior = meta["head_share"], meta["label_prior"]
+
+
+def _grows(stage: Stage) -> bool:
+    """Whether the number of active blocks can change within this stage."""
+    return stage.activation == "sal" and stage.expert == "global"

@@ -169,7 +169,9 @@ def open_backbone(config: Config) -> Backbone:
     """The frozen model of a config on its device. Errors are the user's to mend (FedmsError)."""
     device = resolved(config.device)
     prepare(device, config.deterministic)
-    backbone = load_backbone(config.model, config.lora)
+    dtype = getattr(torch, config.precision)
+    backbone = load_backbone(config.model, config.lora, dtype)
+    backbone.checkpointing = config.training.gradient_checkpointing
     if config.task == "text":
         give_words(backbone)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
@@ -180,5 +182,5 @@ def open_backbone(config: Config) -> Backbone:
     if backbone.kind == "image" and config.statistics.anchor:
         raise ConfigError(f"statistics.anchor: needs a text model; with {config.model.name} allowed: 0")
     check_depth(config.activation, backbone.depth, config.model.name)
-    backbone.to_device(device, getattr(torch, config.precision))
+    backbone.to_device(device, dtype)
     return backbone

@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from fedms.core.errors import ConfigError
 from fedms.model.arrays import is_real, moved
@@ -74,6 +75,7 @@ class Backbone(nn.Module):
         device, dtype: its device, and the type of its hidden states.
         kernel: computes the products of the blocks' frozen layers.
         words: the frozen matrix [V, d] from a last hidden state to next tokens, where it was loaded.
+        checkpointing: whether values within a block are computed again in the backward pass.
         checkpoint: source of the tokenizer or image processor; None for a model that was built in memory.
     """
 
@@ -118,6 +120,7 @@ class Backbone(nn.Module):
         self.feature_size = projection.out_features if isinstance(projection, nn.Linear) else self.width
         self.positions = _positions(model) if family.kind == "text" else None
         self.words: Tensor | None = None
+        self.checkpointing = False
         weights = dict(model.named_parameters())
         self.device = next(iter(weights.values())).device
         self.dtype = torch.float32
@@ -129,7 +132,8 @@ class Backbone(nn.Module):
     @property
     def packs(self) -> bool:
         """Whether it runs packed batches. On a GPU their many small calls of attention would cost more."""
-        return self.family.packs and self.device.type == "cpu"
+        attention = getattr(self.model.config, "_attn_implementation", None)
+        return self.family.packs and self.device.type == "cpu" and attention != "eager"
 
     @property
     def vocabulary(self) -> Tensor:
@@ -211,11 +215,11 @@ class Backbone(nn.Module):
         packed = isinstance(lengths, Packing)
         if self._reentry:
             assert not isinstance(lengths, Packing), "only families that pack are given a Packing"
-            return self._reentry.run(hidden, lengths, start, stop)
+            return self._reentry.run(hidden, lengths, start, stop, self._through)
         mask = lengths if isinstance(lengths, Packing) else _mask(lengths, hidden)
         with packed_attention(self.model.config) if packed else nullcontext():
-            for block in self.blocks[start:stop]:
-                hidden = block(hidden, mask)
+            for number in range(self.depth)[start:stop]:
+                hidden = self._through(number, hidden, mask)
         return hidden
 
     @torch.no_grad()
@@ -234,6 +238,28 @@ class Backbone(nn.Module):
         assert self._reentry is not None, "families with causal models are found"
         found = self._reentry.read_on(tokens[None], start, caches, lambda at: self.attach(pairs[at]))
         return [self.end(hidden)[0] for hidden in found]
+
+    def _through(self, number: int, hidden: Tensor, *others: Any, **keywords: Any) -> Any:
+        """The output of one block; with `checkpointing`, what a gradient needs is computed again later."""
+        block = self.blocks[number]
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(hidden, *others, **keywords)
+        layers = {layer: layer.pair for (at, _), layer in self.layers.items() if at == number}
+        if not (hidden.requires_grad or any(layers.values())):
+            return block(hidden, *others, **keywords)
+
+        def again(hidden: Tensor) -> Any:
+            # by the time of the backward pass, other pairs may be attached
+            attached = {layer: layer.pair for layer in layers}
+            try:
+                for layer, pair in layers.items():
+                    layer.pair = pair
+                return block(hidden, *others, **keywords)
+            finally:
+                for layer, pair in attached.items():
+                    layer.pair = pair
+
+        return checkpointed(again, hidden, use_reentrant=False, preserve_rng_state=False)
 
     def end(self, hidden: Tensor) -> Tensor:
         """The last block's output -> what the pretrained model gives for each token, in float32."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from fedms.config.sections import LoraConfig, ModelConfig
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import excerpt
 from fedms.model.backbone import Backbone
 from fedms.model.discovery import find_blocks
@@ -52,10 +52,11 @@ class Checkpoint:
         """What precedes every text."""
         return self.sentence.prompt
 
-    def load_weights(self) -> nn.Module:
-        """The model with its weights in float32.
+    def load_weights(self, dtype: torch.dtype = torch.float32, attention: str = "auto") -> nn.Module:
+        """The model with its weights in float32, or in `dtype` where they were saved so.
 
         Raises:
+            ConfigError: the model has no such attention.
             FedmsError: the weights are not complete, finite safetensors.
         """
         import transformers
@@ -71,9 +72,14 @@ class Checkpoint:
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
-                dtype=torch.float32,
+                dtype=dtype if getattr(self.declared, "dtype", None) == dtype else torch.float32,
+                attn_implementation=None if attention == "auto" else attention,
             )
         except Exception as error:  # transformers and safetensors raise many types for a damaged folder
+            if "does not support an attention implementation" in str(error):
+                raise ConfigError(
+                    f"model.attention: {self.name} has no {attention}; allowed: auto, eager"
+                ) from None
             raise self._error("no usable safetensors weights", error) from None
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if wrong := missing or sorted(info["mismatched_keys"]):
@@ -189,15 +195,18 @@ def open_checkpoint(name: str, pooling: str = "auto") -> Checkpoint:
     return Checkpoint(name, source, declared, family, sentence)
 
 
-def load_backbone(config: ModelConfig, lora: LoraConfig) -> Backbone:
+def load_backbone(config: ModelConfig, lora: LoraConfig, dtype: torch.dtype = torch.float32) -> Backbone:
     """Load and freeze the encoder that `model.name` means.
+
+    `dtype` is what `Backbone.to_device` will convert it to. Weights that were saved so are never in memory as
+    float32, which would be twice as large.
 
     Raises:
         FedmsError: there is no such model, its family is unknown, or its weights are incomplete.
-        ConfigError: a LoRA target does not exist.
+        ConfigError: a LoRA target does not exist, or the model has no such attention.
     """
     checkpoint = open_checkpoint(config.name, config.pooling)
-    model, family = checkpoint.load_weights(), checkpoint.family
+    model, family = checkpoint.load_weights(dtype, config.attention), checkpoint.family
     if not family.blocks or config.blocks is not None:
         family = replace(family, blocks=find_blocks(model, config.name, config.blocks), found=True)
     return Backbone(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from fedms.model.arrays import Arrays
 from fedms.model.discriminant import Discriminant, posterior_mean
 from fedms.model.statistics import FeatureSums
 
@@ -52,6 +54,14 @@ class Evidence:
         self.own_means = means
         self.prior = posterior_mean(self.counts, everyone.prior, 1)
 
+    def layers(self) -> Arrays:
+        """The same for samples outside the client's sums, as linear layers (`LinearEvidence`)."""
+        own = _layer("evidence.own", self.everyone, self.means, self.prior)
+        if self.posterior is None:
+            return own | _layer("evidence.everyone", self.everyone, self.everyone.means, self.everyone.prior)
+        counts = _layer("evidence.counts", self.everyone, self.everyone.means, self.prior)
+        return own | counts | {"evidence.shift": self.prior.log() - self.everyone.prior.log()}
+
     def log_ratio(self, x: Tensor) -> Tensor:
         """[n, d] -> [n], for samples outside the client's sums."""
         return self._log_ratio(x, self.everyone.scores(x, self.means), self.prior.log())
@@ -81,3 +91,32 @@ class Evidence:
         by_counts = torch.logsumexp(self.everyone.scores(x) + log_prior, 1)
         by_posterior = torch.logsumexp(self.posterior(x) + log_prior - everyone, 1)
         return torch.logsumexp(own + log_prior, 1) - by_counts + by_posterior
+
+
+class LinearEvidence:
+    """`Evidence` as linear layers: without the client's sums, from which the layers were made."""
+
+    def __init__(self, arrays: Mapping[str, Tensor], posterior: Posterior | None = None) -> None:
+        self.arrays = {name: array for name, array in arrays.items() if name.startswith("evidence.")}
+        self.posterior = posterior
+
+    def layers(self) -> Arrays:
+        """The linear layers."""
+        return self.arrays
+
+    def log_ratio(self, x: Tensor) -> Tensor:
+        """[n, d] -> [n]"""
+        own = self._score("evidence.own", x)
+        if self.posterior is None:
+            return own - self._score("evidence.everyone", x)
+        known = torch.logsumexp(self.posterior(x) + self.arrays["evidence.shift"], 1)
+        return own - self._score("evidence.counts", x) + known
+
+    def _score(self, name: str, x: Tensor) -> Tensor:
+        return torch.logsumexp(F.linear(x, self.arrays[f"{name}.weight"], self.arrays[f"{name}.bias"]), 1)
+
+
+def _layer(name: str, everyone: Discriminant, means: Tensor, prior: Tensor) -> Arrays:
+    """The discriminant's scores with these means, and the log of a label prior, as one linear layer."""
+    projected = means @ everyone.precision / everyone.temperature
+    return {f"{name}.weight": projected, f"{name}.bias": prior.log() - 0.5 * (projected * means).sum(1)}

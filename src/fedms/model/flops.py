@@ -2,7 +2,8 @@
 
 Forward, a block costs 2 t P for its P linear weights and 4 t^2 d for attention, per sample of t tokens.
 Backward, a block that passes the gradient on costs as much again, and attention twice. The lowest block that
-trains passes nothing below its query, key and value. A test compares the formula with PyTorch's own counter.
+trains passes nothing below its query, key and value. With gradient checkpointing, the blocks that pass it
+compute their forward pass once more. A test compares the formula with PyTorch's own counter.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def backward(backbone: Backbone, samples: int, tokens: int, rank: int, trained: 
     if not trained:
         return 0
     lowest = max(min(trained), 0)
-    passed = forward(backbone, samples, tokens, lowest)
+    passed = forward(backbone, samples, tokens, lowest) * (2 if backbone.checkpointing else 1)
     twice_attention = samples * (backbone.depth - lowest) * 4 * tokens * tokens * backbone.width
     if min(trained) == BELOW:
         return passed + twice_attention

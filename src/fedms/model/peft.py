@@ -50,16 +50,22 @@ def from_peft(folder: str | Path, backbone: Backbone, lora: LoraConfig) -> Array
         raise FedmsError(f"{folder / CONFIG}: only plain LoRA adapters can be read")
     keys = {path: key for key, path in layer_names(backbone).items()}
     found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in _read_tensors(folder / WEIGHTS).items():
+    others: set[str] = set()
+    for name, tensor in read_tensors(folder / WEIGHTS).items():
         match = re.fullmatch(r"(?P<path>.+)\.lora_(?P<matrix>[AB])\.weight", name.removeprefix(PREFIX))
-        if match is None or match["path"] not in keys:
-            raise FedmsError(
-                f"{folder / WEIGHTS}: {name} is not a LoRA matrix of a layer that lora.targets names"
-            )
+        if match is None:
+            raise FedmsError(f"{folder / WEIGHTS}: {name} is no LoRA matrix; only those can be read")
+        if _within(match["path"], keys) is None:
+            others.add(match["path"].rpartition(".")[2])
         found.setdefault(match["path"], {})[match["matrix"]] = tensor.float()
+    if others:
+        raise FedmsError(
+            f"{folder / WEIGHTS}: has pairs on {', '.join(sorted(others))}, which lora.targets does not "
+            "train; name all of the adapter's layers there"
+        )
     arrays: Arrays = {}
     for path, pair in found.items():
-        block, target = keys[path]
+        block, target = keys[_within(path, keys) or path]
         outputs, inputs = backbone.shape(target)
         shapes = {matrix: tuple(tensor.shape) for matrix, tensor in pair.items()}
         rank = pair["A"].shape[0] if "A" in pair else 0
@@ -69,8 +75,32 @@ def from_peft(folder: str | Path, backbone: Backbone, lora: LoraConfig) -> Array
         arrays[f"block.{block}.{target}.lora_A"] = pair["A"]
         arrays[f"block.{block}.{target}.lora_B"] = pair["B"] * (scale / (lora.alpha / lora.rank))
     if (folder / HEAD_WEIGHTS).exists():
-        arrays |= {f"head.{name}": tensor for name, tensor in _read_tensors(folder / HEAD_WEIGHTS).items()}
+        arrays |= read_head(folder)
     return arrays
+
+
+def _within(path: str, keys: Mapping[str, Any]) -> str | None:
+    """The path within our model of a layer, which may be named from a task's model (`bert.encoder...`)."""
+    while path not in keys and "." in path:
+        path = path.partition(".")[2]
+    return path if path in keys else None
+
+
+def declared_base(folder: Path) -> tuple[str | None, str | None]:
+    """The base model that an adapter names, and the digest of its weights where fedms wrote the adapter.
+
+    Raises:
+        FedmsError: the adapter's configuration cannot be read.
+    """
+    name = _read_config(folder / CONFIG).get("base_model_name_or_path")
+    about = _read_config(folder / HEAD_CONFIG) if (folder / HEAD_CONFIG).exists() else {}
+    weights = about.get("base_weights")
+    return (name if isinstance(name, str) and name else None), (weights if isinstance(weights, str) else None)
+
+
+def read_head(folder: Path) -> Arrays:
+    """The head that fedms wrote into this folder. Raises FedmsError if it cannot be read."""
+    return {f"head.{name}": tensor for name, tensor in read_tensors(folder / HEAD_WEIGHTS).items()}
 
 
 def layer_names(backbone: Backbone) -> dict[tuple[int, str], str]:
@@ -105,7 +135,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises FedmsError if it cannot be read."""
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,17 +62,42 @@ class Reentry:
             self._pass(self._given(inputs, lengths), stop)
         except _Reached as reached:
             if self.kind == "image":
-                self._pixels[reached.hidden.shape[1]] = tuple(inputs.shape[1:])
+                self._remember(tuple(inputs.shape[1:]), reached.hidden.shape[1])
             return reached.hidden
         raise RuntimeError("the parent's pass does not reach its blocks")
 
-    def run(self, hidden: Tensor, lengths: Tensor | None, start: int, stop: int | None) -> Tensor:
-        """The input of block `start` -> the output of block `stop` - 1."""
+    def _remember(self, shape: tuple[int, ...], tokens: int) -> None:
+        """Know the shape of pictures of so many tokens: positions depend on it, and hidden states lack it.
+
+        Raises:
+            FedmsError: pictures of another shape have as many tokens.
+        """
+        known = self._pixels.setdefault(tokens, shape)
+        if known != shape:
+            one, other = (" x ".join(map(str, each[-2:])) for each in (known, shape))
+            raise FedmsError(
+                f"pictures of {one} and of {other} pixels both have {tokens} tokens, so that their positions "
+                "cannot be told apart; set model.image_size, which makes all of them square"
+            )
+
+    def run(
+        self,
+        hidden: Tensor,
+        lengths: Tensor | None,
+        start: int,
+        stop: int | None,
+        through: Callable[..., Any] | None = None,
+    ) -> Tensor:
+        """The input of block `start` -> the output of block `stop` - 1.
+
+        `through` calls the block of this number with these arguments.
+        """
         numbers = range(len(self.blocks))[start:stop]
         calls = self._called(hidden, lengths) if numbers else []
         for number in numbers:
             others, keywords = calls[number]
-            hidden = _first(self.blocks[number](hidden, *others, **keywords))
+            call = partial(through, number) if through else self.blocks[number]
+            hidden = _first(call(hidden, *others, **keywords))
         return hidden
 
     def end(self, hidden: Tensor) -> Tensor:
@@ -203,39 +229,15 @@ class Reentry:
         Raises:
             FedmsError: the parent does not call each block once and in order, or the passes differ.
         """
-        given, seen, order = self._given(inputs, lengths), [], []
-        outputs: list[Any] = []
-
-        def before(number: int) -> Callable[..., None]:
-            def hook(module: nn.Module, args: Any, keywords: Any) -> None:
-                order.append(number)
-                seen.append(args[0] if args else keywords["hidden_states"])
-
-            return hook
-
-        handles = []
-        for number, block in enumerate(self.blocks):
-            handles.append(block.register_forward_pre_hook(before(number), with_kwargs=True))
-            handles.append(block.register_forward_hook(lambda module, args, out: outputs.append(out)))
-        inner = {id(each) for block in self.blocks for each in block.modules()}
-        for module in self.parent.modules():
-            if id(module) not in inner and any(True for _ in module.parameters(recurse=False)):
-                handles.append(
-                    module.register_forward_hook(
-                        lambda module, args, out: (
-                            self.after.append(module) if len(outputs) == len(self.blocks) else None
-                        )
-                    )
-                )
-        try:
-            whole = self.parent(**given).last_hidden_state
-        except Exception as error:  # transformers raises many types
-            raise FedmsError(
-                f"model {name}: a first pass fails: {str(error).splitlines()[0][:200]}"
-            ) from None
-        finally:
-            for handle in handles:
-                handle.remove()
+        if self.kind == "image":
+            inputs = inputs.to(next(self.parent.parameters()).dtype)
+        given = self._given(inputs, lengths)
+        with self._watched() as (order, seen, outputs):
+            try:
+                whole = self.parent(**given).last_hidden_state
+            except Exception as error:  # transformers raises many types
+                line = str(error).splitlines()[0][:200]
+                raise FedmsError(f"model {name}: a first pass fails: {line}") from None
         if order != list(range(len(self.blocks))):
             raise FedmsError(
                 f"model {name}: its blocks do not run once each, in order; name others in model.blocks"
@@ -259,6 +261,40 @@ class Reentry:
                 raise FedmsError(f"model {name}: its outputs are not finite")
             if not torch.equal(mine, theirs):
                 raise FedmsError(f"model {name}: run block by block it gives other values than in one pass")
+
+    @contextmanager
+    def _watched(self) -> Iterator[tuple[list[int], list[Tensor], list[Any]]]:
+        """Of a pass inside: the numbers of the blocks in the order in which they run, their inputs, and their
+        outputs. It fills `after`.
+        """
+        order: list[int] = []
+        seen: list[Tensor] = []
+        outputs: list[Any] = []
+
+        def before(number: int) -> Callable[..., None]:
+            def hook(module: nn.Module, args: Any, keywords: Any) -> None:
+                order.append(number)
+                seen.append(args[0] if args else keywords["hidden_states"])
+
+            return hook
+
+        def other(module: nn.Module, args: Any, out: Any) -> None:
+            if len(outputs) == len(self.blocks):
+                self.after.append(module)
+
+        handles = []
+        for number, block in enumerate(self.blocks):
+            handles.append(block.register_forward_pre_hook(before(number), with_kwargs=True))
+            handles.append(block.register_forward_hook(lambda module, args, out: outputs.append(out)))
+        inner = {id(each) for block in self.blocks for each in block.modules()}
+        for module in self.parent.modules():
+            if id(module) not in inner and any(True for _ in module.parameters(recurse=False)):
+                handles.append(module.register_forward_hook(other))
+        try:
+            yield order, seen, outputs
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _first(out: Any) -> Tensor:

@@ -36,7 +36,7 @@ def load_words(checkpoint: Checkpoint, model: Any) -> Tensor:
             raise FedmsError(f"model {name}: its config.json says {key}, which task: text does not know")
     if getattr(declared, "tie_word_embeddings", False):
         tied: Tensor = model.get_input_embeddings().weight
-        return tied.detach()
+        return tied.detach().float()
     try:
         whole, info = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint.source,

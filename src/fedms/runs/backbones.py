@@ -68,6 +68,7 @@ def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone
             config.lora.targets,
             model.blocks,
             model.pooling,
+            model.attention,
             config.precision,
             device,
             onednn,
@@ -76,7 +77,7 @@ def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone
         found = _backbones.get(key)
         if found is None:
             with own_torch_state():
-                backbone = load_backbone(model, config.lora)
+                backbone = load_backbone(model, config.lora, dtype)
                 if config.task == "text":
                     give_words(backbone)
                 backbone.to_device(device, dtype)

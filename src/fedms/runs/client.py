@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.federated import Samples
 from fedms.data.sources import Dataset
 from fedms.federation.evaluation import Evaluation, check_labels, evaluate
+from fedms.federation.identity import ModelIdentity
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.prediction import ClientOutputs, MixtureOutputs, judge, scale_at
 from fedms.federation.recipe import recipe_for
@@ -79,6 +80,7 @@ class Client:
         personal: its experts and its gate.
         boundary: the lowest block that carries a pair.
         hub_name: the frozen model's name on the hub; None if the run had a folder of its own.
+        figures: its accuracies and number of samples, as the run's result.json has them.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Client:
         prior: float,
         boundary: int,
         hub_name: str | None = None,
+        figures: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.classes = tuple(classes)
@@ -97,11 +100,17 @@ class Client:
         self.prior = prior
         self.boundary = boundary
         self.hub_name = hub_name
+        self.figures = figures or {}
         self._shared = shared
 
     @property
     def backbone(self) -> Backbone:
         return self._shared.backbone
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The fingerprint of the frozen model."""
+        return self._shared.identity
 
     @property
     def kind(self) -> Literal["text", "image"]:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from fedms.config import Config, load_config
+from fedms.config.comments import commented
 from fedms.core.errors import FedmsError
 from fedms.core.files import (
     append_line,
@@ -168,8 +169,11 @@ class RunFolder:
                 raise FedmsError(f"{self.path}: holds files that are no run's; {ANOTHER_FOLDER_HINT}")
 
     @contextmanager
-    def claimed(self, config: Config, resume: bool) -> Iterator[None]:
+    def claimed(self, config: Config, resume: bool, written: str | None = None) -> Iterator[None]:
         """Create the folder if it is missing and lock it for this process.
+
+        Args:
+            written: the YAML that the user wrote. Its comments are kept in config.yaml.
 
         Raises:
             FedmsError: as `admit`.
@@ -179,7 +183,7 @@ class RunFolder:
             self._admit(config, resume)
             sweep(self.path)
             shutil.rmtree(self.path / "cache", ignore_errors=True)
-            self._declare(config.to_yaml())
+            self._declare(config.to_yaml() if written is None else commented(config, written))
             yield
 
     def config(self) -> Config:

@@ -11,14 +11,15 @@ import torch
 
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
-from fedms.core.files import read_arrays
 from fedms.core.formatting import excerpt, printable
 from fedms.federation.methods import of
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.model.checkpoints import MINILM_HUB_NAME, locate, looks_local
 from fedms.runs.backbones import shared_backbone
 from fedms.runs.client import Client
+from fedms.runs.exported import export_at, open_export
 from fedms.runs.folder import RunFolder
+from fedms.runs.personal_files import MODEL, read_model
 from fedms.runs.reading.run import read_run
 from fedms.runs.text_client import TextClient
 from fedms.training.ambient import own_torch_state
@@ -27,15 +28,15 @@ from fedms.training.ambient import own_torch_state
 @own_torch_state()
 def load(
     run: str | Path,
-    client: str,
+    client: str | None = None,
     model: str | Path | None = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> Client:
-    """Open one client of a finished run; the data set is not needed.
+    """Open one client of a finished run, or an export of one; the data set is not needed.
 
     Args:
-        run: the run folder.
-        client: a name from the run, such as `client-0`.
+        run: the run folder, or the folder of an export.
+        client: a name from the run, such as `client-0`. An export of one client needs none.
         model: the folder of the run's frozen model, if it has moved.
         device: where it predicts; default: the run's device, or the CPU where there is no GPU.
 
@@ -46,17 +47,23 @@ def load(
     if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu"
         raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
+    if place := export_at(Path(run), client):
+        opened = Client(**vars(open_export(place, client, model, device or "cpu")))
+        if not opened.fits():
+            raise FedmsError(f"{place}: damaged: its files do not fit each other or their model")
+        return opened
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
     classes, names = _classes_and_clients(folder, finished.result)
-    if client not in names:
+    if client is None or client not in names:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise FedmsError(f"{folder.path}: no client {client!r}; there are {len(names)}: {some}")
-    path = folder.client(client).path / "model.safetensors"
+        what = "name a client" if client is None else f"no client {client!r}"
+        raise FedmsError(f"{folder.path}: {what}; there are {len(names)}: {some}")
+    path = folder.client(client).path / MODEL
     if not path.exists() and folder.config().engine.name == "flower":
         there = f"fedms predict SITE/runs/RUN --client {client}"
         raise FedmsError(f"{folder.path}: holds no personal models; they are at the sites: {there}")
-    arrays, meta = read_arrays(path)
+    arrays, meta = read_model(folder.path, path)
     try:
         kept = bool(meta["network_kept"])
         scales = [float(scale) for scale in meta.get("evidence_scales", UNSCALED)]
@@ -76,8 +83,11 @@ def load(
     if change := folder.identity().model_change(shared.identity, config):
         raise FedmsError(f"{folder.path}: {change}")
     hub_name = _hub_name(declared.model.name, finished.environment)
+    figures: Mapping[str, Any] = next(
+        (each for each in finished.result["per_client"] if each.get("name") == client), {}
+    )
     kind = TextClient if config.task == "text" else Client
-    found = kind(client, classes, personal, shared, prior, boundary, hub_name)
+    found = kind(client, classes, personal, shared, prior, boundary, hub_name, figures)
     if not found.fits():
         if "discriminant.precision" in arrays:
             made = "made by an earlier fedms, which kept the statistics in another form"

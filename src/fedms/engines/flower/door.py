@@ -52,11 +52,7 @@ class Passing:
         if scope["method"] != "POST" or not OPEN.fullmatch(scope["raw_path"]) or scope["query_string"]:
             await _answer(send, 404)
             return
-        try:
-            await self._pass(scope, receive, send)
-        except httpx.TransportError as error:
-            log.warning("the SuperLink does not answer: %s", type(error).__name__)
-            await _answer(send, 502)
+        await self._pass(scope, receive, send)
 
     async def _pass(self, scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
         if self._client is None:
@@ -67,7 +63,12 @@ class Passing:
         passed = [(name, value) for name, value in scope["headers"] if name not in NOT_PASSED]
         url = self._superlink + scope["raw_path"].decode()
         request = self._client.build_request("POST", url, headers=passed, content=_body(receive))
-        answer = await self._client.send(request, stream=True)
+        try:
+            answer = await self._client.send(request, stream=True)
+        except httpx.TransportError as error:
+            log.warning("the SuperLink does not answer: %s", type(error).__name__)
+            await _answer(send, 502)
+            return
         try:
             headers = [(name.lower(), value) for name, value in answer.headers.raw]
             kept = [(name, value) for name, value in headers if name not in NOT_PASSED]
@@ -134,6 +135,7 @@ class Door:
             log.debug("the door could not be opened")
 
     def close(self) -> None:
-        """Close it."""
+        """Close it. Connections that sites keep open end without a word in the log."""
+        logging.getLogger("uvicorn.error").disabled = True
         self._server.should_exit = True
         self._thread.join(START_SECONDS)

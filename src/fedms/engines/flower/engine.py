@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fedms.core.errors import FedmsError
+from fedms.core.formatting import plural
 from fedms.engines.base import Answer, Arrived, ClosedAtEnd, read_answer
 from fedms.engines.flower.known import KnownSites
 from fedms.engines.flower.post import Letter, Node, Return
@@ -49,7 +50,7 @@ class FlowerEngine(ClosedAtEnd):
         self.world, self.sites = world, sites
         self.sent = self.received = 0
         self.workers = len(world.clients)
-        self.note = f"clients train at {self.workers} sites, over {world.config.engine.superlink}"
+        self.note = f"clients train at {plural(self.workers, 'site')}, over {world.config.engine.superlink}"
         self._known = KnownSites.open(folder)
         self.run_id = self._known.run
         start, joins = world.config.start_from, world.config.join is not None

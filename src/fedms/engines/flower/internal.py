@@ -11,8 +11,8 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Self
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -20,14 +20,19 @@ from flwr.cli.build import build_fab_from_files
 from flwr.cli.cli_client_interceptor import CliClientHttpInterceptor
 from flwr.common.constant import SubStatus
 from flwr.common.serde import context_from_proto, context_to_proto, fab_to_proto, run_from_proto
-from flwr.proto.control_pb2 import RegisterNodeRequest, StartRunRequest
+from flwr.proto.control_pb2 import (
+    ListNodesRequest,
+    RegisterNodeRequest,
+    StartRunRequest,
+    UnregisterNodeRequest,
+)
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullTaskInputRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import NodeStatus, TaskType
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import (
@@ -42,6 +47,7 @@ from flwr.superlink.grid import HttpGrid
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from fedms.core.errors import FedmsError
+from fedms.core.formatting import excerpt
 
 RETRY_SECONDS = 20.0
 """How long a call is tried again where the other side does not answer, before it counts as gone."""
@@ -151,26 +157,43 @@ def _control(address: str, certificates: bytes | None) -> ControlHttpClient:
     )
 
 
-def register_node(address: str, certificates: bytes, public_key: bytes, name: str) -> bool:
-    """Let the holder of a key connect, under this name. False where it could already.
+Admission = Literal["registered", "known already", "let in no more"]
+
+
+def set_nodes(address: str, certificates: bytes, keys: Mapping[str, bytes]) -> list[tuple[str, Admission]]:
+    """Let the holders of these keys connect, each under its name, and nobody else. What became of each name.
+
+    Args:
+        keys: public keys (PEM) by name.
 
     Raises:
-        FedmsError: the SuperLink cannot be reached.
+        FedmsError: the SuperLink cannot be reached, or a key was taken away before or bears another name.
     """
-    client = _control(address, certificates)
+    client, where = _control(address, certificates), f"SuperLink {address}"
+    done = list[tuple[str, Admission]]()
     try:
-        client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code in (400, 409):
-            return False
-        raise FedmsError(
-            f"SuperLink {address}: refused to register {name} ({error.response.status_code})"
-        ) from None
-    except httpx.TransportError as error:
-        raise FedmsError(f"SuperLink {address}: cannot be reached: {error}") from None
+        with one_line(where):
+            known = {node.public_key: node for node in client.ListNodes(ListNodesRequest()).nodes_info}
+        for name, key in keys.items():
+            node = known.pop(key, None)
+            if node is None:
+                with one_line(f"{where}: key of {name}"):
+                    client.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+                done.append((name, "registered"))
+            elif node.status == NodeStatus.UNREGISTERED:
+                raise FedmsError(f"the key of site {name} was taken away once, and needs a new one")
+            elif node.name != name:
+                raise FedmsError(f"the key of site {name} is that of {excerpt(node.name)}")
+            else:
+                done.append((name, "known already"))
+        for node in known.values():
+            if node.status != NodeStatus.UNREGISTERED:
+                with one_line(where):
+                    client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+                done.append((node.name, "let in no more"))
     finally:
         client.close()
-    return True
+    return done
 
 
 class ServerTask:

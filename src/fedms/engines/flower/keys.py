@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ from typing import Any
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import make_folder, write_bytes
 from fedms.core.paths import alike, is_name
+from fedms.engines.flower.processes import extra_needed
 
 LOCAL = ("127.0.0.1", "localhost")
 """Names of the server for programs beside it."""
+HOST = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9.-]{0,251}")
+"""A server's name; one in other letters is given as DNS has it (`xn--...`)."""
 YEARS = 2
 """How long certificates hold."""
-MISSING = "the package cryptography is not installed; install the extra: pip install 'fedms[flower]'"
+CA = "ca.pem"
+"""The authority's certificate, by which the server is known."""
 
 
 def make_keys(folder: Path, hosts: Sequence[str], sites: Sequence[str]) -> list[Path]:
@@ -28,21 +33,26 @@ def make_keys(folder: Path, hosts: Sequence[str], sites: Sequence[str]) -> list[
     that site needs: `NAME.key` and `ca.pem`. Return what was written.
 
     Args:
-        hosts: names and addresses by which the server is reached.
+        hosts: names and addresses by which the server is reached; empty to add sites to a folder of keys.
 
     Raises:
-        ConfigError: a site cannot have this name, or two have one.
-        FedmsError: the folder is not empty, or the package cryptography is not installed.
+        ConfigError: a site or a host cannot have this name, or two sites have one.
+        FedmsError: the folder is not empty, is no folder of keys, or has a site of this name; or the package
+            cryptography is not installed.
     """
-    for name in sites:
-        if not is_name(name):
-            raise ConfigError(f"--sites: {name!r:.80} cannot be a folder's name")
-    if alike(sites) or len({*sites}) < len(sites):
-        raise ConfigError("--sites: two sites have one name")
-    if folder.exists() and any(folder.iterdir()):
-        raise FedmsError(f"{folder}: already there and not empty")
-    made = _certificates([*dict.fromkeys([*hosts, *LOCAL])]) | _site_keys(sites)
-    made |= {f"sites/{name}/ca.pem": made["ca.pem"] for name in sites}
+    _check_names(folder, hosts, sites)
+    with extra_needed():
+        made = _site_keys(sites)
+        if hosts:
+            if folder.exists() and any(folder.iterdir()):
+                raise FedmsError(f"{folder}: already there and not empty; leave out --server to add sites")
+            made = _certificates([*dict.fromkeys([*hosts, *LOCAL])]) | made
+            authority = made[CA]
+        elif (folder / CA).exists():
+            authority = (folder / CA).read_bytes()
+        else:
+            raise ConfigError(f"--server: needed for a new folder; {folder} has no {CA}")
+    made |= {f"sites/{name}/{CA}": authority for name in sites}
     before = os.umask(0o077)
     try:
         for name, content in made.items():
@@ -53,13 +63,25 @@ def make_keys(folder: Path, hosts: Sequence[str], sites: Sequence[str]) -> list[
     return [folder / name for name in made]
 
 
+def _check_names(folder: Path, hosts: Sequence[str], sites: Sequence[str]) -> None:
+    for host in hosts:
+        if not HOST.fullmatch(host) and not _is_address(host):
+            raise ConfigError(f"--server: {host!r:.80} is no name or address of a server")
+    for name in sites:
+        if not is_name(name):
+            raise ConfigError(f"--sites: {name!r:.80} cannot be a folder's name")
+    there = [path.stem for path in (folder / "public").glob("*.pub")]
+    if taken := {*sites} & {*there}:
+        raise FedmsError(f"{folder}: site {min(taken)} has a key already")
+    if alike([*there, *sites]) or len({*sites}) < len(sites):
+        raise ConfigError("--sites: two sites have one name")
+
+
 def _certificates(hosts: Sequence[str]) -> dict[str, bytes]:
-    try:
-        from cryptography import x509
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-    except ModuleNotFoundError:
-        raise FedmsError(MISSING) from None
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     from_now = datetime.datetime.now(datetime.UTC)
 
     def named(text: str) -> x509.Name:
@@ -94,7 +116,7 @@ def _certificates(hosts: Sequence[str]) -> dict[str, bytes]:
 
     ca, server = (ec.generate_private_key(ec.SECP384R1()) for _ in range(2))
     return {
-        "ca.pem": signed("fedms authority", ca, ca, authority=True),
+        CA: signed("fedms authority", ca, ca, authority=True),
         "ca.key": _private(ca, openssh=False),
         "server.pem": signed(hosts[0][:64], server, ca, authority=False),
         "server.key": _private(server, openssh=False),
@@ -145,28 +167,34 @@ def _usage(authority: bool) -> Any:
 def _host(text: str) -> Any:
     from cryptography import x509
 
+    return x509.IPAddress(ipaddress.ip_address(text)) if _is_address(text) else x509.DNSName(text)
+
+
+def _is_address(text: str) -> bool:
     try:
-        return x509.IPAddress(ipaddress.ip_address(text))
+        ipaddress.ip_address(text)
     except ValueError:
-        return x509.DNSName(text)
+        return False
+    return True
 
 
-def register_sites(address: str, keys: Path, say: Callable[[str], None]) -> None:
-    """Let every site connect whose public key is in the folder.
+def admit_sites(address: str, keys: Path, say: Callable[[str], None]) -> None:
+    """Let every site connect whose public key is in the folder, and no other.
 
     Raises:
-        FedmsError: a key cannot be read, or the SuperLink cannot be reached.
+        FedmsError: a key cannot be read or used, or the SuperLink cannot be reached.
     """
     from cryptography.hazmat.primitives import serialization
 
-    from fedms.engines.flower.internal import register_node
+    from fedms.engines.flower.internal import set_nodes
 
-    certificate = (keys / "ca.pem").read_bytes()
+    found = {}
     for path in sorted((keys / "public").glob("*.pub")):
         try:
             key = serialization.load_ssh_public_key(path.read_bytes())
         except ValueError:
             raise FedmsError(f"{path}: is no public key") from None
-        pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-        new = register_node(address, certificate, pem, path.stem)
-        say(f"site {path.stem} is {'registered' if new else 'known already'}")
+        form = serialization.PublicFormat.SubjectPublicKeyInfo
+        found[path.stem] = key.public_bytes(serialization.Encoding.PEM, form)
+    for name, became in set_nodes(address, (keys / CA).read_bytes(), found):
+        say(f"site {name} is {became}")

@@ -11,7 +11,7 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import excerpt
 from fedms.engines.flower.engine import FlowerEngine
 from fedms.engines.flower.post import Post
-from fedms.engines.flower.processes import EXTRA, without_telemetry
+from fedms.engines.flower.processes import extra_needed, without_telemetry
 from fedms.engines.flower.sites import Sites
 from fedms.engines.flower.wire import Hello
 from fedms.federation.sites import Declared, ServerWorld
@@ -94,12 +94,8 @@ def open_post(config: Config) -> Post:
         FedmsError: flwr is not installed, or the SuperLink cannot be reached.
     """
     without_telemetry()
-    try:
+    with extra_needed():
         from fedms.engines.flower.grid import GridPost
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in ("flwr", "google", "cryptography", "httpx"):
-            raise
-        raise FedmsError(EXTRA) from None
     return GridPost.open(config.engine)
 
 

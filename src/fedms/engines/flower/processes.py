@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -21,12 +21,26 @@ from typing import IO
 from fedms.core.errors import FedmsError
 
 EXTRA = "the package flwr is not installed; install the extra: pip install 'fedms[flower]'"
+EXTRA_PACKAGES = ("flwr", "google", "cryptography", "httpx", "uvicorn")
+"""What the extra brings."""
 PATIENCE = 10.0
 """Seconds that a process has to end by itself before it is killed."""
 START_SECONDS = 60.0
 """Seconds that a SuperLink has to begin to listen."""
+WITHOUT_TELEMETRY = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 DEATH_SIGNAL = 1
 """prctl's PR_SET_PDEATHSIG."""
+
+
+@contextlib.contextmanager
+def extra_needed() -> Iterator[None]:
+    """Report a package of the extra that is missing as one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRA_PACKAGES:
+            raise
+        raise FedmsError(EXTRA) from None
 
 
 @dataclass(frozen=True)
@@ -103,9 +117,6 @@ def environment(base: Mapping[str, str], home: Path) -> dict[str, str]:
 def without_telemetry() -> None:
     """Have flwr send nothing from this process; for before it is imported."""
     os.environ.update(WITHOUT_TELEMETRY)
-
-
-WITHOUT_TELEMETRY = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
 
 
 def superlink_command(

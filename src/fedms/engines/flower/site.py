@@ -24,7 +24,7 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import make_folder, write_bytes
 from fedms.data import sources
 from fedms.data.sources import Dataset
-from fedms.engines.flower.wire import MOST_RUNS, RUN_ID, Hello, KnownRun, Reply, Request, Terms
+from fedms.engines.flower.wire import RUN_ID, Hello, KnownRun, Reply, Request, Terms, terms_digest
 from fedms.engines.host import respond
 from fedms.engines.memory import keep_freed_memory
 from fedms.federation.client import ClientHost
@@ -90,8 +90,7 @@ class Site:
 
     def hello(self) -> bytes:
         """What the site says of itself."""
-        runs = sorted(self._runs(), key=lambda path: path.stat().st_mtime)[-MOST_RUNS:]
-        known = {path.name: self._known(path) for path in runs}
+        known = {path.name: self._known(path) for path in self._runs()}
         names, samples = self.own.class_names, len(self.own.labels)
         capacity = self.settings.capacity
         return Hello(self.name, self._version, names, samples, self._data, capacity, known).to_bytes()
@@ -150,7 +149,7 @@ class Site:
         return [path for path in found if RUN_ID.fullmatch(path.name) and (path / TERMS).exists()]
 
     def _known(self, folder: Path) -> KnownRun:
-        return KnownRun(Terms.of((folder / TERMS).read_bytes()).digest, self._kept(folder))
+        return KnownRun(terms_digest((folder / TERMS).read_bytes()), self._kept(folder))
 
     def _kept(self, folder: Path) -> dict[str, tuple[int, int]]:
         return ClientFolder(folder / "clients" / self.name).newest()

@@ -24,8 +24,6 @@ from fedms.model.kernels import KERNELS, Kernel
 HELLO, TASK = "hello", "task"
 """Kinds of messages."""
 RUN_ID = re.compile("[0-9a-f]{32}")
-MOST_RUNS = 20
-"""How many runs a site speaks of in its hello, the newest."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ class Terms:
     @property
     def digest(self) -> str:
         """Of all of it."""
-        return hashlib.sha256(_json(asdict(self))).hexdigest()
+        return terms_digest(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """For a file."""
@@ -69,6 +67,11 @@ class Terms:
         """What `to_bytes` wrote. Raises FedmsError if these are no terms."""
         terms: Terms = _read(cls, data)
         return terms
+
+
+def terms_digest(data: bytes) -> str:
+    """The digest of the terms that these bytes are."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def config_for_sites(config: Config) -> str:

@@ -11,6 +11,7 @@ from fedms.federation.exchanges.local_training import TrainingExchange
 from fedms.federation.exchanges.selection import InterpolationExchange, WeightsExchange
 from fedms.federation.exchanges.settling import HeadExchange, LabelPriorExchange
 from fedms.federation.exchanges.statistics import CalibrationExchange, StatisticsExchange
+from fedms.federation.exchanges.summing import IntroduceExchange, RevealExchange, ShareExchange
 from fedms.federation.exchanges.testing import FinalTestExchange
 
 STATISTICS = StatisticsExchange()
@@ -22,6 +23,9 @@ LABEL_PRIOR = LabelPriorExchange()
 INTERPOLATION = InterpolationExchange()
 WEIGHTS = WeightsExchange()
 FINAL_TEST = FinalTestExchange()
+INTRODUCE = IntroduceExchange()
+SHARE = ShareExchange()
+REVEAL = RevealExchange()
 
 EXCHANGES: dict[str, Exchange[Any, Any, Any]] = {
     exchange.kind: exchange
@@ -35,6 +39,9 @@ EXCHANGES: dict[str, Exchange[Any, Any, Any]] = {
         INTERPOLATION,
         WEIGHTS,
         FINAL_TEST,
+        INTRODUCE,
+        SHARE,
+        REVEAL,
     )
 }
 """By kind, as tasks name them."""

@@ -21,9 +21,13 @@ from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes, check_whole
 from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, between
 from fedms.model.backbone import Backbone
 
 Split = Literal["train", "validation"]
+
+LEAST_LIKELIHOOD = -100.0
+"""Mean log-likelihood of a sample, in nats, below which a secure sum does not tell candidates apart."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,16 @@ class Likelihood(Answer):
     def total(cls, answers: Sequence[Self]) -> Tensor:
         """The sum over clients, float64 [candidates]."""
         return torch.stack([answer.log_likelihood.double() for answer in answers]).sum(0)
+
+    @classmethod
+    def cut(cls, update: Update, samples: int) -> dict[str, Tensor]:
+        """The log-likelihoods within their range: one that is below it is never the best."""
+        return {cls.name: update.arrays[cls.name].double().clamp(LEAST_LIKELIHOOD * samples, 0.0)}
+
+    @classmethod
+    def ranges(cls, candidates: int, samples: int) -> dict[str, Range]:
+        """What a client with that many samples can add to a sum."""
+        return {cls.name: between((candidates,), LEAST_LIKELIHOOD * samples, 0.0)}
 
     @classmethod
     def check(cls, update: Update, candidates: int, samples: int) -> None:
@@ -204,6 +218,22 @@ class Exchange(ABC, Generic[AskedT, AnswerT, ResultT]):
         """
         return {self.split: expected.samples(self.split, update.weight)}
 
+    # in a secure sum
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range] | None:
+        """What this client can add to a secure sum, by array; None where each single answer is needed."""
+        return None
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """What the client adds, in these ranges."""
+        return dict(update.arrays)
+
+    def summed(self, totals: Mapping[str, Tensor], parts: Mapping[str, Sequence[Expected]]) -> Update:
+        """One answer in all clients' name. `parts` are the clients that are in each array's sum."""
+        [*_, everybody] = sorted(parts.values(), key=len)
+        samples = sum(each.declared[self.split] for each in everybody)
+        return Update("", dict(totals), float(samples))
+
 
 LikelihoodT = TypeVar("LikelihoodT", bound=Likelihood)
 
@@ -222,6 +252,14 @@ class ChoiceExchange(Exchange[Asked, LikelihoodT, float]):
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """A log-likelihood a candidate."""
         self.answered.check(update, len(self.candidates), expected.declared["validation"])
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """A log-likelihood a candidate."""
+        return self.answered.ranges(len(self.candidates), expected.declared["validation"])
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """The log-likelihoods, cut to their range."""
+        return self.answered.cut(update, expected.declared["validation"])
 
     def combine(self, answers: Sequence[LikelihoodT], recipe: Recipe) -> float:
         """The candidate of the best likelihood."""

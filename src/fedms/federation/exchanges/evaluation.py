@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected
@@ -14,6 +16,7 @@ from fedms.federation.exchanges.checks import check_shapes, check_tokens, check_
 from fedms.federation.initialization import expert_at_start
 from fedms.federation.messages import Task, Update
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, between
 from fedms.federation.token_prediction import of_expert
 
 
@@ -49,25 +52,52 @@ class EvaluationExchange(Exchange[Asked, Hits, float]):
 
     def answer(self, view: ClientView, asked: Asked) -> Hits:
         """Hits of the shared expert on the client's validation data."""
-        samples = view.samples("validation")
-        expert = expert_at_start(view, view.recipe.stages[view.version[0]])
-        if view.recipe.of_text:
-            outputs = of_expert(expert, view.runner, samples, view.boundary)
-            return Hits(len(samples), outputs.log_likelihood(0.0), outputs.tokens)
-        logits = view.runner.outputs(expert, samples, view.boundary).logits
-        assert logits is not None
-        objective = view.recipe.objective
-        targets = objective.targets(samples, np.arange(len(samples)))
-        return Hits(len(samples), int(objective.score(logits, targets)))
+        return shared_hits(view)
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """No more hits than samples."""
         check_shapes(update.arrays, {})
-        if expected.recipe.of_text:
-            return check_tokens(update.metrics, expected.declared["validation"])
-        check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+        check_hits(update, expected)
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """Hits."""
+        return {"correct": between((), 0, expected.declared["validation"], whole=True)}
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """Hits."""
+        return {"correct": torch.tensor(update.metrics["correct"])}
+
+    def summed(self, totals: Mapping[str, Tensor], parts: Mapping[str, Sequence[Expected]]) -> Update:
+        """All clients' hits."""
+        return replace(super().summed({}, parts), metrics={"correct": int(totals["correct"])})
 
     def combine(self, answers: Sequence[Hits], recipe: Recipe) -> float:
-        """Accuracy over all clients' validation samples; of texts, mean log p over their tokens."""
-        scored = sum(answer.samples if answer.tokens is None else answer.tokens for answer in answers)
-        return sum(answer.correct for answer in answers) / scored
+        """The score of all clients' hits."""
+        return score(answers)
+
+
+def shared_hits(view: ClientView) -> Hits:
+    """Hits of the shared expert that the task brought, on the client's validation data."""
+    samples = view.samples("validation")
+    expert = expert_at_start(view, view.recipe.stages[view.version[0]])
+    if view.recipe.of_text:
+        outputs = of_expert(expert, view.runner, samples, view.boundary)
+        return Hits(len(samples), outputs.log_likelihood(0.0), outputs.tokens)
+    logits = view.runner.outputs(expert, samples, view.boundary).logits
+    assert logits is not None
+    objective = view.recipe.objective
+    targets = objective.targets(samples, np.arange(len(samples)))
+    return Hits(len(samples), int(objective.score(logits, targets)))
+
+
+def check_hits(update: Update, expected: Expected) -> None:
+    """Raise RefusalError where there are more hits than samples."""
+    if expected.recipe.of_text:
+        return check_tokens(update.metrics, expected.declared["validation"])
+    check_whole(update.metrics.get("correct"), "correct", most=expected.declared["validation"])
+
+
+def score(hits: Sequence[Hits]) -> float:
+    """Accuracy over all clients' validation samples; of texts, mean log p over their tokens."""
+    scored = sum(each.samples if each.tokens is None else each.tokens for each in hits)
+    return sum(each.correct for each in hits) / scored

@@ -1,7 +1,8 @@
 """A round of local training.
 
-What leaves a client: the arrays that the stage shares, its mean training loss, and in a local stage its hits
-on its validation data. All else that it trains stays in its folder.
+What leaves a client: the arrays that the stage shares, its mean training loss, and its hits on its validation
+data: of its personal model in a local stage, in the global one of what it was sent, where that is asked. All
+else that it trains stays in its folder.
 """
 
 from __future__ import annotations
@@ -14,58 +15,56 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.core import seeds
 from fedms.data.federated import Samples
 from fedms.federation.assembly import (
-    fresh_client_gate,
-    model_so_far,
-    only,
-    own_evidence,
     received_calibrated,
     with_own_knowledge,
 )
 from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges import uplink
 from fedms.federation.exchanges.base import Answer, Asked, Cost, Exchange, Expected
-from fedms.federation.exchanges.checks import (
-    ROUNDING,
-    RefusalError,
-    check_number,
-    check_shapes,
-    check_tokens,
-    check_whole,
-    token_metrics,
-)
+from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_number, check_shapes
+from fedms.federation.exchanges.evaluation import Hits, check_hits, score, shared_hits
+from fedms.federation.exchanges.local_gate import continue_gate, start_gate
 from fedms.federation.initialization import ARRIVED, expert_at_start, local_start, training_names
 from fedms.federation.messages import Task, Update
 from fedms.federation.method import Stage, rates
 from fedms.federation.personal_model import PersonalModel
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, around, between
 from fedms.federation.tiers import trainable
 from fedms.federation.token_prediction import judge_tokens
-from fedms.model.arrays import Arrays, moved, prefixed
+from fedms.model.arrays import Arrays, prefixed
 from fedms.model.backbone import Backbone
 from fedms.model.expert import Expert
-from fedms.model.gate import delta, fresh_gate, local_weight, mix, shared_names
+from fedms.model.gate import fresh_gate, shared_names
 from fedms.model.parts import fresh_lora, group, part_of, trained_names
-from fedms.training.expert_training import LossFunction, Plan, reach, train_expert
-from fedms.training.gate_training import GATE_BATCH, GATE_DECAY, train_gate
+from fedms.training.expert_training import Plan, reach, train_expert
+from fedms.training.gate_training import GATE_BATCH, GATE_DECAY
 from fedms.training.passages import token_loss
+
+LARGEST_LOSS = 100.0
+"""Mean loss of a client's round, in nats, above which a secure sum counts no more."""
+
+
+@dataclass(frozen=True)
+class TrainingAsked(Asked):
+    """A round of local training."""
+
+    validates: bool = False
+    """Whether the client also validates what it was sent, as it was before this training. So the validation
+    of a round of the global stage travels with the next round's training."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The personal model after a round of a local stage, on the client's validation data."""
+    """Validation of the personal model after a local round, or of the shared one before a global round."""
 
-    samples: int
-    correct: float
-    """Samples that it gets right; of texts, the log-likelihood of their tokens."""
+    hits: Hits
     cost: Cost
     """Of this validation alone."""
-    tokens: int | None = None
-    """How many tokens it is the log-likelihood of."""
 
 
 @dataclass(frozen=True)
@@ -79,21 +78,18 @@ class TrainingAnswer(Answer):
     cost: Cost
     """Of training, the validation apart."""
     validation: Validation | None = None
-    """Of a local stage."""
+    """Of a local stage, or where it is asked."""
 
     def arrays(self) -> dict[str, Tensor]:
         """What is shared."""
         return self.shared
 
     def metrics(self) -> dict[str, Any]:
-        """Loss, costs, and the validation of a local stage."""
+        """Loss, costs, and the validation."""
         said: dict[str, Any] = {"loss": self.loss, "flops": self.cost.flops, "once": self.cost.once}
         if self.validation is not None:
-            judged = self.validation
-            score = {"correct": judged.correct}
-            if judged.tokens:
-                score = token_metrics(judged.correct, judged.tokens)
-            said |= {"validated": judged.samples, **score}
+            hits = self.validation.hits
+            said |= {"validated": hits.samples, **hits.metrics()}
             said["evaluation"] = {"flops": self.validation.cost.flops, "once": self.validation.cost.once}
         return said
 
@@ -103,9 +99,8 @@ class TrainingAnswer(Answer):
         said = update.metrics
         validation = None
         if "validated" in said:
-            cost = Cost.of(said.get("evaluation", {}))
-            correct, tokens = said.get("correct", said.get("log_likelihood", 0)), said.get("tokens")
-            validation = Validation(int(said["validated"]), correct, cost, tokens)
+            hits = Hits.of(replace(update, weight=said["validated"]))
+            validation = Validation(hits, Cost.of(said.get("evaluation", {})))
         return cls(int(update.weight), update.arrays, float(said["loss"]), Cost.of(said), validation)
 
 
@@ -116,8 +111,8 @@ class RoundResult:
     train_loss: float
     """Mean over the samples of all clients."""
     validation_score: float | None
-    """Accuracy over all clients' validation samples, or of texts mean log p over their tokens; of a local
-    stage."""
+    """Accuracy over all clients' validation samples, or of texts mean log p over their tokens; in the global
+    stage of what the round began with, where that was asked."""
 
 
 @dataclass
@@ -133,30 +128,30 @@ class Begun:
     gate: Arrays = field(default_factory=dict)
 
 
-class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
+class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
     """Local training in three steps, so that several clients can train in one batch between the first and the
     last.
     """
 
     kind = "train"
     split = "train"
-    asked = Asked
+    asked = TrainingAsked
     answered = TrainingAnswer
 
-    def answer(self, view: ClientView, asked: Asked) -> TrainingAnswer:
+    def answer(self, view: ClientView, asked: TrainingAsked) -> TrainingAnswer:
         """Train alone."""
         begun, training = self.begin(view), view.config.training
         loss = train_expert(
             view.runner, begun.expert, begun.plan, begun.samples, view.boundary, training, begun.order
         )
-        return self.conclude(view, begun, loss)
+        return self.conclude(view, begun, loss, asked)
 
     def begin(self, view: ClientView) -> Begun:
         """All that a round of local training begins with."""
         stage = view.recipe.stages[view.version[0]]
         samples = view.samples("train")
         expert, names = expert_at_start(view, stage), training_names(view, stage)
-        gate, also, loss = _start_gate(view, stage, samples)
+        gate, also, loss = start_gate(view, stage, samples)
         anchor: Arrays = {}
         if stage.pull == "sent":
             anchor = dict(expert.arrays)
@@ -178,13 +173,13 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         order = seeds.numpy_generator(view.config.seed, "batches", stage.budget, view.version[1], view.client)
         return Begun(stage, samples, expert, plan, order, gate)
 
-    def conclude(self, view: ClientView, begun: Begun, loss: float) -> TrainingAnswer:
+    def conclude(self, view: ClientView, begun: Begun, loss: float, asked: TrainingAsked) -> TrainingAnswer:
         """The answer once the expert has trained. A gate that trains by itself does so now."""
         stage, expert, gate = begun.stage, begun.expert, begun.gate
         if begun.plan.also:
             gate = {name: array.detach().cpu() for name, array in gate.items()}
         elif gate:
-            gate = _train_gate(view, stage, begun.samples, gate)
+            gate = continue_gate(view, stage, begun.samples, gate)
         shared = {name: expert.arrays[name] for name in begun.plan.names if group(name) in stage.shares}
         travels = "gate" in stage.shares and view.config.gate.network
         gate_shared = shared_names(view.config.gate.share) if travels else ()
@@ -194,6 +189,9 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
             private = {name: array for name, array in gate.items() if name not in gate_shared}
             _keep(view, stage, expert, private | arrives)
             validation = _validate(view, gate | prefixed(expert.arrays, "local/"), cost.flops)
+        elif asked.validates:
+            hits = shared_hits(view)
+            validation = Validation(hits, Cost(view.runner.flops - cost.flops, view.runner.once))
         return TrainingAnswer(len(begun.samples), sent, loss, cost, validation)
 
     def unpacked(self, task: Task, update: Update, expected: Expected) -> Update:
@@ -205,9 +203,9 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
         return replace(update, arrays=uplink.unpacked(update.arrays, starts, form))
 
     def declares(self, task: Task, update: Update, expected: Expected) -> dict[str, int]:
-        """Training samples; in a local stage validation samples, too."""
+        """Training samples, and where the client validates, validation samples, too."""
         declared = super().declares(task, update, expected)
-        if expected.recipe.method.stage(task.stage).expert == "local":
+        if _validates(task, expected.recipe.method.stage(task.stage)):
             declared["validation"] = expected.samples("validation", update.metrics.get("validated"))
         return declared
 
@@ -227,25 +225,56 @@ class TrainingExchange(Exchange[Asked, TrainingAnswer, RoundResult]):
                 raise RefusalError(reason)
         if not math.isfinite(check_number(update.metrics.get("loss"), "loss")):
             raise RefusalError("loss is not finite")
-        if stage.expert == "local":
-            validated = expected.declared["validation"]
-            if expected.recipe.of_text:
-                return check_tokens(update.metrics, validated)
-            check_whole(update.metrics.get("correct"), "correct", most=validated)
+        if _validates(task, stage):
+            check_hits(update, expected)
+        elif "validated" in update.metrics:
+            raise RefusalError("it validates, and was not asked to")
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """Arrays no further from their start than training reaches, loss and hits, all times samples."""
+        stage, samples = expected.recipe.method.stage(task.stage), expected.declared["train"]
+        ranges = {}
+        for name, start in _expected_starts(task, stage, expected).items():
+            furthest = _furthest(task, stage, name, start, expected) * (1 + ROUNDING)
+            furthest += ROUNDING * float(start.abs().max())
+            ranges[name] = around(samples * start.double(), samples * furthest)
+        ranges["loss"] = between((), 0.0, LARGEST_LOSS * samples)
+        if _validates(task, stage):
+            ranges["correct"] = between((), 0, expected.declared["validation"], whole=True)
+        return ranges
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """Arrays, loss and hits, times samples where a mean is wanted."""
+        found = {name: update.weight * array.double() for name, array in update.arrays.items()}
+        found["loss"] = torch.tensor(update.weight * min(update.metrics["loss"], LARGEST_LOSS))
+        if "correct" in update.metrics:
+            found["correct"] = torch.tensor(update.metrics["correct"])
+        return found
+
+    def summed(self, totals: Mapping[str, Tensor], parts: Mapping[str, Sequence[Expected]]) -> Update:
+        """The weighted mean of each array, the mean loss, and all hits."""
+        weights = {name: sum(each.declared["train"] for each in clients) for name, clients in parts.items()}
+        means = {name: total / weights[name] for name, total in totals.items() if name != "correct"}
+        metrics: dict[str, Any] = {"loss": float(means.pop("loss"))}
+        if "correct" in totals:
+            metrics["validated"] = sum(each.declared["validation"] for each in parts["correct"])
+            metrics["correct"] = int(totals["correct"])
+        arrays = {name: mean.float() for name, mean in means.items()}
+        return Update("", arrays, float(weights["loss"]), metrics)
 
     def combine(self, answers: Sequence[TrainingAnswer], recipe: Recipe) -> RoundResult:
-        """Mean loss over samples, and the score of a local stage. Arrays are for the aggregator."""
+        """Mean loss over samples, and the score of the validation. Arrays are for the aggregator."""
         total = sum(float(answer.samples) for answer in answers)
         loss = sum(float(answer.samples) * answer.loss for answer in answers) / total
-        validations = [answer.validation for answer in answers if answer.validation is not None]
-        if not validations:
-            return RoundResult(loss, None)
-        scored = sum(each.samples if each.tokens is None else each.tokens for each in validations)
-        score = sum(each.correct for each in validations) / scored
-        return RoundResult(loss, score)
+        hits = [answer.validation.hits for answer in answers if answer.validation is not None]
+        return RoundResult(loss, score(hits) if hits else None)
 
 
 # both sides
+
+
+def _validates(task: Task, stage: Stage) -> bool:
+    return stage.expert == "local" or TrainingAsked.of(task).validates
 
 
 def _starts(
@@ -286,51 +315,6 @@ def _remedy(view: ClientView, stage: Stage) -> str:
     return f"lower training.learning_rate ({training.learning_rate:g}) or {head}"
 
 
-def _start_gate(
-    view: ClientView, stage: Stage, samples: Samples
-) -> tuple[Arrays, list[tuple[Tensor, float]], LossFunction | None]:
-    """The gate's arrays.
-
-    With the objective `likelihood`, also what trains jointly, and the mixture's loss.
-    """
-    if "gate" not in stage.trains:
-        return {}, [], None
-    config = view.config.gate
-    gate = fresh_client_gate(view) | only(view.kept, "gate.") | only(view.arrays, "gate.")
-    if config.objective != "likelihood":
-        return gate, [], None
-    model, device = model_so_far(view), view.backbone.device
-    gate = {name: array.to(device, copy=True).requires_grad_(True) for name, array in gate.items()}
-    outputs = view.runner.frozen_outputs("global", model.global_expert, samples, view.boundary)
-    assert outputs.logits is not None
-    x, everyone = (
-        model.gate_features(view.runner, samples, view.boundary).to(device),
-        outputs.logits.to(device),
-    )
-    labels, prior = samples.labels.to(device), _inner_prior(view)
-
-    def loss(picks: np.ndarray, logits: Tensor) -> Tensor:
-        at = moved(torch.from_numpy(picks), device)
-        weight = local_weight(delta(gate, x[at]), prior)
-        return F.nll_loss(mix(everyone[at], logits, weight, view.config.mixture.on), labels[at])
-
-    return gate, [(array, config.learning_rate) for array in gate.values()], loss
-
-
-def _inner_prior(view: ClientView) -> float:
-    """The prior that the gate trains at. At 0 and 1 a gate says nothing, so 1/2 stands in their place."""
-    prior = view.config.gate.prior
-    return prior if 0 < prior < 1 else 0.5
-
-
-def _train_gate(view: ClientView, stage: Stage, samples: Samples, gate: Arrays) -> Arrays:
-    if not view.config.gate.network:
-        return gate
-    model, x, known = own_evidence(view, samples)
-    generator = seeds.torch_generator(view.config.seed, "gate", stage.name, view.version[1], view.client)
-    return train_gate(gate, x, known, model.discriminant, model.evidence, view.config.gate, generator)
-
-
 def _packed(view: ClientView, stage: Stage, shared: Arrays) -> tuple[Arrays, Arrays]:
     """What travels of the shared arrays; and what of it the server will have, where the client subtracts its
     own part from the average later and so must keep it.
@@ -368,11 +352,11 @@ def _validate(view: ClientView, trained: Mapping[str, Tensor], spent: int) -> Va
     if view.recipe.of_text:
         said = judge_tokens(model, view.runner, samples, view.boundary)
         likelihood = said.log_likelihood(view.config.gate.prior)
-        cost = Cost(view.runner.flops - spent, view.runner.once)
-        return Validation(len(samples), likelihood, cost, said.tokens)
+        hits = Hits(len(samples), likelihood, said.tokens)
+        return Validation(hits, Cost(view.runner.flops - spent, view.runner.once))
     outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
     correct = round(outputs.accuracy(samples.labels, view.config.gate.prior) * len(samples))
-    return Validation(len(samples), correct, Cost(view.runner.flops - spent, view.runner.once))
+    return Validation(Hits(len(samples), correct), Cost(view.runner.flops - spent, view.runner.once))
 
 
 # the server's side

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fedms.data.federated import Samples
@@ -29,6 +30,7 @@ from fedms.federation.messages import Task, Update
 from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range
 from fedms.federation.token_prediction import judge_tokens, of_expert
 from fedms.model.expert import same_body
 
@@ -140,9 +142,15 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
         """A log-likelihood a candidate."""
-        constant = expected.recipe.method.gate == "constant"
-        candidates = len(PRIORS) if constant else len(UNSCALED) * len(SCALES)
-        WeightLikelihood.check(update, candidates, expected.declared["validation"])
+        WeightLikelihood.check(update, _candidates(expected.recipe), expected.declared["validation"])
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """A log-likelihood a candidate."""
+        return WeightLikelihood.ranges(_candidates(expected.recipe), expected.declared["validation"])
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """The log-likelihoods, cut to their range."""
+        return WeightLikelihood.cut(update, expected.declared["validation"])
 
     def combine(self, answers: Sequence[WeightLikelihood], recipe: Recipe) -> Weights:
         """The candidates of the best likelihood on all clients' validation data."""
@@ -151,6 +159,11 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
             return Weights(prior=PRIORS[int(likelihood.argmax())])
         best = likelihood.view(len(UNSCALED), len(SCALES)).argmax(1).tolist()
         return Weights(evidence_scales=tuple(SCALES[index] for index in best))
+
+
+def _candidates(recipe: Recipe) -> int:
+    """How many ways to weigh the experts are compared."""
+    return len(PRIORS) if recipe.method.gate == "constant" else len(UNSCALED) * len(SCALES)
 
 
 def _of_tokens(view: ClientView, model: PersonalModel, samples: Samples) -> list[float]:

@@ -22,6 +22,7 @@ from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected, L
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes
 from fedms.federation.messages import Task, Update
 from fedms.federation.recipe import Recipe
+from fedms.federation.secure.encoding import Range, between
 from fedms.model.discriminant import TEMPERATURES, Discriminant
 from fedms.model.statistics import FeatureSums
 
@@ -55,7 +56,7 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
     """Sums of training features become the federation's sums.
 
     With the second moment only the total is read. Without it the covariance is estimated from the single
-    clients' class means.
+    clients' class means; so a secure sum brings it.
     """
 
     kind = "statistics"
@@ -109,6 +110,18 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
         if large:
             raise RefusalError("the second moment is larger than its samples' features can make it")
 
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """As the features, each of length sqrt(d), can make them."""
+        size, samples = expected.backbone.feature_size, expected.declared["train"]
+        long, large = (samples * most * (1 + ROUNDING) for most in (math.sqrt(size), size))
+        ranges = {
+            "statistics.counts": between((expected.classes,), 0, samples, whole=True),
+            "statistics.sums": between((expected.classes, size), -long, long),
+        }
+        if expected.recipe.sends_second_moment:
+            ranges["statistics.second"] = between((size * (size + 1) // 2,), -large, large)
+        return ranges
+
     def combine(self, answers: Sequence[Sums], recipe: Recipe) -> FeatureSums:
         """The sums over all clients' samples."""
         parts = [FeatureSums.from_arrays(answer.sums) for answer in answers]
@@ -148,6 +161,15 @@ class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, Tensor]
         """A log-likelihood a candidate."""
         candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
         CalibrationLikelihood.check(update, candidates, expected.declared["validation"])
+
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
+        """A log-likelihood a candidate."""
+        candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
+        return CalibrationLikelihood.ranges(candidates, expected.declared["validation"])
+
+    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
+        """The log-likelihoods, cut to their range."""
+        return CalibrationLikelihood.cut(update, expected.declared["validation"])
 
     def combine(self, answers: Sequence[CalibrationLikelihood], recipe: Recipe) -> Tensor:
         """Log-likelihood of all clients' validation labels, [shrinkages, temperatures]."""

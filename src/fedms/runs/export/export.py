@@ -1,30 +1,35 @@
-"""One client's model for use without fedms: PEFT adapters with their heads, the gate, and a README."""
+"""One client's model for use without fedms: PEFT adapters with heads and gate, or one merged model."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import make_folder, unmake
 from fedms.federation.personal_model import PersonalModel
-from fedms.federation.prediction import PRIORS, scale_at
+from fedms.federation.prediction import PRIORS, ExpertName, scale_at
 from fedms.model.arrays import Arrays
-from fedms.model.discriminant import Discriminant, label_shift
-from fedms.model.evidence import Evidence
+from fedms.model.discriminant import label_shift
+from fedms.model.evidence import Evidence, LinearEvidence
 from fedms.model.expert import Expert
 from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
 from fedms.runs.client import Client
-from fedms.runs.export.peft import save_plain, write_peft
-from fedms.runs.export.readme import Base, readme
+from fedms.runs.export import predictor
+from fedms.runs.export.card import card
+from fedms.runs.export.facts import FACTS, GATE_CONFIG, GATE_WEIGHTS, LABELS, facts
+from fedms.runs.export.merged import write_merged
+from fedms.runs.export.peft import save_plain, write_head, write_peft
 from fedms.training.ambient import own_torch_state
 
-GATE_WEIGHTS, GATE_CONFIG, LABELS, README = "gate.safetensors", "gate.json", "labels.json", "README.md"
+README = "README.md"
 MIXTURE_FORMULAS = {
     "probabilities": (
         "probabilities = global_weight softmax(global logits) + local_weight softmax(local logits)"
@@ -60,31 +65,50 @@ DELTA_FORMULA = (
 )
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    files: list[Path]
+    note: str | None
+    """Why a merged model has no classification head of transformers"""
+
+
 @own_torch_state()
-def export_client(client: Client, to: Path) -> list[Path]:
-    """Write the client's model into a new folder, whole or not at all; return its files.
+def export_client(client: Client, to: Path, merged: ExpertName | None = None) -> Exported:
+    """Write the client's model into a new folder, whole or not at all.
+
+    Args:
+        merged: the expert to merge into the frozen model; default: both experts as adapters.
 
     Raises:
+        ConfigError: the method does not predict with the expert to merge.
         FedmsError: the folder is not empty or cannot be written, or the method's experts are no adapters.
     """
     check_empty(to)
     if client.personal.config.task == "text":
         raise FedmsError("task: text: its clients cannot be exported yet; allowed: classification")
-    if why := _unwritable(client.personal):
+    if why := _unwritable(client.personal, merged is not None):
         raise FedmsError(
             f"method {client.personal.method.name} {why}, so there is nothing that PEFT could load"
+        )
+    there = _experts(client.personal)
+    if merged is not None and merged not in there:
+        raise ConfigError(
+            f"--merged: method {client.personal.method.name} does not predict with a {merged} expert; "
+            f"allowed: {', '.join(there)}"
         )
     made = make_folder(to)
     try:
         with tempfile.TemporaryDirectory(dir=to.parent, prefix=".export.") as draft:
             inside = Path(draft) / "export"  # the draft itself can be read by its owner alone
             inside.mkdir()
-            _write(client, inside)
+            note = _write(client, inside, merged)
             inside.replace(to)
     except BaseException:
         unmake(made)
         raise
-    return sorted(path for path in to.rglob("*") if path.is_file())
+    return Exported(sorted(path for path in to.rglob("*") if path.is_file()), note)
 
 
 def check_empty(to: Path) -> None:
@@ -93,8 +117,8 @@ def check_empty(to: Path) -> None:
         raise FedmsError(f"{to}: already there and not empty; name another folder with --to")
 
 
-def _unwritable(personal: PersonalModel) -> str | None:
-    """Why the experts cannot be PEFT adapters with a head each; None if they can."""
+def _unwritable(personal: PersonalModel, merged: bool) -> str | None:
+    """Why the experts cannot be PEFT adapters with a head each, or be merged; None if they can."""
     if personal.method.predicts == "blend":
         return "weighs two experts' pairs against each other within every layer"
     found = _experts(personal)
@@ -108,14 +132,17 @@ def _unwritable(personal: PersonalModel) -> str | None:
     }
     if more := names & reasons.keys():
         return reasons[more.pop()]
-    return None if "block" in names else "trains no LoRA pair"
+    return None if "block" in names or merged else "trains no LoRA pair"
 
 
-def _experts(personal: PersonalModel) -> dict[str, Expert]:
+def _experts(personal: PersonalModel) -> dict[ExpertName, Expert]:
     """The experts that predict."""
-    wanted = {"mixture": ("global", "local"), "global": ("global",), "local": ("local",)}.get(
-        personal.method.predicts, ()
-    )
+    every: dict[str, tuple[ExpertName, ...]] = {
+        "mixture": ("global", "local"),
+        "global": ("global",),
+        "local": ("local",),
+    }
+    wanted = every.get(personal.method.predicts, ())
     found = {"global": personal.global_expert, "local": personal.local_expert}
     return {name: expert for name in wanted if (expert := found[name]) is not None}
 
@@ -129,32 +156,43 @@ def _head_with_prior(client: Client, arrays: Arrays) -> Arrays:
     return arrays | {"head.bias": arrays["head.bias"] + shift / arrays["head.log_scale"].exp()}
 
 
-def _write(client: Client, folder: Path) -> None:
-    personal, labels = client.personal, list(client.classes)
-    experts = _experts(personal)
+def _write(client: Client, folder: Path, merged: ExpertName | None) -> str | None:
+    """Write the files; return why a merged model has no classification head."""
+    personal, labels, backbone = client.personal, list(client.classes), client.backbone
     place = os.path.abspath(personal.config.model.name)  # noqa: PTH100 - a link keeps its name
-    base_model = client.hub_name or Path(place).name
-    for name, expert in experts.items():
-        write_peft(
-            folder / name,
-            _head_with_prior(client, expert.arrays),
-            client.backbone,
-            personal.config.lora,
-            base_model,
-            labels,
-        )
-    gate = _gate(client) if personal.method.predicts == "mixture" else None
-    if gate:
-        described, tensors = gate
-        if tensors:
-            save_plain(tensors, folder / GATE_WEIGHTS)
-        _write_json(folder / GATE_CONFIG, described)
+    called = client.hub_name or Path(place).name
+    base = {"name": called, "is_folder": client.hub_name is None}
+    experts = {
+        name: _head_with_prior(client, expert.arrays)
+        for name, expert in _experts(personal).items()
+        if merged in (None, name)
+    }
+    gate, note = None, None
+    if merged is not None:
+        note = write_merged(folder, experts[merged], backbone, personal.config, labels)
+        write_head(folder, experts[merged], backbone, labels)
+    else:
+        for name, arrays in experts.items():
+            weights = client.identity.weights if personal.config.precision == "float32" else None
+            write_peft(folder / name, arrays, backbone, personal.config.lora, called, labels, weights)
+        if personal.method.predicts == "mixture":
+            gate, tensors = _gate(client)
+            if tensors:
+                save_plain(tensors, folder / GATE_WEIGHTS)
+            _write_json(folder / GATE_CONFIG, gate)
     _write_json(folder / LABELS, labels)
-    base = Base(base_model, is_folder=client.hub_name is None)
-    page = readme(
-        client.name, personal.config, client.backbone, base, list(experts), gate[0] if gate else None
-    )
+    known = {
+        "client": client.name,
+        "prior": client.prior,
+        "boundary": backbone.depth if merged else client.boundary,
+        "figures": dict(client.figures),
+        **facts(personal, backbone, client.identity, base, [*experts], merged),
+    }
+    _write_json(folder / FACTS, known)
+    shutil.copyfile(predictor.__file__, folder / "predictor.py")
+    page = card(client.name, personal.config, personal.method, known, gate, client.figures, note)
     (folder / README).write_text(page, encoding="utf-8")
+    return note
 
 
 def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -171,17 +209,12 @@ def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return described | {"formulas": formulas | {"local_weight": "local_weight = prior"}}, {}
     if personal.method.gate == "counts":
         counts = personal.arrays["own.counts"].tolist()
-        return described | {"counts": counts, "formulas": formulas | {"local_weight": COUNT_FORMULA}}, {}
-    evidence, kept = personal.evidence, personal.network_kept
+        known = {"counts": counts, "strength": COUNT_STRENGTH}
+        return described | known | {"formulas": formulas | {"local_weight": COUNT_FORMULA}}, {}
+    evidence, kept = personal.new_evidence, personal.network_kept
     tensors: dict[str, Tensor] = {}
     if evidence:
-        everyone = evidence.everyone
-        tensors |= _linear("evidence.own", everyone, evidence.means, evidence.prior)
-        if evidence.posterior:
-            tensors |= _linear("evidence.counts", everyone, everyone.means, evidence.prior)
-            tensors["evidence.shift"] = evidence.prior.log() - everyone.prior.log()
-        else:
-            tensors |= _linear("evidence.everyone", everyone, everyone.means, everyone.prior)
+        tensors |= evidence.layers()
     if kept:
         tensors |= {name: personal.arrays[name] for name in (*ADAPTER, *NETWORK)}
     formulas |= {
@@ -200,16 +233,10 @@ def _gate(client: Client) -> tuple[dict[str, Any], dict[str, Tensor]]:
     }, tensors
 
 
-def _log_r_formula(evidence: Evidence | None) -> str:
+def _log_r_formula(evidence: Evidence | LinearEvidence | None) -> str:
     if evidence is None:
         return "log_r(u) = 0"
     return POSTERIOR_LOG_R_FORMULA if evidence.posterior else LOG_R_FORMULA
-
-
-def _linear(name: str, everyone: Discriminant, means: Tensor, prior: Tensor) -> dict[str, Tensor]:
-    """The discriminant's scores with these means, and the log of a label prior, as one linear layer."""
-    projected = means @ everyone.precision / everyone.temperature
-    return {f"{name}.weight": projected, f"{name}.bias": prior.log() - 0.5 * (projected * means).sum(1)}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -83,21 +83,34 @@ def write_peft(
     lora: LoraConfig,
     base_model: str,
     labels: list[str],
+    base_weights: str | None = None,
 ) -> None:
-    """Write adapter and head into a new folder."""
+    """Write adapter and head into a new folder; `base_weights` is the digest of the frozen model's."""
     tensors, config = to_peft(arrays, backbone, lora, base_model)
-    head = {name.removeprefix("head."): array for name, array in arrays.items() if name.startswith("head.")}
     folder.mkdir(parents=True)
     save_plain(tensors, folder / WEIGHTS)
+    _write_json(folder / CONFIG, config)
+    write_head(folder, arrays, backbone, labels, base_weights)
+
+
+def write_head(
+    folder: Path,
+    arrays: Mapping[str, Tensor],
+    backbone: Backbone,
+    labels: list[str],
+    base_weights: str | None = None,
+) -> None:
+    """Write an expert's head into a folder that is there."""
+    head = {name.removeprefix("head."): array for name, array in arrays.items() if name.startswith("head.")}
     save_plain(head, folder / HEAD_WEIGHTS)
     described = {
         "formula": HEAD_FORMULA,
         "pooling": backbone.pooling,
         "feature_size": backbone.feature_size,
         "labels": labels,
+        **({} if base_weights is None else {"base_weights": base_weights}),
     }
-    for name, content in ((CONFIG, config), (HEAD_CONFIG, described)):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    _write_json(folder / HEAD_CONFIG, described)
 
 
 def save_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -105,6 +118,10 @@ def save_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     # `save_file` would make a file that only its owner can read
     path.write_bytes(save(plain, metadata={"format": "pt"}))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _factors(pair: Pair) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from fedms.runs.report.comparison.frontier import COLOURS, LINES, MARKERS
 from fedms.runs.report.comparison.progress import over_rounds
 from fedms.runs.report.drawing import LOCAL, WIDTH, Numbers, Picture, picture_text, style
 from fedms.runs.report.html import Strong, card, note, table
-from fedms.runs.report.run.losses import PERPLEXITY, perplexity_at
+from fedms.runs.report.run.losses import PERPLEXITY, has_classes, perplexity_at
 
 
 def cards(comparison: Comparison) -> Iterable[str]:
@@ -121,7 +121,9 @@ def runs_table(comparison: Comparison) -> str:
 
 def pictures(comparison: Comparison) -> list[Picture]:
     """All pictures that this comparison has the data for."""
-    drawn = (frontier(comparison), _over_rounds(comparison), blocks(comparison), partition(comparison))
+    drawn = [frontier(comparison), _over_rounds(comparison), blocks(comparison)]
+    if any(has_classes(run.result) for run in comparison.baseline.runs):
+        drawn.append(partition(comparison))
     return [picture for picture in drawn if picture is not None]
 
 

@@ -106,8 +106,16 @@ def clients_table(run: FinishedRun) -> str:
 
 def pictures(run: FinishedRun) -> list[Picture]:
     """All pictures that this run has the data for."""
-    drawn = (_score(run), frontier(run), clients(run), blocks(run), traffic(run), partition(run))
+    drawn = [_score(run), frontier(run), clients(run), blocks(run), traffic(run)]
+    if has_classes(run.result):
+        drawn.append(partition(run))
     return [picture for picture in drawn if picture is not None]
+
+
+def has_classes(result: dict[str, Any]) -> bool:
+    """Whether texts have labels, by which they can be counted."""
+    described = result.get("partition")
+    return isinstance(described, dict) and len(described["classes"]) > 1
 
 
 def _score(run: FinishedRun) -> Picture | None:
