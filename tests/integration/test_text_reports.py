@@ -5,6 +5,7 @@ import io
 import json
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from fedms import compare
 from fedms.core.errors import ConfigError
 from fedms.experiments.comparison.compare import choose
 from fedms.experiments.comparison.rows import rows
-from fedms.experiments.console import headline, round_line
+from fedms.experiments.console import Remaining, headline, round_line
 from fedms.federation.methods import METHODS
 from fedms.runs.frames import Result
 from fedms.runs.reading.comparison import read_comparison
@@ -80,7 +81,9 @@ def test_the_terminal_shows_losses(compared):
     cells = dict(zip(OF_TEXT, result_rows([result])[0], strict=True))
     assert cells["own perplexity"] == f"{result['perplexity_local']:.2f}"
     config = SimpleNamespace(task="text", method="fedms", seed=0)
-    line = round_line({"stage": "global", "round": 1, "rounds": 2, "validation_score": -2.5}, "0:01", True)
+    line = round_line(
+        {"stage": "global", "round": 1, "rounds": 2, "validation_score": -2.5}, Remaining([]), True
+    )
     assert "validation loss 2.5000" in line
     assert "classes" not in headline(config, {"clients": 3, "classes": 1})
 
@@ -97,7 +100,7 @@ def test_a_comparison_takes_the_methods_that_run_and_refuses_the_others(llama, s
 
 
 def test_tuning_takes_the_lowest_loss_and_the_highest_accuracy(tmp_path):
-    tried = []
+    tried: list[Any] = []
     for name, loss in (("a", 2.0), ("b", 1.0)):
         (tmp_path / name).mkdir()
         said = {"validation": {"nll_local": loss, "accuracy_local": loss}}
