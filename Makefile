@@ -2,6 +2,7 @@
 # install-flower   the same in .venv-flower with Flower beside it, for a federation of sites
 # test      ruff, mypy and all tests                            lint   ruff and mypy alone
 # text      the texts and the small pretrained Llama of examples/text.yaml, from the data in DATA: a minute
+# docs      the documentation as a site, into site/; a dead link is an error
 # clean     caches and build leftovers (to start afresh: rm -rf .venv)
 # results   all tables and pictures of docs/results.md, from the data in DATA; takes most of a day on 2 cores
 #           and continues if interrupted
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install install-flower install-extras test-flower demo test lint results text clean
+.PHONY: install install-flower install-extras test-flower demo test lint docs results text clean
 
 install: $(VENV)/.installed
 	@:
@@ -62,6 +63,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@echo "installing what builds the documentation into $(VENV)"
+	@$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
+	@echo "documentation  site/index.html"
+
 results: install
 	@test -d "$(DATA)" || { echo "name the folder of the data sets: make results DATA=DIR" >&2; exit 1; }
 	$(BIN)/python bench/results.py --data $(DATA)
@@ -72,5 +82,5 @@ text: install
 	$(BIN)/python bench/text.py --data $(DATA) --prepare
 
 clean:
-	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests bench -type d -name __pycache__ -prune -exec rm -rf {} +

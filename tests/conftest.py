@@ -8,6 +8,7 @@ import fedms  # noqa: F401 # isort: skip # before torch: only then are the same 
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +16,16 @@ import pytest
 import torch
 
 from fedms.config.sections import LoraConfig, ModelConfig
+from fedms.engines import process
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
+from quick_workers import spawn
 from tiny_models import tiny_model, word_tokenizer
 
 torch.set_num_threads(1)
-os.fsync = lambda handle: None  # no test ends the power; a tiny run would wait for the disk half of its time
+os.fsync = lambda fd: None  # no test ends the power; a tiny run would wait for the disk half of its time
+if sys.platform == "linux":
+    process._spawn = spawn
 if hasattr(signal, "SIGHUP"):  # `nohup` has the children of the tests ignore it, and some tests send it
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

@@ -100,7 +100,14 @@ def test_no_private_name_crosses_a_module():
 
 WALLS = {
     "fedms.federation.secure": ("fedms.core", "fedms.federation.secure"),
-    "fedms.runs.report": ("fedms.core", "fedms.runs.reading", "fedms.runs.report"),
+    "fedms.federation.private": (
+        "fedms.core",
+        "fedms.config",
+        "fedms.federation.private",
+        "fedms.federation.recipe",
+        "fedms.federation.secure",
+    ),
+    "fedms.runs.report": ("fedms.core", "fedms.runs.intervals", "fedms.runs.reading", "fedms.runs.report"),
     "fedms.federation.exchanges": (
         "fedms.core",
         "fedms.config",
@@ -116,6 +123,7 @@ WALLS = {
         "fedms.federation.method",
         "fedms.federation.personal_model",
         "fedms.federation.prediction",
+        "fedms.federation.private",
         "fedms.federation.recipe",
         "fedms.federation.secure",
         "fedms.federation.tiers",

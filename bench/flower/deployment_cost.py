@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,22 @@ from fedms.config import Config, load_config
 from fedms.core.errors import FedmsError
 from fedms.engines.base import Answer
 from fedms.engines.flower.engine import FlowerEngine
+from fedms.engines.flower.opening import open_post
+from fedms.engines.flower.post import Letter
+from fedms.engines.flower.sites import PAUSE
+from fedms.engines.flower.wire import HELLO
 from fedms.experiments import experiment
 from fedms.experiments.deployment import Deployment
-from fedms.experiments.observers import Silent
 from fedms.federation.messages import Task
+from fedms.runs.reading.run import read_rounds
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench/, whose scripts share common/
 
 from common.measure import memory_of, memory_of_family
 from common.pages import PERFORMANCE, markdown_table, splice
 
-SITES = 3
+SITES, EMPTY = 3, 5
+"""Sites, and exchanges in which they are asked for nothing."""
 TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes")
 """Keys of result.json that no engine promises."""
 BYTES = ("uplink_bytes", "downlink_bytes", "evaluation_bytes")
@@ -125,6 +130,25 @@ def timed_exchanges() -> tuple[list[float], list[int]]:
     return took, carried
 
 
+def empty_exchanges(config: Config) -> list[float]:
+    """Seconds of exchanges that ask sites for nothing but a hello."""
+    took = []
+    with closing(open_post(config)) as post:
+        for _ in range(EMPTY):
+            began = time.perf_counter()
+            waiting = {*post.send([Letter(node, HELLO, b"", HELLO) for node in post.nodes()])}
+            while waiting:
+                waiting -= {back.letter for back in post.collect(waiting)}
+                time.sleep(PAUSE)
+            took.append(time.perf_counter() - began)
+    return took
+
+
+def seconds_of(stage: str, folder: Path) -> float:
+    """Of the rounds of a stage in a run folder."""
+    return sum(float(line["seconds"]) for line in read_rounds(folder) if line["stage"] == stage)
+
+
 def measure(folder: Path) -> list[list[str]]:
     """The rows of the table.
 
@@ -146,12 +170,14 @@ def measure(folder: Path) -> list[list[str]]:
     federation = Watched(config, folder / "deployed")
     threading.Thread(target=federation.watch, daemon=True).start()
     began = time.perf_counter()
-    deployed = federation.run(Silent())
-    whole = time.perf_counter() - began
+    with federation.started() as reached:
+        deployed = experiment.run(reached, federation.folder)
+        down, up = (sum(getattr(each, way) for each in federation.wires.values()) for way in ("down", "up"))
+        empty = empty_exchanges(reached)
+    whole = time.perf_counter() - began - sum(empty)
     if differ := [key for key in local if key not in TIMES and local[key] != deployed[key]]:
         raise FedmsError(f"the results differ in {differ}")
     said = sum(deployed[key] for key in BYTES)
-    down, up = (sum(getattr(each, way) for each in federation.wires.values()) for way in ("down", "up"))
     sent, received = carried
     sites, alone = (
         max(peak for name, peak in peaks.items() if name != "superlink")
@@ -163,7 +189,9 @@ def measure(folder: Path) -> list[list[str]]:
         ["with starting and ending all processes, s", f"{whole:.0f}"],
         ["exchanges", f"{len(took)}"],
         ["an exchange, median s", f"{statistics.median(took):.1f}"],
-        ["the shortest exchange, s", f"{min(took):.1f}"],
+        ["an empty exchange, median s", f"{statistics.median(empty):.1f}"],
+        ["a global round, s", f"{seconds_of('global', federation.folder):.1f}"],
+        ["the same on the local engine, s", f"{seconds_of('global', folder / 'local'):.1f}"],
         ["bytes of tasks and answers, MB", f"{said / 1e6:.2f}"],
         ["bytes on the wire, MB", f"{(down + up) / 1e6:.2f}"],
         ["the wire to sites, times their tasks", f"{down / sent:.2f}"],

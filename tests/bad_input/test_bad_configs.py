@@ -85,6 +85,13 @@ VALUES: dict[str, tuple[str, str]] = {
     },
     **{f"no section: {name}": (f"{name}=3", f"{name}: ") for name in SECTIONS},
     **{f"null for {name}": (f"{name}=null", f"{name}: ") for name in SECTIONS},
+    "a template without a text": (
+        "data.template=Intent:",
+        "data.template: ",
+    ),
+    "a template of columns": ("data.template='{text} {title}'", "data.template: "),
+    "a prompt without a class": ("head.prompt=[a photo]", "head.prompt"),
+    "an unknown attention": ("model.attention=flash", "model.attention: "),
     "unknown section": ("modle={}", "modle: unknown key; allowed: seed, method"),
     "unknown method": ("method=fedmss", "method: 'fedmss' is not known; allowed: fedms, "),
     "empty method": ("method=''", "method: '' is not known"),

@@ -49,7 +49,9 @@ ROUND = {
 Play = Callable[[Callable[..., Any]], None]
 
 
-def fake_run(config: Any, out: Path, observer: Any, reuse: None, resume: bool) -> dict[str, Any]:
+def fake_run(
+    config: Any, out: Path, observer: Any, reuse: None, resume: bool, written: str | None = None
+) -> dict[str, Any]:
     """Write the files of a run without any training."""
     observer.begin(config, {"clients": 2, "model": "minilm", "plan": [{"stage": "global", "rounds": 1}]})
     observer.round_done(ROUND)
@@ -100,7 +102,9 @@ def test_a_run_leaves_a_report_and_says_where(play: Play, config: str) -> None:
 def test_overrides_and_out_reach_the_experiment(play: Play, config: str) -> None:
     seen: list[Any] = []
 
-    def watch(checked: Any, out: Path, observer: Any, reuse: None, resume: bool) -> dict[str, Any]:
+    def watch(
+        checked: Any, out: Path, observer: Any, reuse: None, resume: bool, written: str | None = None
+    ) -> dict[str, Any]:
         seen.append((checked.seed, checked.gate.prior, out, resume))
         return fake_run(checked, out, observer, reuse, resume)
 
@@ -128,9 +132,9 @@ def test_overrides_and_out_reach_the_experiment(play: Play, config: str) -> None
 def test_short_options_and_the_demo(play: Play, config: str) -> None:
     seen: list[Any] = []
 
-    def watch(checked: Any, out: Path, *rest: Any) -> dict[str, Any]:
+    def watch(checked: Any, out: Path, *rest: Any, **also: Any) -> dict[str, Any]:
         seen.append((checked.method, checked.seed, checked.partition.column, out))
-        return fake_run(checked, out, *rest)
+        return fake_run(checked, out, *rest, **also)
 
     play(watch)
     for arguments in (["--method", "local", "--seed", "4"], []):
@@ -152,7 +156,7 @@ def test_short_options_and_the_demo(play: Play, config: str) -> None:
     ],
 )
 def test_a_typing_error_gets_a_suggestion(play: Play, config: str, arguments: list[str], line: str) -> None:
-    def found(checked: Any, *_: Any) -> None:
+    def found(checked: Any, *_: Any, **__: Any) -> None:
         find(checked.method)
 
     play(found)

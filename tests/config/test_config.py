@@ -55,6 +55,16 @@ def test_the_dump_holds_every_key_with_its_default():
         assert list(dumped[name]) == list(fields(name))
 
 
+def test_with_sites_sums_over_few_samples_stay_there_unless_the_config_says_otherwise():
+    sites = {"engine": {"name": "flower"}}
+    assert load_config({}).statistics.least == load_config({"engine": {}}).statistics.least == 1
+    assert (
+        load_config(sites).statistics.least == load_config({}, ["engine.name=flower"]).statistics.least == 5
+    )
+    assert load_config(sites | {"statistics": {"anchor": 1}}).statistics.least == 5
+    assert load_config(sites | {"statistics": {"least": 2}}).statistics.least == 2
+
+
 def test_every_key_is_documented():
     for key, field in Config.model_fields.items():
         assert field.description, key

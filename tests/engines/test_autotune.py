@@ -194,7 +194,7 @@ def test_a_run_says_what_was_chosen_and_goes_that_way(finished, stacks, monkeypa
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_environment_names_the_workers_that_train(finished, tmp_path, monkeypatch, workers):
     """Not the default number, nor that of a resumption, which changes nothing in the file."""
-    monkeypatch.setattr(local, "worker_count", lambda config, parameters: 3 - workers)
+    monkeypatch.setattr(local, "worker_count", lambda config, parameters=0: 3 - workers)
     monkeypatch.setattr(local, "decide", lambda *given: choice.Choice(Way(workers, 1)))
     finished()
     assert read_json(tmp_path / "0" / "environment.json")["workers"] == workers
@@ -204,7 +204,7 @@ def test_the_environment_names_the_workers_that_train(finished, tmp_path, monkey
 
 def test_workers_are_measured_all_at_once_and_closed_where_they_are_slower(finished, monkeypatch):
     monkeypatch.setattr(choice, "LARGEST_SHARE", math.inf)
-    monkeypatch.setattr(local, "worker_count", lambda config, parameters: 2)
+    monkeypatch.setattr(local, "worker_count", lambda config, parameters=0: 2)
     monkeypatch.setattr(local, "measured", lambda world, stack, folder: 1e-9)
     _, _, notes = finished(FREE, "engine.stack=1")
     assert "one at a time in 2 processes" in notes[0] and notes[0].startswith(

@@ -5,7 +5,6 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -175,34 +174,6 @@ def test_no_worker_idles_and_none_repeats_anothers_work(engine):
     assert len(list(shared.iterdir())) == len(there.world.clients), "one prefix for each client"
     there.close()
     assert not shared.exists()
-
-
-@pytest.mark.parametrize("workers", [2, 4])
-def test_a_round_takes_hardly_longer_than_the_best_schedule(workers):
-    """Cohorts of ten clients by Dirichlet 0.1: the ideal is an equal share, or the largest client alone."""
-    taken = ideal = naive = 0
-    for seed in range(3):
-        draw = np.random.default_rng(seed)
-        shares = draw.dirichlet([0.1] * 30, size=77).sum(0)
-        sizes = np.maximum(1, shares / shares.sum() * 10_000).astype(int)
-        for _ in range(10):
-            cohort = [int(each) for each in draw.choice(sizes, 10, replace=False)]
-            taken += finish(cohort, [index for (index,) in local.longest_first(cohort)], workers)
-            naive += finish(cohort, list(range(len(cohort))), workers)
-            ideal += max(-(-sum(cohort) // workers), *cohort)
-    assert taken <= 1.05 * ideal < naive
-
-
-def finish(costs: list[int], order: list[int], workers: int) -> int:
-    """When the last of these workers ends that take clients from one queue in this order."""
-    busy = [0] * workers
-    for index in order:
-        busy[busy.index(min(busy))] += costs[index]
-    return max(busy)
-
-
-def test_clients_that_train_together_are_of_like_size():
-    assert list(local.longest_first([3, 9, 1, 7, 5], 2)) == [[1, 3], [4, 0], [2]]
 
 
 # clients that fail

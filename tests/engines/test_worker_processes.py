@@ -14,14 +14,21 @@ from pathlib import Path
 import pytest
 
 import fedms
+from fedms.engines import process
 from fedms.engines.imports import describe_imports
 from fedms.engines.local import LocalEngine
 from fedms.engines.process import WORKER
 from fedms.federation.messages import Task, Update
 from fedms.federation.world import open_world
+from quick_workers import plain_spawn
 
 SOURCE = Path(fedms.__file__).parent
 EXECUTED = "print('EXECUTED', __name__); raise SystemExit('my own script')\n"
+
+
+@pytest.fixture(autouse=True)
+def interpreters_of_their_own(monkeypatch):
+    monkeypatch.setattr(process, "_spawn", plain_spawn)
 
 
 def statistics(*clients: str) -> list[Task]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fedms.experiments.comparison import differences as statistics
 from fedms.experiments.comparison.differences import compare, differences, frontier, summarise
+from fedms.runs import intervals
 
 
 def result(seed: int, local, world=None, **more):
@@ -110,7 +110,7 @@ def test_a_comparison_is_the_same_each_time_and_whatever_fits_into_memory(monkey
     other = [result(seed, np.random.default_rng(9 + seed).uniform(size=20)) for seed in range(3)]
     found = compare(one, other, "accuracy_local")
     assert compare(one, other, "accuracy_local") == found
-    monkeypatch.setattr(statistics, "MOST_DRAWS_AT_ONCE", 1000)
+    monkeypatch.setattr(intervals, "MOST_DRAWS_AT_ONCE", 1000)
     assert compare(one, other, "accuracy_local") == found
 
 

@@ -1,5 +1,6 @@
 """The protocol of secure sums without an engine: what comes out and what is refused."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,20 @@ def test_two_sums_of_one_question_do_not_differ_by_one_client(tmp_path):
     other = Sum(tmp_path, members=first.members)
     with pytest.raises(FedmsError, match="would show single clients"):
         other.finish({name: other.masked(name) for name in NAMES[:4]}, NAMES[:4])
+
+
+@pytest.mark.parametrize("once", [False, True])
+def test_where_noise_is_shared_a_question_has_a_sum_of_one_group_alone(tmp_path, once):
+    made = Sum(tmp_path, members={name: Member(name, tmp_path / name, 3, once) for name in NAMES})
+    masked = {name: made.masked(name) for name in NAMES}
+    for name, member in made.members.items():
+        held = json.loads((tmp_path / name / "secrets.json").read_text())["sum"]
+        member._write(held, {"train 1": [*NAMES, "three", "others", "before"]})
+    if not once:
+        assert made.finish(masked, NAMES)
+        return
+    with pytest.raises(FedmsError, match="would show single clients"):
+        made.finish(masked, NAMES)
 
 
 def test_false_shares_are_told(tmp_path):

@@ -23,10 +23,11 @@ from flower.test_sites_that_fail import failures, results
 
 pytest.importorskip("flwr", reason="needs the extra fedms[flower]: make test-flower")
 pytestmark = pytest.mark.distributed
-LONGEST = 400
+LONGEST = 900
 """Seconds after which a federation that does not come to an end is stopped."""
-SHORT = ("federation.rounds_global=2", "federation.rounds_local=1", "federation.quorum=3")
-"""After the first global round, the next thing asked is training, where no answer may be missing."""
+SHORT = ("federation.rounds_global=3", "federation.rounds_local=1", "federation.quorum=3")
+"""The first global round is reported with its score, after the second. The next thing asked is training,
+where no answer may be missing."""
 
 
 class After(Silent):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +19,19 @@ import pytest
 
 from fedms.config import Config
 from fedms.experiments import experiment
+from fedms.experiments.before import joining
 from fedms.experiments.deployment import Deployment
 from fedms.experiments.observers import Silent
+from flower.test_engine_without_flwr import without_times
 from flower.test_sites_that_fail import failures, results
 
 pytest.importorskip("flwr", reason="needs the extra fedms[flower]: make test-flower")
 pytestmark = pytest.mark.distributed
-LONGEST = 240.0
+LONGEST = 600.0
 """Seconds that a run may take."""
 SHORT = ("federation.rounds_global=1", "federation.rounds_local=1")
+FEW = ("gate.objective=likelihood", "mixture.interpolation=1", "head.label_prior=none")
+"""With these, nothing is asked but training, one validation and the test."""
 
 
 def started(config: Config, out: Path, *options: str) -> subprocess.Popen[str]:
@@ -73,6 +78,24 @@ def test_a_run_that_was_killed_leaves_sites_that_go_on(settings, tmp_path):
     assert found == wanted
 
 
+def test_a_site_joins_and_a_run_goes_on_over_a_real_superlink(settings, tmp_path):
+    first = settings(*SHORT, *FEW, "engine.workers=1")
+    experiment.run(first, tmp_path / "local")
+    deployment = Deployment(settings(*SHORT, *FEW), tmp_path / "run")
+    with deployment.started() as config:
+        experiment.run(config, tmp_path / "run")
+        late = deployment.place / "data" / "sites" / "late"
+        shutil.copytree(late.with_name("client-1"), late)
+        deployment.start_site("late")
+        joined = experiment.run(joining(tmp_path / "run", "late", None), tmp_path / "joined")
+        onward = {"start_from": str(tmp_path / "run")}
+        second = experiment.run(config.model_copy(update=onward), tmp_path / "second")
+    here = experiment.run(joining(tmp_path / "run", "late", str(late)), tmp_path / "joined-here")
+    assert without_times(joined) == without_times(here)
+    local = first.model_copy(update={"start_from": str(tmp_path / "local")})
+    assert without_times(second) == without_times(experiment.run(local, tmp_path / "second-here"))
+
+
 def test_a_site_that_hangs_is_too_late_and_tested_when_it_is_back(settings, tmp_path):
     deployment = Deployment(settings(*SHORT), tmp_path / "run")
     hung: list[int] = []
@@ -90,7 +113,7 @@ def test_a_site_that_hangs_is_too_late_and_tested_when_it_is_back(settings, tmp_
 
     with deployment.started() as config:
         values = config.model_dump()
-        values["federation"] |= {"deadline_seconds": 15.0}
+        values["federation"] |= {"deadline_seconds": 40.0}
         found = experiment.run(Config.model_validate(values), tmp_path / "run", Hang())
     assert len(found["per_client"]) == 3
     assert ("client-1", "deadline") in failures(tmp_path / "run")

@@ -9,7 +9,9 @@ from dataclasses import asdict, replace
 import pytest
 import yaml
 
-from fedms.config.site import load_site
+from fedms.config import Config
+from fedms.config.data import DataConfig
+from fedms.config.site import SiteConfig, load_site
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.engines.flower.site import local_config
 from fedms.engines.flower.wire import TASK, Hello, Reply, Request, Terms
@@ -78,13 +80,28 @@ def test_the_server_names_no_place(asked):
     """Whatever the config says of data, model and public file, the site reads its own."""
     made, site, request = asked
     values = yaml.safe_load(request.told.config)
-    values |= {"data": {"source": "/etc/passwd"}, "device": "cuda"}
+    values |= {"data": {"source": "/etc/passwd", "template": "say {text}"}, "device": "cuda"}
     values["model"] |= {"name": "/etc", "adapter": "/etc"}
     values["evaluation"] |= {"public": "/etc/passwd"}
     config = local_config(yaml.safe_dump(values), site.settings)
-    assert config.data == site.settings.data and config.device == "cpu"
+    assert config.data == site.settings.data.model_copy(update={"template": "say {text}"})
+    assert config.device == "cpu"
     assert config.model.name == made.local.model.name and config.model.adapter is None
     assert config.evaluation.public == site.settings.public
+
+
+def test_a_site_answers_only_runs_that_promise_the_privacy_it_demands():
+    settings = SiteConfig(name="anna", folder="here", data=DataConfig(), epsilon=4.0)
+    values = yaml.safe_load(Config().to_yaml())
+
+    def taken(**privacy):
+        return local_config(yaml.safe_dump({**values, "privacy": privacy}), settings).privacy.epsilon
+
+    assert taken(unit="record", epsilon=3.0) == 3.0
+    seeded = {"unit": "record", "epsilon": 3.0, "noise": "seeded"}
+    for less in ({}, {"unit": "record", "epsilon": 5.0}, seeded):
+        with pytest.raises(FedmsError, match=r"demands differential privacy with privacy\.epsilon 4 at most"):
+            taken(**less)
 
 
 def test_a_plugin_is_not_imported_for_a_server(asked, tmp_path, monkeypatch):

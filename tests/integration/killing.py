@@ -70,7 +70,7 @@ def main() -> None:
         random.Random(int(sys.argv[4])),
     )
     torch.set_num_threads(1)
-    os.fsync = lambda handle: None  # a killed process loses nothing that the system has taken
+    os.fsync = lambda fd: None  # a killed process loses nothing that the system has taken
     world = experiment.open_world(config)
     experiment.open_world = lambda config: world
     began = time.monotonic()

@@ -12,6 +12,9 @@ from fedms.core.errors import ConfigError, FedmsError
 from fedms.experiments import experiment
 from fedms.federation.assembly import finished_model
 from fedms.federation.client import ClientHost
+from fedms.federation.exchanges import INTERPOLATION, WEIGHTS
+from fedms.federation.exchanges.base import Asked, behind
+from fedms.federation.exchanges.selection import InterpolationAsked
 from fedms.federation.personal_model import UNSCALED
 from fedms.federation.prediction import INTERPOLATIONS, PRIORS, SCALES, MixtureOutputs
 from fedms.federation.world import open_world
@@ -172,6 +175,7 @@ def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where
     ends = {at: finished(f"mixture.interpolation={at}") for at in (0.0, 0.5, 1.0)}
     assert all(other.result["interpolation"] == at for at, other in ends.items())
     world = open_world(tiny())
+    host = ClientHost(world, run.folder)
     for task, update in exchanges:
         kept = {
             at: strip(read_arrays(other.folder / "clients" / task.client / "model.safetensors")[0], "local/")
@@ -185,6 +189,8 @@ def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where
         assert all(torch.equal(kept[0.0][name], shared[name]) for name in shared if name != "head.bias"), (
             "it starts from the global expert"
         )
+        found = INTERPOLATION.answer(host.view(task), Asked())
+        assert torch.equal(update.arrays["interpolate.log_likelihood"], behind(found.log_likelihood))
         samples = world.samples(task.client, "validation")
         for at, arrays in kept.items():
             logits = (
@@ -192,7 +198,7 @@ def test_the_local_expert_goes_as_far_as_validation_says_from_its_start_to_where
             )
             assert logits is not None
             expected = -torch.nn.functional.cross_entropy(logits, samples.labels, reduction="sum")
-            answer = update.arrays["interpolate.log_likelihood"][INTERPOLATIONS.index(at)]
+            answer = found.log_likelihood[INTERPOLATIONS.index(at)]
             torch.testing.assert_close(answer, expected, atol=1e-3, rtol=1e-3)
 
 
@@ -218,10 +224,12 @@ def test_whose_local_expert_is_interpolated(perform, traffic, method, found):
 def test_a_client_weighs_its_validation_labels_at_every_prior_and_scale(perform, tiny, traffic):
     run = perform()
     task, update = next((task, update) for task, update in traffic.exchanges if task.kind == "weigh")
-    answer = update.arrays["weigh.log_likelihood"].view(len(UNSCALED), len(SCALES))
     host = ClientHost(open_world(tiny()), run.folder)
     samples = host.world.samples(task.client, "validation")
     view = host.view(task)
+    answer = WEIGHTS.answer(view, InterpolationAsked.of(task)).log_likelihood
+    answer = answer.view(len(UNSCALED), len(SCALES))
+    assert torch.equal(update.arrays["weigh.log_likelihood"], behind(answer).flatten())
     model = finished_model(view, task.settings["interpolation"], UNSCALED)
     judged = host.recipe.predictor.judge(model, host.runner, samples, view.boundary)
     assert isinstance(judged, MixtureOutputs) and judged.evidence is not None

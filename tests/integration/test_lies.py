@@ -16,7 +16,7 @@ from torch import Tensor
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
 from fedms.engines import host as client_side
-from fedms.experiments import experiment
+from fedms.experiments import ending
 from fedms.federation.exchanges.uplink import CODES, SCALES
 from fedms.federation.messages import Failure, Task, Update, decode_task, decode_update, encode
 from fedms.federation.world import open_world
@@ -139,8 +139,14 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
         array("calibrate.log_likelihood", first(5.0)),
         "calibrate.log_likelihood is above zero",
     ),
+    (
+        "calibrate",
+        None,
+        array("calibrate.log_likelihood", first(-1e6)),
+        "calibrate.log_likelihood is not in steps of 0.1 from 0 down to -4",
+    ),
     ("head", "local", array("head.log_likelihood", lambda a: a[1:]), "head.log_likelihood is of shape [4], "),
-    ("head", "local", array("head.log_likelihood", lambda a: -a), "head.log_likelihood is above zero"),
+    ("head", "local", array("head.log_likelihood", first(1.0)), "head.log_likelihood is above zero"),
     (
         "label-prior",
         "local",
@@ -150,7 +156,7 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     (
         "label-prior",
         "local",
-        array("label_prior.log_likelihood", lambda a: -a),
+        array("label_prior.log_likelihood", first(1.0)),
         "label_prior.log_likelihood is above zero",
     ),
     (
@@ -162,12 +168,12 @@ LIES: list[tuple[str, str | None, Lie, str]] = [
     (
         "interpolate",
         None,
-        array("interpolate.log_likelihood", lambda a: -a),
+        array("interpolate.log_likelihood", first(1.0)),
         "interpolate.log_likelihood is above zero",
     ),
     ("weigh", None, array("weigh.log_likelihood", first(float("nan"))), "weigh.log_likelihood is not finite"),
     ("weigh", None, weight(10**6), "it speaks for 1000000 validation samples, and declared "),
-    ("weigh", None, array("weigh.log_likelihood", lambda a: -a), "weigh.log_likelihood is above zero"),
+    ("weigh", None, array("weigh.log_likelihood", first(1.0)), "weigh.log_likelihood is above zero"),
     ("evaluate", None, metric("correct", 10**6), "correct is more than "),
     ("evaluate", None, metric("correct", -1), "correct is not a whole number"),
     ("evaluate", None, more("head.weight"), "'head.weight' was not asked for"),
@@ -263,7 +269,7 @@ def test_a_round_of_lies_ends_the_run_in_one_line(perform, in_flight):
 
 def test_what_clients_declared_outlives_the_server(perform, tiny, monkeypatch):
     world = open_world(tiny(*SHORT))
-    monkeypatch.setattr(experiment, "prune", lambda folder: 0)
+    monkeypatch.setattr(ending, "prune", lambda folder: 0)
     newest = max((perform(*SHORT).folder / "server").glob("state-*"), key=lambda path: path.stat().st_mtime)
     _, meta = read_arrays(newest)
     assert meta["declared"] == {

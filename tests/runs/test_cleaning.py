@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from fedms.cli.main import app
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
-from fedms.experiments import experiment
+from fedms.experiments import ending, experiment
 from fedms.federation.client import left_by
 from fedms.runs import cleaning
 from fedms.runs.export.export import export_client
@@ -29,7 +29,7 @@ def whole(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     place = tmp_path_factory.mktemp("whole")
     write_texts(place / "texts.csv")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "prune", lambda folder: 0)
+        patch.setattr(ending, "prune", lambda folder: 0)
         config = run_config(checkpoint("bert"), place / "texts.csv", federation__rounds_local=2)
         experiment.run(config, place / "run")
     return place / "run"

@@ -116,12 +116,26 @@ def test_each_client_keeps_the_predictions_of_its_test(finished, changes):  # no
         hits = sum(row["label"] == row["predicted"] for row in rows)
         assert kept["samples"] == len(rows) > 0
         assert kept["accuracy"] == hits / len(rows) == pytest.approx(reported["accuracy_local"])
+        alone = ("local_weight", "global_predicted", "local_predicted", "disagreement")
         if reported["gate_global_share"] is None:
-            assert {row["local_weight"] for row in rows} == {""}
+            assert {row[key] for row in rows for key in alone} == {""}
         else:
+            assert all(0 <= float(row["disagreement"]) <= 1 for row in rows)
             mean = sum(float(row["local_weight"]) for row in rows) / len(rows)
             assert 1 - mean == pytest.approx(reported["gate_global_share"], abs=1e-5)
         columns = [row["label"] for row in rows], [row["predicted"] for row in rows]
         classes = json.loads((run / "result.json").read_text())["partition"]["classes"]
         again = evaluate(classes, *columns, [float(row["probability"]) for row in rows])
         assert kept == {"client": reported["name"], "prior": kept["prior"], **asdict(again)}
+
+
+def test_what_each_expert_says_alone_is_what_it_says_at_both_ends_of_the_prior(finished):  # noqa: F811
+    run = finished()
+    frontier = json.loads((run / "result.json").read_text())["frontier"]
+    files = [path.read_text().splitlines() for path in sorted(run.glob("clients/*/predictions.csv"))]
+    for point, column in ((frontier[0], "global_predicted"), (frontier[-1], "local_predicted")):
+        shares = []
+        for lines in files:
+            hits = [row["label"] == row[column] for row in csv.DictReader(lines)]
+            shares.append(sum(hits) / len(hits))
+        assert sum(shares) / len(shares) == pytest.approx(point["accuracy_local"], abs=1e-6)

@@ -44,8 +44,8 @@ def export(finished, tmp_path_factory):  # noqa: F811
 def test_an_export_is_opened_by_its_folder_or_by_a_clients_name(export):
     client, place = export
     base = client.personal.config.model.name
-    for given in ((place,), (place, "client-1"), (place.parent, "client-1")):
-        opened = fedms.load(*given, model=base)
+    for folder, name in ((place, None), (place, "client-1"), (place.parent, "client-1")):
+        opened = fedms.load(folder, name, model=base)
         assert (opened.name, opened.prior, opened.figures) == ("client-1", 0.5, client.figures)
         assert opened.hub_name is None and opened.figures["accuracy_local"] > 0
     with pytest.raises(FedmsError, match="is the export of client-1, not of client-2"):

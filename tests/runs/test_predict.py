@@ -32,6 +32,7 @@ MIXTURES = {
     "network alone": {"gate__evidence": "none", "federation__aggregation": "exact"},
     "likelihood": {"gate__objective": "likelihood", "head__kind": "text"},
     "constant": {"method": "mixture-constant", "activation__order": "bottom-up"},
+    "template": {"data__template": "the {text} please"},
 }
 ALONE = {
     name: {"method": name} for name in ("fedavg", "fedavg-finetune", "local", "fedavg-prior", "fedsa-lora")
@@ -199,7 +200,7 @@ def test_an_explanation_adds_up_to_the_prediction(finished):  # noqa: F811
 
 def test_a_device_that_is_not_there_is_one_line(finished):  # noqa: F811
     for device in ("tpu", *(() if torch.cuda.is_available() else ("cuda",))):
-        with pytest.raises(ConfigError, match=f"^device: {device} is not available here; allowed: cpu"):
+        with pytest.raises(FedmsError, match=f"^device: {device} is not available here; allowed: auto, "):
             fedms.load(finished(), "client-0", device=device)
 
 
@@ -298,7 +299,7 @@ def test_an_export_predicts_as_its_run(finished, tmp_path, monkeypatch, changes)
     )
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"], "nothing temporary is left"
     place = (tmp_path / "deep" / "out").rename(tmp_path / "moved")
-    samples: list[Any] = TEXTS
+    samples: list[Any] = [*TEXTS, "play music " * 9]
     if client.kind == "image":
         samples = [Image.new("RGB", (40, 40), shade) for shade in ("white", "red", "black")]
     base = client.personal.config.model.name

@@ -112,7 +112,7 @@ def test_the_callers_torch_state_does_not_matter(finished, tmp_path, ambient, ch
         if client.personal.method.predicts == "mixture":
             export_client(client, tmp_path / "inside")
     if (tmp_path / "inside").exists():
-        for path in export_client(client, tmp_path / "outside"):
+        for path in export_client(client, tmp_path / "outside").files:
             same = tmp_path / "inside" / path.relative_to(tmp_path / "outside")
             assert same.read_bytes() == path.read_bytes()
     assert client.predict(inputs) == expected

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from fedms.config.sections import LoraConfig, ModelConfig
-from fedms.core.errors import FedmsError
+from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset
 from fedms.model.checkpoints import load_backbone
 from fedms.training.inputs import ImageInputs, Inputs, TextInputs, batches, class_name_embeddings, inputs_for
+from tiny_models import WORDS
 
 TEXTS = [
     "turn on the light",
@@ -142,6 +143,27 @@ def test_a_long_text_is_cut_and_an_empty_one_is_no_trouble(checkpoint):
     assert inputs.lengths(np.array([0, 1])).tolist() == [5, 2]
     assert ids[0, -1] == WORD["[SEP]"]
     assert torch.isfinite(backbone.feature(ids, lengths)).all()
+
+
+def test_a_template_stays_whole_around_a_long_text(checkpoint):
+    backbone, config = text_model(checkpoint, max_length=8)
+    words = "light lights kitchen music play louder off on " * 3
+    inputs = inputs_for(dataset(["on", words, ""]), backbone, config, ("turn ", " please"))
+    ids, lengths = inputs.batch(np.array([0, 1, 2]))
+    expected = (
+        "[CLS] turn on please [SEP]",
+        "[CLS] turn light lights kitchen music please [SEP]",
+        "[CLS] turn please [SEP]",
+    )
+    assert lengths is not None
+    for row, length, text in zip(ids, lengths, expected, strict=True):
+        assert row[:length].tolist() == [WORDS.index(word) for word in text.split()]
+
+
+def test_a_template_needs_texts(checkpoint):
+    config = ModelConfig(name=str(checkpoint("vit")))
+    with pytest.raises(ConfigError, match=r"^data\.template: needs texts, and the data are pictures"):
+        inputs_for(dataset(pictures(), "image"), load_backbone(config, LoraConfig()), config, ("a ", ""))
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta"])

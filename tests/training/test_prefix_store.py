@@ -9,8 +9,9 @@ import torch
 from test_prefix_cache import AMPLE, PICKS, same_where_real, samples
 
 from fedms.model import flops
+from fedms.training import prefix_cache
 from fedms.training.prefix_cache import PrefixCache
-from fedms.training.prefix_store import PrefixStore
+from fedms.training.prefix_store import PrefixStore, remove_unfinished
 
 
 @pytest.fixture
@@ -97,6 +98,32 @@ def test_what_was_not_used_for_longest_makes_room(make, backbone, inputs, tmp_pa
     assert not oldest.exists()
     same_where_real(holder.hidden(owners[0], 2, picks), given, tolerance=0)  # it is still mapped here
     assert sum(path.stat().st_size for path in files(tmp_path)) <= budget
+
+
+def test_one_process_keeps_to_the_budget_and_finds_again_what_it_no_longer_maps(
+    make, backbone, inputs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(prefix_cache, "MAPPED_AT_ONCE", 1)
+    picks = np.arange(9)
+    owners = [samples(f"client-{n}/train", 70, seed=n) for n in range(3)]
+    budget = sum(size_of(inputs, backbone, each) for each in owners[:2])
+    cache, alone = make(budget), make(budget=0)
+    for owned in (*owners[:2], owners[0]):
+        same_where_real(cache.hidden(owned, 2, picks), alone.hidden(owned, 2, picks), tolerance=0)
+    assert (cache.flops, cache.used) == (alone.flops, alone.used)
+    cache.hidden(owners[2], 2, picks)
+    assert sum(path.stat().st_size for path in files(tmp_path)) <= budget
+    again = cache.hidden(owners[1], 2, picks)
+    same_where_real(again, alone.hidden(owners[1], 2, picks), tolerance=0)
+
+
+def test_the_unfinished_files_of_an_ended_process_are_removed_and_no_others(tmp_path):
+    names = ["a.2.float32", "a.2.float32.17.part", "a.2.float32.117.part"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, 17)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[0], names[2]]
+    remove_unfinished(tmp_path / "nowhere", 17)
 
 
 def test_what_was_not_finished_is_not_found_and_a_damaged_file_is_computed_again(make, tmp_path):

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fedms.cli.failures import resumable
-from fedms.cli.streams import print_table
+from fedms.cli.streams import line_width, print_table
 from fedms.core.errors import ConfigError
 
 SuperLink = Annotated[str, typer.Option("--superlink", metavar="HOST:PORT", help="Address of the SuperLink.")]
@@ -173,7 +173,7 @@ def deploy(
     ):
         result = Deployment(checked, folder).run(watcher, resume)
 
-    print_table(result_table([result]))
+    print_table(result_table([result], width=line_width()))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}\nsites   {folder}-sites")
     for line in real_commands(config, checked, overrides or [], result["partition"]["clients"]):
         typer.echo(line)
@@ -216,5 +216,5 @@ def join(
     ):
         result = run_experiment(checked, folder, observer=watcher, resume=resume)
 
-    print_table(result_table([result]))
+    print_table(result_table([result], width=line_width()))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")

@@ -134,7 +134,7 @@ def run(
 
     from fedms.runs.report.tables import result_table
 
-    print_table(result_table([result]))
+    print_table(result_table([result], width=line_width()))
     typer.echo(f"run     {folder}\nreport  {folder / 'report.html'}")
 
 
@@ -200,7 +200,9 @@ def compare(
 
             compare(checked, out=folder, observer=watcher)
 
-    show_comparison(folder)
+    from fedms.runs.reading.comparison import read_comparison
+
+    show_comparison(read_comparison(folder))
     typer.echo(f"comparison  {folder / 'comparison.md'}")
     typer.echo(f"report  {folder / 'report.html'}")
 

@@ -23,7 +23,7 @@ from fedms.cli.generation import (
     show_texts,
 )
 from fedms.cli.inputs import input_batches
-from fedms.cli.streams import print_table
+from fedms.cli.streams import line_width, print_table
 from fedms.core.errors import ConfigError
 from fedms.core.formatting import clip, decimal, one_line, percent, whole
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from fedms.federation.evaluation import Evaluation
     from fedms.runs.client import Client, Prediction
 
+FIGURES = ("samples", "precision", "recall", "F1")
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 ClientName = Annotated[
     str,
@@ -229,19 +230,20 @@ def evaluate(
 
 def _show_evaluation(evaluation: Evaluation) -> None:
     """Figures of all samples, then a table of the classes."""
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table("class")
-    for heading in ("samples", "precision", "recall", "F1"):
-        table.add_column(heading, justify="right")
-    table.add_column("mostly taken for")
+    from fedms.runs.report.tables import fitted
+
+    cells: dict[str, list[Text]] = {name: [] for name in ("class", *FIGURES, "mostly taken for")}
     for at, (name, each) in enumerate(evaluation.classes.items()):
         wrong = [0 if other == at else count for other, count in enumerate(evaluation.confusion[at])]
         most = max(wrong)
         taken = f"{clip([*evaluation.classes][wrong.index(most)])} ({most:,})" if most else ""
         shares = (percent(share) for share in (each.precision, each.recall, each.f1))
-        table.add_row(clip(name), whole(each.samples), *shares, taken)
-    print_table(table)
+        row = (clip(name), whole(each.samples), *shares, taken)
+        for column, cell in zip(cells.values(), row, strict=True):
+            column.append(Text(cell))
+    print_table(fitted(cells, ("precision", "recall", "samples"), line_width(), "--output FILE has"))
     typer.echo(
         f"samples {whole(evaluation.samples)}  accuracy {percent(evaluation.accuracy)}  "
         f"macro-F1 {percent(evaluation.macro_f1)}  calibration error {decimal(evaluation.calibration_error)}"

@@ -40,6 +40,9 @@ class DataConfig(Section):
     The loss is on the answer alone. If the tokenizer has a chat template, this is the user's turn."""
     answer: str | None = None
     """With `data.prompt`: the answer, with columns in braces."""
+    template: str | None = None
+    """What the model reads of a text, with `{text}` in it, such as `Message: {text} Intent:`; default: the
+    text alone. Of a text that is too long the end is cut, and what follows it in the template stays."""
     classes: tuple[str, ...] = ()
     """Names of all classes, in the order of the labels; a label that is none of them is an error. Empty:
     those of the training samples, sorted."""
@@ -59,6 +62,21 @@ class DataConfig(Section):
                 "template", "Input should be a text with columns in braces, such as `Question: {{question}}`"
             )
         return value
+
+    @field_validator("template")
+    @classmethod
+    def _check_frame(cls, value: str | None) -> str | None:
+        if value is not None and template_columns(value) != ["text"]:
+            raise PydanticCustomError(
+                "template", "Input should be a text with one `{{text}}`, such as `Message: {{text}} Intent:`"
+            )
+        return value
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """What the model reads before a text and after it."""
+        before, _, after = (self.template or "{text}").format(text="\0").partition("\0")
+        return before, after
 
     @model_validator(mode="after")
     def _check_templates(self) -> DataConfig:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 import types
 from collections.abc import Iterator, Mapping
@@ -98,7 +99,7 @@ def template(values: Mapping[str, Any] | None = None) -> str:
         indent = "  " if group.name else ""
         for key in group.keys:
             lines += _comment(f"{key.meaning} ({key.kind})", indent)
-            value = json.dumps(given[key.name]) if key.name in given else key.default
+            value = _as_yaml(given[key.name]) if key.name in given else key.default
             last = key.name.split(".")[-1]
             quoted = f'"{last}"' if last in BOOLEANS else last
             lines.append(f"{indent}{'' if key.name in given else '# '}{quoted}: {value}")
@@ -144,7 +145,12 @@ def _keys(fields: Mapping[str, FieldInfo], prefix: str) -> Iterator[Key]:
         default = field.get_default(call_default_factory=True)
         limits = [text for text in map(_limit, field.metadata) if text]
         kind = ", ".join([_kind(field.annotation), *limits])
-        yield Key(f"{prefix}{name}", kind, json.dumps(default), _one_line(field))
+        yield Key(f"{prefix}{name}", kind, _as_yaml(default), _one_line(field))
+
+
+def _as_yaml(value: Any) -> str:
+    """A value as JSON that YAML reads alike: to YAML 1.1 `1e-05` is a text, and `1.0e-05` a number."""
+    return re.sub(r"^(-?\d+)e", r"\1.0e", json.dumps(value))
 
 
 def _kind(annotation: Any) -> str:

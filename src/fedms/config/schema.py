@@ -55,6 +55,10 @@ KEYS_SHARED_BY_ALL_ROWS = (
 """Keys and sections in which rows of a comparison must not differ: it pairs results on the same test data."""
 
 
+LEAST_AT_SITES = 5
+"""`statistics.least` with sites, where the config does not say."""
+
+
 class Config(Section):
     """The config of one experiment."""
 
@@ -131,6 +135,18 @@ class Config(Section):
             return {**values, "partition": {**held, "clients": len(sites)}}
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spare_small_classes(cls, values: Any) -> Any:
+        """With sites, sums over few samples stay there, where the config does not say how few."""
+        engine = values.get("engine") if isinstance(values, Mapping) else None
+        if not isinstance(engine, Mapping) or engine.get("name") != "flower":
+            return values
+        held = values.get("statistics") or {}
+        if isinstance(held, Mapping) and "least" not in held:
+            return {**values, "statistics": {**held, "least": LEAST_AT_SITES}}
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> Config:
         if self.partition.clients is not None:
@@ -174,7 +190,8 @@ class Config(Section):
             raise ValueError(
                 "evaluation.everyone: must be null with evaluation.public, all of whose samples count"
             )
-        self._check_privacy()
+        self._check_secure_sum()
+        self._check_private()
         self._check_task()
         self._check_compare()
         return self
@@ -200,6 +217,11 @@ class Config(Section):
         labelled = self.partition.rule in ("dirichlet", "classes")
         for key, wrong, allowed in (
             ("data.image", self.data.image is not None, "null"),
+            (
+                "data.template",
+                self.data.template is not None,
+                "null; see data.prompt",
+            ),
             ("partition.rule", labelled and self.data.label is None, "column, equal, files, or a data.label"),
             ("mixture.on", self.mixture.on != "probabilities", "probabilities"),
             ("gate.evidence", self.gate.evidence != "statistics", "its default: tokens are the evidence"),
@@ -209,7 +231,20 @@ class Config(Section):
             if wrong:
                 raise ValueError(f"{key}: does not go with task: text; allowed: {allowed}")
 
-    def _check_privacy(self) -> None:
+    def _check_private(self) -> None:
+        """Raise ValueError where a key asks for what has no private release."""
+        if self.privacy.unit is None:
+            return
+        for key, wrong, allowed in (
+            ("task", self.task != "classification", "classification"),
+            ("statistics.second_moment", self.statistics.second_moment is True, "auto or false"),
+            ("statistics.least", self.statistics.least > 1, "1, since noise covers small classes"),
+            ("start_from", self.start_from is not None, "null, since budgets are kept run by run"),
+        ):
+            if wrong:
+                raise ValueError(f"{key}: does not go with privacy.unit; allowed: {allowed}")
+
+    def _check_secure_sum(self) -> None:
         """Raise ValueError where the config asks for single answers, or for sums of too few clients."""
         if not self.privacy.secure_sum:
             return

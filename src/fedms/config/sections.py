@@ -53,8 +53,9 @@ class ModelConfig(Section):
     image_size: int | None = Field(None, ge=16, le=2048)
     """Side of an image in pixels, a multiple of the patch size; default: the size in the model's image
     processor."""
-    pooling: Literal["auto", "mean", "cls", "last"] = "auto"
-    """How the tokens of a block output become one feature: `mean`, `cls` (the first token) or `last`. `auto`
+    pooling: Literal["auto", "mean", "cls", "last", "own"] = "auto"
+    """How the tokens of a block output become one feature: `mean`, `cls` (the first token), `last`, or `own`
+    (by SigLIP's attention head, so that the feature lies where its text tower has class names). `auto`
     is the pooling of a sentence-transformers model (1_Pooling/config.json), else the last token for language
     models, the mean for other text models, the class token for images, and the mean where there is none."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
@@ -203,7 +204,11 @@ class HeadConfig(Section):
 
     kind: Literal["statistics", "means", "text-init", "text", "linear"] = "statistics"
     """How the head starts: `statistics` (federated discriminant), `means` (class means), `text-init`
-    (class-name embeddings, then trained), `text` (class-name embeddings, frozen) or `linear` (zeros)."""
+    (class-name embeddings, then trained), `text` (class-name embeddings, frozen) or `linear` (zeros). Class
+    names are embedded by a text model, or by the text tower of CLIP or SigLIP, once."""
+    prompt: tuple[str, ...] = ()
+    """Templates in which class names are embedded, such as `a photo of a {class}.`; several are averaged.
+    Default: the name alone for a text model, `a photo of a {class}.` for pictures."""
     rederive: Literal["auto", "never"] = "auto"
     """Whether the global expert's head may become the discriminant of the trained features, or a mixture of
     both heads, where the likelihood of the clients' validation labels says so. It applies to heads of kind
@@ -212,6 +217,16 @@ class HeadConfig(Section):
     """How many samples everyone's label shares count in a client's label prior, which enters the first bias
     of its local expert. `auto` chooses 1, 3 or 10 by the likelihood of the clients' validation labels; `none`
     leaves the label prior out."""
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            if each.count("{class}") != 1 or set("{}") & set(each.replace("{class}", "")):
+                raise PydanticCustomError(
+                    "prompt", "should be texts with one `{{class}}`, such as `a photo of a {{class}}.`"
+                )
+        return value
 
     @field_validator("label_prior", mode="before")
     @classmethod
@@ -237,8 +252,9 @@ class StatisticsConfig(Section):
     multiple of the identity.
     """
     least: int = Field(1, ge=1)
-    """Fewest samples of a class with which a client sends the sum of that class; smaller classes are left out
-    of its sums."""
+    """Fewest samples over which a client sends a sum: smaller classes are left out of its feature sums, and
+    to a client with a smaller validation split all candidates of a choice are level. Default: 5 with
+    `engine.name: flower`, 1 on this machine (docs/privacy.md shows what it costs)."""
     rank: int | None = Field(None, ge=1)
     """Number of eigenvectors in which the second moment is sent, with one rest; default: the whole symmetric
     matrix."""

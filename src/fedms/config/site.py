@@ -41,7 +41,11 @@ class SiteConfig(Section):
     capacity: int | None = Field(None, ge=1)
     """The most blocks that this site trains; default: as the run says."""
     say_counts: bool = True
-    """Whether the server is told how many training samples of each class there are here."""
+    """Whether the server is told how many training samples of each class there are here; never in a run with
+    differential privacy."""
+    epsilon: float | None = Field(None, gt=0)
+    """The most that `privacy.epsilon` of a run may be, with noise that protects; other runs get no answer.
+    Default: any run is answered, private or not."""
 
     @field_validator("name")
     @classmethod

@@ -66,7 +66,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_arrays(
-    path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, Any]
+    path: Path, arrays: Mapping[str, Tensor], meta: Mapping[str, Any], mode: int = 0o666
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Write arrays and JSON values into one safetensors file, with a digest of both.
 
@@ -75,7 +75,7 @@ def write_arrays(
     """
     held = storable(arrays)
     values = json.loads(json.dumps(dict(meta)))
-    write_bytes(path, encode_arrays(held, {**values, DIGEST_KEY: _digest(held, values)}))
+    write_bytes(path, encode_arrays(held, {**values, DIGEST_KEY: _digest(held, values)}), mode)
     return held, values
 
 

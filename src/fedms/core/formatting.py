@@ -19,6 +19,11 @@ def percent(value: float | None, digits: int = 1) -> str:
     return MISSING if value is None else f"{100 * value:.{digits}f} %"
 
 
+def points(share: float | None) -> str:
+    """-0.0123 is `−1.2`: a difference in hundredths, with its sign."""
+    return MISSING if share is None else f"{round(100 * share, 1) or 0.0:+.1f}".replace("-", "−")
+
+
 def decimal(value: float | None, digits: int = 3) -> str:
     """0.81234 is `0.812`."""
     return MISSING if value is None else f"{value:.{digits}f}"

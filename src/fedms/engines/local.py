@@ -1,8 +1,9 @@
 """The local engine: clients in this process one after another, or in worker processes of one thread each.
 
 Either way a task reaches the client's side as bytes, its answer comes back as bytes, and each client's state
-lies in a folder of its own. The tasks of an exchange are one queue, the client with the most samples first;
-a worker that is free takes the next. Workers share the frozen prefixes' outputs as files.
+lies in a folder of its own. The tasks of an exchange are one queue in an order that has all workers end at
+about the same time (`engines.schedule`), and a free worker takes the next. Workers share the frozen prefixes'
+outputs as files.
 
 A worker that dies, or is killed at the deadline, loses the answer of the client that it worked for, and no
 other. A new worker goes on with the next client. No answer can be late, since its process is gone.
@@ -28,6 +29,7 @@ from fedms.engines.host import respond
 from fedms.engines.memory import keep_freed_memory, peak_memory
 from fedms.engines.pipe import MEASURE, bundled, unbundled
 from fedms.engines.process import LostError, WorkerProcess
+from fedms.engines.schedule import alike, in_order
 from fedms.federation.client import ClientHost
 from fedms.federation.exchanges import TRAINING
 from fedms.federation.messages import Failure, Task, encode
@@ -70,6 +72,7 @@ class LocalEngine(ClosedAtEnd):
         self._prefixes = prefixes
         self._samples = {name: len(client.train) for name, client in world.clients.items()}
         self._deadline = world.config.federation.deadline_seconds
+        self._remove_cache()  # what a killed run left is not sure to be whole
         try:
             workers = worker_count(world.config, world.backbone.parameter_count)
             self.choice = decide(world, min(workers, len(world.clients)), self._measure, folder / "cache")
@@ -158,12 +161,14 @@ class LocalEngine(ClosedAtEnd):
         """The tasks in the order in which they are begun. A group is done together by one process: training
         tasks of clients with about as many steps.
         """
-        everyone = range(len(tasks))
         if self.workers == 1 and self.choice.way.stack == 1:
-            return deque([index] for index in everyone)
+            return deque([index] for index in range(len(tasks)))
         together = all(task.kind == TRAINING.kind for task in tasks)
         size = min(self.choice.way.stack, -(-len(tasks) // self.workers)) if together else 1
-        return longest_first([self._samples[task.client] for task in tasks], size)
+        samples = [self._samples[task.client] for task in tasks]
+        groups = alike(samples, max(size, 1))
+        costs = [sum(samples[index] for index in group) for group in groups]
+        return deque(groups[place] for place in in_order(costs, self.workers))
 
     def _wait(self, worker: WorkerProcess, message: bytes, clients: int) -> bytes:
         """A worker's answer. Clients together have as much time as clients one after another."""
@@ -204,6 +209,9 @@ class LocalEngine(ClosedAtEnd):
     def close(self) -> None:
         """End all processes, and remove the cache."""
         self._close_processes()
+        self._remove_cache()
+
+    def _remove_cache(self) -> None:
         shutil.rmtree(self._folder / "cache", ignore_errors=True)
 
     def _close_processes(self) -> None:
@@ -211,12 +219,6 @@ class LocalEngine(ClosedAtEnd):
             self._host.close()
         for worker in self.processes:
             worker.close()
-
-
-def longest_first(samples: Sequence[int], size: int = 1) -> deque[list[int]]:
-    """Places of clients with these numbers of samples, the largest first, in groups of at most `size`."""
-    ordered = sorted(range(len(samples)), key=lambda index: -samples[index])
-    return deque(ordered[at : at + size] for at in range(0, len(ordered), max(size, 1)))
 
 
 def _next(queue: deque[list[int]]) -> list[int] | None:

@@ -23,6 +23,7 @@ from fedms.federation.identity import DataIdentity
 from fedms.federation.messages import FailureKind
 from fedms.federation.registration import declarations
 from fedms.model.kernels import Kernel
+from fedms.training.prefix_store import remove_unfinished
 
 WORKER = Path(__file__).with_name("worker.py")
 PATIENCE = 10
@@ -61,6 +62,7 @@ class WorkerProcess:
         declared = {**declarations(config), "data": asdict(data), "kernel": kernel}
         self._declarations = json.dumps(declared).encode()
         self._cache = folder / "cache" / str(number)
+        self._prefixes = prefixes
         self._places = [str(each) for each in (folder, number, workers, prefixes) if each is not None]
         self._closing = threading.Lock()
         self._closed = False
@@ -155,12 +157,14 @@ class WorkerProcess:
             self.process.wait()
 
     def _clean_up(self) -> None:
-        """Close the pipes of an ended process, and remove its cache."""
+        """Close the pipes of an ended process, and remove its cache and its unfinished prefixes."""
         with contextlib.suppress(OSError):
             self._in.close()  # its buffer may hold bytes that were not read any more
         self._out.close()
         self._lifeline.close()
         shutil.rmtree(self._cache, ignore_errors=True)
+        if self._prefixes is not None:
+            remove_unfinished(self._prefixes, self.process.pid)
 
     def _ending(self) -> str:
         """How the process ended."""

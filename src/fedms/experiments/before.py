@@ -23,11 +23,11 @@ from fedms.federation.sites import ServerSide
 from fedms.model.arrays import Arrays
 from fedms.runs.folder import RunFolder
 from fedms.runs.personal_files import MODEL
-from fedms.runs.reading.run import FinishedRun, read_run
+from fedms.runs.reading.run import Run, read_run
 
 SAME = (
     *("method", "lora.rank", "lora.alpha", "lora.targets", "head.kind", "federation.aggregation"),
-    *("activation.rule", "activation.order", "model.prompt_tokens"),
+    *("activation.rule", "activation.order", "model.prompt_tokens", "data.template", "head.prompt"),
     *("gate.adapter_rank", "gate.hidden", "gate.features", "gate.share"),
 )
 """Keys on which the arrays of a run depend."""
@@ -40,7 +40,7 @@ class Before:
     config: Config
     """Of the new run"""
     folder: RunFolder
-    run: FinishedRun
+    run: Run
 
     @classmethod
     def of(cls, config: Config) -> Self | None:

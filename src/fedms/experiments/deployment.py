@@ -34,6 +34,8 @@ SECRET = "secret"
 """File of the secret that executors share with the SuperLink of their machine."""
 PAUSE = 0.2
 """Seconds between two looks at processes."""
+PATIENCE = 300.0
+"""Seconds at least that a run waits for sites that all begin to load torch on this machine at once."""
 
 
 class Deployment:
@@ -91,7 +93,9 @@ class Deployment:
 
     def _server_config(self, names: Sequence[str], secret: Path) -> Config:
         values = self.config.model_dump()
+        patience = max(self.config.engine.patience_seconds, PATIENCE)
         values["engine"] |= {"name": "flower", "superlink": self.address, "secret": str(secret)}
+        values["engine"]["patience_seconds"] = patience
         values["federation"] |= {"sites": tuple(names)}
         values["partition"] |= {"clients": len(names)}
         values["data"] |= {"classes": tuple(read_json(self.place / "data" / "classes.json"))}

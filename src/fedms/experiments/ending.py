@@ -15,6 +15,7 @@ from fedms.federation.exchanges import FINAL_TEST, INTERPOLATION, WEIGHTS
 from fedms.federation.exchanges.selection import InterpolationAsked, Selection
 from fedms.federation.exchanges.testing import BASE_MEANS, FinalTestAsked
 from fedms.federation.sites import ServerSide
+from fedms.runs.cleaning import prune
 from fedms.runs.result import make_result
 
 
@@ -22,6 +23,8 @@ def finish(
     rounds: Rounds, world: ServerSide, base_means: Tensor | None, chosen: Selection | None
 ) -> dict[str, Any]:
     """Test every client's final model on own and everyone's data; the content of result.json, now written.
+
+    What only a resumption would need is removed.
 
     Args:
         base_means: the class means that judge pictures before any training.
@@ -49,6 +52,7 @@ def finish(
     answers, lines = FINAL_TEST.result(updates, recipe), rounds.folder.metrics()
     result = make_result(world, server, selection, answers, lines, rounds.engine.peak_memory())
     rounds.folder.write_result(result)
+    prune(rounds.folder.path)
     rounds.observer.round_done(record)
     rounds.observer.end(result)
     return result

@@ -28,25 +28,20 @@ from fedms.experiments.secure_rounds import SecureRounds
 from fedms.experiments.tensorboard import Events, require_tensorboard
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
-from fedms.federation.exchanges import (
-    CALIBRATION,
-    HEAD,
-    LABEL_PRIOR,
-    STATISTICS,
-    TRAINING,
-)
+from fedms.federation.exchanges import CALIBRATION, HEAD, LABEL_PRIOR, STATISTICS, TRAINING
 from fedms.federation.exchanges.statistics import FeaturesAsked
 from fedms.federation.exchanges.testing import BASE_MEANS
 from fedms.federation.masking import check_secure
 from fedms.federation.method import Stage
 from fedms.federation.methods import find
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
+from fedms.federation.releasing import check_private
 from fedms.federation.server import Server
 from fedms.federation.sites import ServerSide
 from fedms.federation.world import open_world
 from fedms.model.arrays import Arrays
 from fedms.model.statistics import normalise
-from fedms.runs.cleaning import clean_run, prune
+from fedms.runs.cleaning import clean_run
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.training.ambient import own_torch_state
@@ -87,6 +82,7 @@ def run(
     require_tensorboard(config)
     check_plugins(config)
     check_secure(config)
+    check_private(config)
     config = with_public_digest(config)
     if warning := same_bits_warning():
         log.warning(warning)
@@ -117,9 +113,7 @@ def run(
                 # the watcher comes last: it may end the run after a round
                 watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
                 made = Experiment(world, folder, engine, Several(watchers), adapter, before)
-                result = made.run(first, resume)
-                prune(out)
-                return result
+                return made.run(first, resume)
     finally:
         torch.set_num_threads(threads)
 
@@ -272,7 +266,7 @@ class Experiment:
         if not self.closed:
             return
         self.server.restore(arrays, meta)
-        self.reused, self.waiting = meta["reused"], meta["waiting"]
+        self.reused, self.waiting = meta["reused"], meta.get("waiting")
         self.base_means = arrays.get(BASE_MEANS)
         for last in [*filter(None, (*meta["records"], self.waiting))][-1:]:
             place = f" round {last['round']}" if last["rounds"] else ""
@@ -356,16 +350,18 @@ class Experiment:
         self, line: Line, stage: Stage | None, features: Features, evaluation: bool = False
     ) -> None:
         """Clients send their sums once; then the same clients' validation data choose the discriminant's
-        shrinkage and temperature.
+        shrinkage and temperature, if they may choose anything.
         """
         server, recipe, anchor = self.server, self.recipe, self.config.statistics.anchor
         asked = FeaturesAsked(features)
         ask = partial(self.rounds.ask, line, clients=line.cohort, stage=stage, evaluation=evaluation)
         sums = STATISTICS.result(ask(STATISTICS, asked=asked), recipe)
-        named = features == "backbone" and anchor > 0
+        named = features == "backbone" and (anchor > 0 or (recipe.private and not self._pictures))
         names = normalise(self.world.class_embeddings) if named else None
         discriminant = sums.discriminant(None, names, anchor)
         server.expect_discriminant()
+        if recipe.private:
+            return server.learn(discriminant)
         answers = ask(CALIBRATION, asked=asked, arrays=discriminant.to_arrays())
         server.learn(discriminant.calibrated(CALIBRATION.result(answers, recipe), recipe.shrinkages))
 

@@ -54,7 +54,8 @@ class SecureRounds(Rounds):
         asked: Asked | None = None,
     ) -> list[Update]:
         """As `Rounds.ask`. The sum is of `needed` clients at least, and of `privacy.least`."""
-        if exchange is FINAL_TEST:  # what each personal model comes to is no sum
+        nothing = exchange is TRAINING and self.server.recipe.private  # a private client sends nothing of it
+        if exchange is FINAL_TEST or nothing:  # what each personal model comes to is no sum
             return super().ask(
                 line, exchange, clients, stage, wanted, needed, spare, evaluation, arrays, asked
             )

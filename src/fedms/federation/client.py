@@ -19,6 +19,7 @@ from fedms.federation.exchanges.local_training import Begun
 from fedms.federation.masking import masked
 from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.recipe import HEADS_FROM_NAMES, recipe_for
+from fedms.federation.releasing import released
 from fedms.federation.world import World
 from fedms.model.arrays import Arrays, prefixed, split_name, strip
 from fedms.model.parts import fresh_lora, group
@@ -109,8 +110,12 @@ class ClientHost:
         )
 
     def answered(self, task: Task, view: ClientView, answer: Answer) -> Update:
-        """The answer as it leaves the client, with what it took; masked where it is part of a sum."""
+        """The answer as it leaves the client, with what it took: with noise under differential privacy, and
+        masked where it is part of a sum.
+        """
         update = answer.to_update(view.client, Cost(self.runner.flops, self.runner.once))
+        if self.recipe.private:
+            update = released(task, view, update)
         return masked(task, view, update) if self.config.privacy.secure_sum else update
 
     def close(self) -> None:
@@ -140,9 +145,11 @@ class ClientHost:
 
     def _class_embeddings(self, task: Task) -> Tensor | None:
         """Where a head begins with them, or the accuracy before training is measured by them."""
-        text = self.world.backbone.kind == "text" and self.config.task != "text"
-        needed = task.kind == "test" or self.config.head.kind in HEADS_FROM_NAMES
-        return self.world.class_embeddings if text and needed else None
+        if self.config.task == "text":
+            return None
+        base = task.kind == "test" and self.world.backbone.kind == "text"
+        needed = base or self.config.head.kind in HEADS_FROM_NAMES
+        return self.world.class_embeddings if needed else None
 
 
 def left_by(folder: Path) -> Content:

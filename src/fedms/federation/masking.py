@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from fedms.config import Config
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.federation.client_view import ClientView
@@ -26,19 +24,16 @@ def masked(task: Task, view: ClientView, update: Update) -> Update:
         FedmsError: the server asks for a single answer where sums alone are allowed, or for too small a sum.
     """
     exchange = find_exchange(task.kind)
-    declared = {split: len(view.samples(split)) for split in ("train", "validation")}
-    expected = Expected(view.recipe, view.backbone, view.classes, view.capacity, view.rank, declared)
+    expected = Expected.of(view)
     ranges = exchange.ranges(task, expected)
     if ranges is None:
         return update
     if SUM not in task.settings:
         raise FedmsError("the server asks for a single answer, and privacy.secure_sum allows sums alone")
     addends = exchange.addends(update, expected)
-    asked = json.dumps(exchange.asked.of(task).to_settings(), sort_keys=True)
-    question = f"{task.stage} {task.round} {task.kind} {asked}"
     arrays = member_of(view).masked(
         Plan.of(task.settings[SUM]),
-        question,
+        exchange.question(task),
         task.arrays[SHARES],
         {name: (addends[name], within) for name, within in ranges.items()},
         view.config.seed,
@@ -56,4 +51,4 @@ def check_secure(config: Config) -> None:
         raise ConfigError(
             f"method: {config.method} is not possible with privacy.secure_sum; allowed: {others}"
         )
-    require_ciphers()
+    require_ciphers("privacy.secure_sum")

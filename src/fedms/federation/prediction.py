@@ -56,6 +56,10 @@ class ClientOutputs(ABC):
         """g_L [n], the weight of the local expert; None where nothing is mixed."""
         return None
 
+    def alone(self) -> tuple[Tensor, Tensor] | None:
+        """Log probabilities [n, C] of the global and of the local expert; None where no two are mixed."""
+        return None
+
     def global_share(self, prior: float) -> float | None:
         """Mean weight of the global expert; None where nothing is mixed."""
         weight = self.local_weight(prior)
@@ -134,6 +138,10 @@ class MixtureOutputs(ClientOutputs):
     def log_probabilities(self, prior: float) -> Tensor:
         """[n, C]"""
         return gates.mix(self.global_logits, self.local_logits, self.local_weight(prior), self.mix_on)
+
+    def alone(self) -> tuple[Tensor, Tensor]:
+        """[n, C] of the global and of the local expert."""
+        return F.log_softmax(self.global_logits, dim=1), F.log_softmax(self.local_logits, dim=1)
 
 
 # predictors

@@ -103,6 +103,13 @@ class Recipe:
         """Whether soft prompts train. They stand below all blocks, so no prefix is frozen."""
         return any("prompt" in stage.trains for stage in self.stages)
 
+    @property
+    def private(self) -> bool:
+        """Whether answers are differentially private (docs/privacy.md). Then validation data choose nothing
+        for all clients: what is chosen otherwise keeps the value in the config, or its first one.
+        """
+        return self.config.privacy.unit is not None
+
     # statistics
 
     @property
@@ -126,7 +133,15 @@ class Recipe:
     def sends_second_moment(self) -> bool:
         """Whether clients send the second moment: where it is asked for, and in secure sums."""
         sent = self.config.statistics.second_moment
-        return self.config.privacy.secure_sum if sent == "auto" else sent
+        if sent == "auto":
+            return self.config.privacy.secure_sum and not self.private
+        return sent
+
+    @property
+    def releases(self) -> int:
+        """How often a private client is asked for its sums: its budget is for so many releases."""
+        later = any(map(self.begins_with_statistics, self.stages))
+        return max(1, int(self.starts_from_statistics) + int(later))
 
     @property
     def shrinkages(self) -> tuple[float, ...]:
@@ -141,12 +156,14 @@ class Recipe:
         """Whether the discriminant of the trained features may become the global expert's head."""
         head = self.config.head
         trained = any(stage.expert == "global" and "head" in stage.trains for stage in self.stages)
-        return self.has_head and head.rederive == "auto" and head.kind in HEADS_FROM_SUMS and trained
+        wanted = head.rederive == "auto" and not self.private
+        return self.has_head and wanted and head.kind in HEADS_FROM_SUMS and trained
 
     @property
     def chooses_label_prior(self) -> bool:
         """Whether validation chooses how many samples everyone's label shares count in a client's."""
-        return self.config.head.label_prior == "auto" and self.has_local and self.has_common_start
+        wanted = self.config.head.label_prior == "auto" and not self.private
+        return wanted and self.has_local and self.has_common_start
 
     @property
     def predicts_from_discriminant(self) -> bool:
@@ -177,11 +194,14 @@ class Recipe:
     @property
     def chooses_interpolation(self) -> bool:
         """Whether validation chooses how far local experts go from their start."""
-        return self.method.predicts == "mixture" and self.config.mixture.interpolation is None
+        wanted = self.config.mixture.interpolation is None and not self.private
+        return wanted and self.method.predicts == "mixture"
 
     @property
     def chooses_weights(self) -> bool:
         """Whether validation chooses a constant weight, or the scales of the gate's evidence."""
+        if self.private:
+            return False
         by_tokens = self.of_text and self.method.gate == "learned" and not self.routes_tokens
         return self.method.gate == "constant" or self.gate_reads_statistics or by_tokens
 

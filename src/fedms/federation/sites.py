@@ -125,7 +125,8 @@ class ServerWorld:
 
     @cached_property
     def class_embeddings(self) -> Tensor:
-        return class_name_embeddings(self.class_names, self.backbone, self.config.model)
+        config = self.config
+        return class_name_embeddings(self.class_names, self.backbone, config.model, config.head.prompt)
 
     def label_counts(self) -> list[list[int]]:
         """As the sites declare them; empty unless all do."""
@@ -193,7 +194,7 @@ def open_site(config: Config, place: Place, own: Dataset, backbone: Backbone) ->
         dataset = with_public(dataset, judged.public, config.data)
     data = federated(dataset, parts, judged.public_splits)
     opened = OpenRows(data.evaluation.rows) if data.evaluation else OpenRows()
-    inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
+    inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model, config.data.around)
     capacity = min(place.capacity, backbone.depth)
     return SiteWorld(
         config, dataset, parts, data, backbone, inputs, opened, capacity=capacity, rank=place.rank

@@ -22,6 +22,7 @@ from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
 from fedms.federation.tiers import capacities, ranks
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone
+from fedms.model.text_tower import check_tower
 from fedms.model.vocabulary import give_words
 from fedms.training.device import prepare, resolved
 from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
@@ -104,7 +105,8 @@ class World:
     @cached_property
     def class_embeddings(self) -> Tensor:
         """Frozen features of the class names, [C, d]."""
-        return class_name_embeddings(self.class_names, self.backbone, self.config.model)
+        config = self.config
+        return class_name_embeddings(self.class_names, self.backbone, config.model, config.head.prompt)
 
     def open_client(self, name: str) -> FederatedDataset:
         """What one client holds: its own rows, and the evaluation rows that a simulation hands to all.
@@ -161,7 +163,7 @@ def open_world(config: Config) -> World:
     if config.task == "text":
         inputs = passage_inputs(opened, backbone, config.model)
     else:
-        inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model)
+        inputs = inputs_for(replace(dataset, inputs=opened), backbone, config.model, config.data.around)
     return World(config, dataset, parts, data, backbone, inputs, opened)
 
 
@@ -175,10 +177,7 @@ def open_backbone(config: Config) -> Backbone:
     if config.task == "text":
         give_words(backbone)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
-        allowed = "statistics, means, linear"
-        raise ConfigError(
-            f"head.kind: {config.head.kind} needs a text model; with {config.model.name} allowed: {allowed}"
-        )
+        check_tower(backbone, f"head.kind: {config.head.kind}")
     if backbone.kind == "image" and config.statistics.anchor:
         raise ConfigError(f"statistics.anchor: needs a text model; with {config.model.name} allowed: 0")
     check_depth(config.activation, backbone.depth, config.model.name)

@@ -93,6 +93,8 @@ class Backbone(nn.Module):
         self.family = family
         self.checkpoint = checkpoint
         self.pooling = pooling if pooling != "auto" else _pooling(model, family)
+        if self.pooling == "own" and not hasattr(model, family.pooler or "no pooler"):
+            raise ConfigError("model.pooling: own needs a SigLIP with its head; allowed: mean, cls, last")
         self.transposed = without_transposed(model)
         blocks: Any = model.get_submodule(family.blocks)
         self.blocks: nn.ModuleList = blocks
@@ -279,6 +281,8 @@ class Backbone(nn.Module):
         token = self.end(hidden[:, 0] if first else hidden)
         if self.pooling == "cls":
             token = token if first else token[:, 0]
+        elif self.pooling == "own":
+            token = self.model.get_submodule(str(self.family.pooler))(token)
         elif self.pooling == "last":
             last = token.shape[1] - 1 if lengths is None else moved(lengths, token.device) - 1
             token = token[torch.arange(len(token), device=token.device), last]

@@ -58,11 +58,15 @@ class Discriminant:
 
     def log_likelihood(self, x: Tensor, labels: Tensor, shrinkages: Sequence[float]) -> Tensor:
         """Sum of log p(label | x) at each of these shrinkages and each temperature of the grid, [s, T]."""
+        return self.log_likelihoods(x, labels, shrinkages).sum(-1)
+
+    def log_likelihoods(self, x: Tensor, labels: Tensor, shrinkages: Sequence[float]) -> Tensor:
+        """log p(label | x) of each sample, [s, T, n]."""
         found = []
         for shrinkage in shrinkages:
             scores = replace(self, shrinkage=shrinkage, temperature=1.0).scores(x)
             logits = (scores / t + self.prior.log() for t in TEMPERATURES)
-            found.append(torch.stack([-F.cross_entropy(each, labels, reduction="sum") for each in logits]))
+            found.append(torch.stack([-F.cross_entropy(each, labels, reduction="none") for each in logits]))
         return torch.stack(found)
 
     def calibrated(self, log_likelihood: Tensor, shrinkages: Sequence[float]) -> Discriminant:

@@ -28,6 +28,8 @@ class Family:
     after: tuple[str, ...] = ()
     """Modules between the last block and the feature. They work on each token alone."""
     embeddings: str = "embeddings"
+    pooler: str | None = None
+    """The module that makes one feature of all tokens, for `model.pooling: own` (SigLIP)."""
     projection: str | None = None
     """Linear layer on the pooled feature (CLIP)."""
     model_class: str = "AutoModel"
@@ -54,7 +56,7 @@ _CLIP = Family(
 )
 _T5 = Family("text", model_class="T5EncoderModel")
 _UMT5 = Family("text", model_class="UMT5EncoderModel")
-_SIGLIP = Family("image", model_class="SiglipVisionModel")
+_SIGLIP = Family("image", model_class="SiglipVisionModel", pooler="head")
 REFUSED = {
     "albert": "its blocks are one and the same, so none can be active alone",
     "siglip2": "it reads pictures of any shape; name a SigLIP of one size, such as siglip2-base-patch16-224",

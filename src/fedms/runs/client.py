@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.federated import Samples
@@ -189,8 +188,7 @@ class Client:
         scale = None
         if outputs.evidence is not None:
             evidence, scale = outputs.evidence.tolist(), scale_at(outputs.scales, prior)
-        everyone = F.log_softmax(outputs.global_logits, dim=1)
-        own = F.log_softmax(outputs.local_logits, dim=1)
+        everyone, own = outputs.alone()
         return [
             Explanation(answer, prior, said, scale, self._by_class(everyone[at]), self._by_class(own[at]))
             for at, (answer, said) in enumerate(zip(answers, evidence, strict=True))
@@ -223,7 +221,8 @@ class Client:
         given: Sequence[Any] = Pictures(checked, before) if self.kind == "image" else checked
         dataset = Dataset(self.kind, given, none, self.classes, {}, None)
         with self._shared.exclusive() as backbone:
-            model_inputs = inputs_for(dataset, backbone, self.personal.config.model)
+            config = self.personal.config
+            model_inputs = inputs_for(dataset, backbone, config.model, config.data.around)
             # the cache needs a folder, but with a budget of 0 on disk it writes nothing there
             cache = PrefixCache(backbone, model_inputs, MEMORY, disk=0, folder=Path())
             samples = Samples("new", np.arange(len(checked)), torch.from_numpy(none))

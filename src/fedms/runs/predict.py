@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from fedms.config import Config
+from fedms.config.sections import Device
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.formatting import excerpt, printable
 from fedms.federation.methods import of
@@ -23,6 +22,7 @@ from fedms.runs.personal_files import MODEL, read_model
 from fedms.runs.reading.run import read_run
 from fedms.runs.text_client import TextClient
 from fedms.training.ambient import own_torch_state
+from fedms.training.device import resolved
 
 
 @own_torch_state()
@@ -30,7 +30,7 @@ def load(
     run: str | Path,
     client: str | None = None,
     model: str | Path | None = None,
-    device: Literal["cpu", "cuda"] | None = None,
+    device: Device | None = None,
 ) -> Client:
     """Open one client of a finished run, or an export of one; the data set is not needed.
 
@@ -41,12 +41,11 @@ def load(
         device: where it predicts; default: the run's device, or the CPU where there is no GPU.
 
     Raises:
-        ConfigError: another device, or `cuda` where there is none.
-        FedmsError: no finished run is there, it has no such client, or its model cannot be loaded.
+        FedmsError: the device or a finished run is not there, the run has no such client, or its model cannot
+            be loaded.
     """
-    if device not in (None, "cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        allowed = "cpu, cuda" if torch.cuda.is_available() else "cpu"
-        raise ConfigError(f"device: {excerpt(str(device))} is not available here; allowed: {allowed}")
+    if device is not None:
+        resolved(device)
     if place := export_at(Path(run), client):
         opened = Client(**vars(open_export(place, client, model, device or "cpu")))
         if not opened.fits():

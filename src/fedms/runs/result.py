@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fedms.config.privacy import PrivacyConfig
 from fedms.federation.exchanges.selection import Selection
 from fedms.federation.exchanges.testing import FinalTestAnswer, Judgement
 from fedms.federation.prediction import PRIORS
@@ -66,6 +67,7 @@ def make_result(
         **{key: round(sum(line.get(key, 0) for line in lines), 3) for key in SECONDS},
         "peak_memory_bytes": peak_memory,
         "validation": _on_validation(answers, recipe) if world.config.evaluation.validation else None,
+        **({"privacy": _privacy(world.config.privacy, answers)} if recipe.private else {}),
         "per_client": [_client(answer) for answer in answers],
         "partition": {
             "classes": list(world.class_names),
@@ -78,6 +80,22 @@ def make_result(
 def _on_validation(answers: Sequence[FinalTestAnswer], recipe: Recipe) -> dict[str, Any]:
     losses = _losses(answers, "validation") if recipe.of_text else {}
     return _accuracies(answers, "validation") | losses
+
+
+def _privacy(privacy: PrivacyConfig, answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
+    """What is promised, and what each client's ledger says that it has spent of it.
+
+    `in_the_clear` names what no noise covers.
+    """
+    return {
+        "unit": privacy.unit,
+        "epsilon": privacy.epsilon,
+        "delta": privacy.delta,
+        "noise": privacy.noise,
+        "protects": privacy.protects,
+        "in_the_clear": ["numbers of samples", "test accuracies"],
+        "spent": {answer.client: answer.epsilon for answer in answers},
+    }
 
 
 def _losses(answers: Sequence[FinalTestAnswer], split: str) -> dict[str, Any]:

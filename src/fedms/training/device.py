@@ -21,7 +21,7 @@ def resolved(device: Device) -> str:
     if device == "auto":
         return allowed[0]
     if device not in allowed:
-        raise FedmsError(f"device: {device} is not available here; allowed: auto, {', '.join(allowed)}")
+        raise FedmsError(f"device: {device:.80} is not available here; allowed: auto, {', '.join(allowed)}")
     return device
 
 

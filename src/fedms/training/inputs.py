@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from fedms.config.sections import ModelConfig
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.data.sources import Dataset
 from fedms.model.backbone import Backbone, Preprocessing, ragged
 from fedms.model.checkpoints import first_line
+from fedms.model.text_tower import tower_embeddings
 
 _tokenizing = threading.Lock()
 """A tokenizer holds the length at which it truncates, and threads and clients share it."""
@@ -34,9 +36,12 @@ class Inputs(Protocol):
 class TextInputs:
     """Token ids; each text is tokenised once, at its first use."""
 
-    def __init__(self, texts: Sequence[str], tokenizer: Any, max_length: int, prompt: str = "") -> None:
+    def __init__(
+        self, texts: Sequence[str], tokenizer: Any, max_length: int, before: str = "", after: str = ""
+    ) -> None:
+        """`before` and `after` are read around every text."""
         self._texts = texts
-        self._prompt = prompt
+        self._before, self._after = before, after
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._pad = int(tokenizer.pad_token_id or 0)
@@ -58,11 +63,25 @@ class TextInputs:
     def _of(self, rows: np.ndarray) -> list[np.ndarray]:
         new = [int(row) for row in rows if int(row) not in self._ids]
         if new:
-            texts = [self._prompt + self._texts[row] for row in new]
-            encoded = self.encode(texts, truncation=True, max_length=self._max_length)
-            for row, ids in zip(new, encoded, strict=True):
-                self._ids[row] = np.asarray(ids, dtype=np.int32)
+            texts = [self._before + self._texts[row] + self._after for row in new]
+            cut = {} if self._after else {"truncation": True, "max_length": self._max_length}
+            for row, ids in zip(new, self.encode(texts, **cut), strict=True):
+                fitting = ids if len(ids) <= self._max_length else self._cut(self._texts[row])
+                self._ids[row] = np.asarray(fitting, dtype=np.int32)
         return [self._ids[int(row)] for row in rows]
+
+    def _cut(self, text: str) -> list[int]:
+        """Token ids with as much of a text as leaves room for what follows it."""
+        least, most = 0, len(text) - 1
+        while least < most:
+            middle = (least + most + 1) // 2
+            if len(self.encode([self._before + text[:middle] + self._after])[0]) <= self._max_length:
+                least = middle
+            else:
+                most = middle - 1
+        whole = [self._before + text[:least] + self._after]
+        ids: list[int] = self.encode(whole, truncation=True, max_length=self._max_length)[0]
+        return ids
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         return np.array([len(ids) for ids in self._of(rows)], dtype=np.int64)
@@ -94,8 +113,10 @@ class ImageInputs:
         return pixels, None
 
 
-def inputs_for(dataset: Dataset, backbone: Backbone, config: ModelConfig) -> Inputs:
-    """The model inputs of a data set.
+def inputs_for(
+    dataset: Dataset, backbone: Backbone, config: ModelConfig, around: tuple[str, str] = ("", "")
+) -> Inputs:
+    """The model inputs of a data set; texts are read with what stands `around` them (`data.template`).
 
     Raises:
         FedmsError: text for an image model or the reverse, or the model has no tokenizer or image processor.
@@ -104,7 +125,9 @@ def inputs_for(dataset: Dataset, backbone: Backbone, config: ModelConfig) -> Inp
     if dataset.kind != backbone.kind:
         raise FedmsError(f"model {config.name} reads {backbone.kind}, but the data are {dataset.kind}")
     if dataset.kind == "text":
-        return text_inputs(dataset.inputs, backbone, config)
+        return text_inputs(dataset.inputs, backbone, config, around)
+    if any(around):
+        raise ConfigError("data.template: needs texts, and the data are pictures; allowed: null")
     _check_image_size(backbone, config)
     processor = _preprocessing(backbone, config).image_processor
     try:
@@ -122,7 +145,9 @@ def _preprocessing(backbone: Backbone, config: ModelConfig) -> Preprocessing:
     return backbone.checkpoint
 
 
-def text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) -> TextInputs:
+def text_inputs(
+    texts: Sequence[str], backbone: Backbone, config: ModelConfig, around: tuple[str, str] = ("", "")
+) -> TextInputs:
     """The model inputs of texts; FedmsError where the model has no fitting tokenizer."""
     tokenizer, model = _preprocessing(backbone, config).tokenizer, cast(Any, backbone.model)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
@@ -130,7 +155,7 @@ def text_inputs(texts: Sequence[str], backbone: Backbone, config: ModelConfig) -
             f"model {config.name}: its tokenizer has more words ({len(tokenizer):,}) than its weights know"
         )
     longest = min(config.max_length, backbone.positions or config.max_length)
-    return TextInputs(texts, tokenizer, longest, backbone.prompt)
+    return TextInputs(texts, tokenizer, longest, backbone.prompt + around[0], around[1])
 
 
 def _check_image_size(backbone: Backbone, config: ModelConfig) -> None:
@@ -145,12 +170,31 @@ def _check_image_size(backbone: Backbone, config: ModelConfig) -> None:
 
 
 @torch.no_grad()
-def class_name_embeddings(class_names: Sequence[str], backbone: Backbone, config: ModelConfig) -> Tensor:
-    """The frozen features of the class names, read as words, [C, d]."""
-    texts = text_inputs([name.replace("_", " ").replace("-", " ") for name in class_names], backbone, config)
+def class_name_embeddings(
+    class_names: Sequence[str], backbone: Backbone, config: ModelConfig, prompts: Sequence[str] = ()
+) -> Tensor:
+    """The frozen features of the class names, read as words in each of the templates `prompts`, [C, d].
+
+    A model of pictures embeds them by its text tower.
+    """
+    image = backbone.kind == "image"
+    templates = prompts or (["a photo of a {class}."] if image else ["{class}"])
+    words = [name.replace("_", " ").replace("-", " ") for name in class_names]
+    found = []
+    for template in templates:
+        texts = [template.replace("{class}", name) for name in words]
+        found.append(tower_embeddings(texts, backbone) if image else _features(texts, backbone, config))
+    if len(found) == 1:
+        return found[0]
+    return torch.stack([F.normalize(each, dim=1) for each in found]).mean(0)
+
+
+def _features(words: Sequence[str], backbone: Backbone, config: ModelConfig) -> Tensor:
+    """The frozen features of texts, [n, d]."""
+    texts = text_inputs(words, backbone, config)
     backbone.attach({})
     features = []
-    for row in range(len(class_names)):  # one by one, so that none depends on another's padding
+    for row in range(len(words)):  # one by one, so that none depends on another's padding
         ids, lengths = texts.batch(np.array([row]))
         features.append(backbone.feature(ids.to(backbone.device), lengths))
     return torch.cat(features).cpu()

@@ -35,6 +35,8 @@ from fedms.training.inputs import Inputs, batches
 from fedms.training.prefix_store import PrefixStore, allocated, mapped
 
 FILL_BATCH = 64
+MAPPED_AT_ONCE = 64
+"""Files of a store that a process holds mapped. It finds others again when it needs them."""
 
 log = logging.getLogger(__name__)
 
@@ -327,6 +329,10 @@ class PrefixCache:
     def _keep(self, owner: str, entry: _Entry) -> None:
         self._entries[owner] = entry
         self._held[entry.place] += self._bytes(entry.offsets)
+        if entry.place == "store":
+            finished = [each for each, at in self._entries.items() if at.place == "store" and not at.path]
+            for each in finished[:-MAPPED_AT_ONCE]:
+                self._drop(each)
 
     def _refuse(self, owner: str) -> None:
         """Never keep this owner's states.

@@ -13,6 +13,8 @@ from torch import Tensor
 from fedms.core.files import dtype_name
 
 UNFINISHED = ".part"
+SHARE_OF_ROOM = 16
+"""One process takes at most this part of the room that it has seen in the folder before it looks again."""
 
 
 class PrefixStore:
@@ -27,6 +29,7 @@ class PrefixStore:
         self.folder = folder
         self.budget = budget
         self._content = content.encode()
+        self._room = 0
 
     def find(
         self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype, below: str = ""
@@ -69,6 +72,14 @@ class PrefixStore:
         return self.folder / f"{digest}.{boundary}.{dtype_name(dtype)}"
 
     def _make_room(self, size: int) -> None:
+        """Delete files until there is room for this many bytes.
+
+        The folder is listed again when a part of the room that was found has been taken. Other processes take
+        theirs meanwhile, and a list for each of ten thousand files would take longer than the files.
+        """
+        self._room -= size
+        if self._room >= 0:
+            return
         there = []
         for path in self.folder.iterdir():
             try:
@@ -83,6 +94,13 @@ class PrefixStore:
             if path.suffix != UNFINISHED:
                 path.unlink(missing_ok=True)
                 free += each
+        self._room = (free - size) // SHARE_OF_ROOM
+
+
+def remove_unfinished(folder: Path, process: int) -> None:
+    """Remove the files that a process which has ended was filling."""
+    for path in folder.glob(f"*.{process}{UNFINISHED}"):
+        path.unlink(missing_ok=True)
 
 
 def allocated(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:

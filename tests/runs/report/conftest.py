@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import statistics
@@ -13,6 +14,8 @@ import pytest
 import yaml
 from hostile import HOSTILE, ROWS
 
+from fedms.core.paths import is_name
+from fedms.federation.exchanges.testing import PREDICTIONS
 from fedms.runs.report.comparison.page import write_comparison_report
 from fedms.runs.report.run.page import write_report
 
@@ -109,6 +112,31 @@ def make_rounds(clients: int = 12) -> list[dict[str, Any]]:
     return out
 
 
+def write_predictions(run: Path, result: dict[str, Any]) -> None:
+    """What each client that can have a folder predicted: right, but for the samples of one class."""
+    for client in result["per_client"]:
+        if not is_name(client["name"]):
+            continue
+        folder = run / "clients" / client["name"]
+        folder.mkdir(parents=True)
+        draw = random.Random(client["name"])
+        lines = [
+            [
+                row,
+                name,
+                "intent 1" if name == "intent 0" else name,
+                0.75,
+                0.25,
+                "intent 2",
+                name,
+                draw.random(),
+            ]
+            for row, name in enumerate(CLASSES)
+        ]
+        with (folder / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([PREDICTIONS, *lines])
+
+
 def write_run(folder: Path, clients: int = 12, **changes: Any) -> Path:
     """Write a run folder; `changes` replace keys of its result."""
     folder.mkdir()
@@ -124,7 +152,10 @@ def write_run(folder: Path, clients: int = 12, **changes: Any) -> Path:
     (folder / "metrics.jsonl").write_text(
         "".join(json.dumps(record) + "\n" for record in make_rounds(clients))
     )
-    (folder / "result.json").write_text(json.dumps({**make_result(clients), **changes}), encoding="utf-8")
+    result = {**make_result(clients), **changes}
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    if clients <= 12:
+        write_predictions(folder, result)
     return folder
 
 

@@ -6,6 +6,7 @@ import csv
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from PIL import Image
@@ -46,14 +47,16 @@ class Page(HTMLParser):
             self.cells[-1] += data
 
 
-def stands_alone(html: str) -> None:
-    """The page loads nothing and runs nothing."""
+def stands_alone(html: str, folder: Path) -> None:
+    """The page loads nothing and runs nothing, and leads only to files beside it that are there."""
     page = Page(html)
     assert "http://" not in html and "https://" not in html
     assert not page.tags & {"script", "link", "iframe", "object", "embed", "foreignobject"}
-    for _, name, value in page.attributes:
+    for tag, name, value in page.attributes:
         assert not name.startswith("on")
-        if name in ("src", "href", "xlink:href"):
+        if tag == "a" and name == "href":
+            assert (folder / unquote(value)).is_file() and ".." not in value
+        elif name in ("src", "href", "xlink:href"):
             assert value.startswith(("#", "data:image/png;base64,"))
     assert not re.search(r"@import|url\((?!#)", html)
 

@@ -19,7 +19,7 @@ from fedms.core.errors import FedmsError
 from fedms.runs.reading.comparison import read_comparison, unlikeness
 from fedms.runs.report.comparison.page import write_comparison_report
 
-PICTURES = ("frontier", "gate", "rounds", "bytes", "flops", "clients", "blocks", "partition")
+PICTURES = ("frontier", "gate", "rounds", "clients", "blocks", "partition")
 Make = Callable[..., Path]
 Record = dict[str, Any]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -49,8 +49,8 @@ def drawn(folder: Path) -> set[str]:
     return {path.stem for path in (folder / "figures").glob("*.csv")}
 
 
-def test_the_report_stands_alone(html: str) -> None:
-    stands_alone(html)
+def test_the_report_stands_alone(html: str, compared: Path) -> None:
+    stands_alone(html, compared)
     identifiers_resolve(html)
     follows_the_theme(html, pictures=len(PICTURES))
 
@@ -124,7 +124,7 @@ def test_the_numbers_over_rounds_are_those_of_the_runs(compared: Path) -> None:
     lines = [
         json.loads(line) for line in (compared / "runs" / "row0-0" / "metrics.jsonl").read_text().splitlines()
     ]
-    rows = [row for row in read_csv(compared / "figures" / "bytes.csv") if row["row"] == "fedms"]
+    rows = [row for row in read_csv(compared / "figures" / "rounds.csv") if row["row"] == "fedms"]
     scored = [line for line in lines if line["validation_score"] is not None]
     assert [float(row["validation_score"]) for row in rows] == pytest.approx(
         [line["validation_score"] for line in scored]
@@ -162,7 +162,7 @@ def test_unlikeness_is_the_total_variation() -> None:
 def test_one_row_and_one_seed(make_comparison: Make) -> None:
     folder = make_comparison(rows=["fedms"], seeds=[0])
     page = write_comparison_report(folder).read_text(encoding="utf-8")
-    stands_alone(page)
+    stands_alone(page, folder)
     assert drawn(folder) == set(PICTURES)
     assert "Against fedms" not in page and "±" not in Page(page).cells[1]
 
@@ -171,7 +171,7 @@ def test_as_many_rows_as_there_may_be(make_comparison: Make) -> None:
     rows = ["fedms", *(f"method {n} $x_{n}$" for n in range(24))]
     folder = make_comparison(rows=rows, seeds=[0], clients=3)
     page = write_comparison_report(folder).read_text(encoding="utf-8")
-    stands_alone(page)
+    stands_alone(page, folder)
     assert len(page) < 2_000_000
     assert set(rows) <= set(Page(page).cells)
     assert drawn(folder) == set(PICTURES)
@@ -224,7 +224,7 @@ def test_runs_that_are_gone_take_only_their_rounds_with_them(make_comparison: Ma
     folder = make_comparison(seeds=[0])
     shutil.rmtree(folder / "runs")
     write_comparison_report(folder)
-    assert drawn(folder) == set(PICTURES) - {"rounds", "bytes", "flops", "blocks"}
+    assert drawn(folder) == set(PICTURES) - {"rounds", "blocks"}
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,21 @@ def test_the_command_writes_reports_of_comparisons_and_of_runs(make_comparison: 
     assert result.exit_code == 0, result.output
     assert (folder / "report.html").exists() and (run / "report.html").exists()
     assert result.output.count("report  ") == 2 and "0.8800" in result.output
+
+
+def test_pictures_are_pdf_files_where_that_is_asked_for(make_comparison: Make) -> None:
+    folder = make_comparison(rows=["fedms"], seeds=[0], clients=2)
+    asked = ["report", str(folder), "--format", "pdf"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    written = {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert written.keys() >= {"frontier.pdf", "rounds.pdf", "gate.pdf"}
+    assert all(name.endswith(".pdf") and content.startswith(b"%PDF") for name, content in written.items())
+    assert done.output.splitlines() == [f"picture  {folder}/figures/{name}.pdf" for name in PICTURES]
+    again = CliRunner().invoke(app, asked)
+    assert again.exit_code == 0
+    assert written == {path.name: path.read_bytes() for path in (folder / "figures").iterdir()}
+    assert not (folder / "report.html").exists()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to open the page with")

@@ -20,8 +20,8 @@ def html(reported: Path) -> str:
     return (reported / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_report_stands_alone(html: str) -> None:
-    stands_alone(html)
+def test_the_report_stands_alone(reported: Path, html: str) -> None:
+    stands_alone(html, reported)
 
 
 def test_identifiers_are_unique_and_references_resolve(html: str) -> None:
@@ -37,19 +37,16 @@ def test_names_from_the_data_are_text(html: str) -> None:
 
 
 def test_colours_follow_the_theme(html: str) -> None:
-    follows_the_theme(html, pictures=6)
+    follows_the_theme(html, pictures=9)
 
 
 def test_the_client_table_says_what_the_result_says(reported: Path, html: str) -> None:
     cells = Page(html).cells
     for client in json.loads((reported / "result.json").read_text())["per_client"]:
-        at = cells.index(client["name"])
-        expected = [
-            f"{client['samples']:,}",
-            f"{client['accuracy_local']:.4f}",
-            f"{client['accuracy_global']:.4f}",
-        ]
-        assert cells[at + 1 : at + 5] == [*expected, f"{client['gate_global_share']:.3f}"]
+        own, everyone = f"{client['accuracy_local']:.4f}", f"{client['accuracy_global']:.4f}"
+        at = cells.index(own) - 2
+        assert cells[at : at + 3] == [client["name"], f"{client['samples']:,}", own]
+        assert cells[at + 3 : at + 5] == [everyone, f"{client['gate_global_share']:.3f}"]
 
 
 def test_the_headline_says_what_the_result_says(html: str) -> None:
@@ -78,7 +75,7 @@ def test_what_was_run_and_what_failed_is_told(html: str) -> None:
 
 
 def test_every_picture_is_files_that_are_not_blank(reported: Path, html: str) -> None:
-    names = ("score", "blocks", "traffic", "clients", "frontier", "partition")
+    names = ("frontier", "clients", "score", "loss", "classes", "confusion", "blocks", "traffic", "partition")
     assert {path.name for path in (reported / "figures").iterdir()} == {
         f"{name}.{kind}" for name in names for kind in ("png", "svg", "csv")
     }
@@ -107,7 +104,12 @@ def test_what_is_missing_is_left_out(make_run: MakeRun) -> None:
     )
     page = write_report(folder).read_text(encoding="utf-8")
     Page(page)
-    assert {path.stem for path in (folder / "figures").glob("*.csv")} == {"score", "blocks", "traffic"}
+    assert {path.stem for path in (folder / "figures").glob("*.csv")} == {
+        "score",
+        "loss",
+        "blocks",
+        "traffic",
+    }
     assert "Gate weight</h3>" not in page and "– on everyone&#x27;s data" in page
 
 
@@ -116,8 +118,10 @@ def test_clients_without_a_gate_have_no_gate_panel(make_run: MakeRun) -> None:
         {"name": "a", "samples": 3, "accuracy_local": 0.5, "accuracy_global": None, "gate_global_share": None}
     ]
     page = write_report(make_run("one", per_client=clients)).read_text(encoding="utf-8")
-    assert "gate weight" not in re.findall(r"<svg.*?</svg>", page, re.DOTALL)[2]
-    assert Page(page).cells[:5] == ["a", "3", "0.5000", "–", "–"]
+    assert "gate weight" not in re.findall(r"<svg.*?</svg>", page, re.DOTALL)[1]
+    cells = Page(page).cells
+    at = cells.index("0.5000")
+    assert cells[at - 2 : at + 3] == ["a", "3", "0.5000", "–", "–"]
 
 
 def test_a_run_of_no_rounds_and_an_empty_result(make_run: MakeRun) -> None:

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from fedms.core import formatting as words
 from fedms.federation.methods import METHODS
+from fedms.runs.reading.comparison import read_comparison
+from fedms.runs.report.comparison.tables import comparison_table
 from fedms.runs.report.tables import (
     COLUMNS,
     MOST_CLIENTS,
@@ -67,6 +69,27 @@ def test_the_terminal_table_fits_and_takes_names_literally(result: dict[str, Any
     shown = text(result_table([{**result, "method": "[red]x"}]))
     assert "[red]x" in shown and "0.8829" in shown and "\x1b" not in shown
     assert max(map(len, shown.splitlines())) <= 80
+
+
+def words_of(shown: str) -> set[str]:
+    return set(shown.split())
+
+
+@pytest.mark.parametrize("width", [48, 60, 80, 120])
+def test_tables_leave_out_columns_before_they_break_a_word(
+    result: dict[str, Any], compared: Path, width: int
+) -> None:
+    runs = ["runs/one", "runs/two"]
+    narrow = text(result_table([result, result], runs, width), width)
+    assert max(map(len, narrow.splitlines())) <= width
+    assert {"fedms", "0.8829", "0.7846", f"({runs[0]})"} <= words_of(narrow)
+    comparison = read_comparison(compared)
+    wide = text(comparison_table(comparison, width), width)
+    assert max(map(len, wide.splitlines())) <= width
+    missing = wide.partition("comparison.md has ")[2]
+    for title in ("trainable", "downlink", "seconds", "TFLOP", "uplink", "gate", "worst"):
+        assert (title in words_of(wide.partition("comparison.md has ")[0])) != (title in missing)
+    assert bool(missing) == (width < 120) and {"local", "0.898"} <= words_of(wide)
 
 
 def test_all_methods_fit_the_terminal_and_nothing_is_cut() -> None:

@@ -32,7 +32,7 @@ NOT_PASSED = {
 }
 """Headers that are about one connection alone (RFC 9110, section 7.6.1)."""
 MOST_CONNECTIONS = 1000
-START_SECONDS, ANSWER_SECONDS = 10.0, 120.0
+START_SECONDS, ANSWER_SECONDS = 30.0, 120.0
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]

@@ -112,9 +112,9 @@ class FlowerEngine(ClosedAtEnd):
         if self._known.data(client, hello.data) != hello.data:
             return Failure(client, "refused", "its data changed since the run began")
         before = self._before_of(client)
-        if before is not None and STATE not in getattr(hello.runs.get(before), "kept", ()):
+        if before is not None and STATE not in hello.kept(before):
             return Failure(client, "lost", "what it trained in the run before is gone from its folder")
-        there = hello.runs[self.run_id].kept if self.run_id in hello.runs else {}
+        there = hello.kept(self.run_id)
         gone = {kind for kind, at in self._known.kept(client).items() if there.get(kind, (-1, -1)) < at}
         if STATE in gone:  # which no server can send again
             return Failure(client, "lost", "what it trained is gone: put its site's folder back")
@@ -125,8 +125,8 @@ class FlowerEngine(ClosedAtEnd):
 
     def _before_of(self, client: str) -> str | None:
         """The run before, where the client keeps what it trained in it."""
-        held = self._before is not None and STATE in self._before.kept(client)
-        return self._before.run if self._before is not None and held else None
+        before = self._before
+        return before.run if before is not None and STATE in before.kept(client) else None
 
     def _send(self, task: Task, node: Node) -> str:
         terms, data = self._terms_for(task.client), encode(task)

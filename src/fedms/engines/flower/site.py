@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from fedms.config import Config, load_config
+from fedms.config.privacy import PrivacyConfig
 from fedms.config.site import SiteConfig
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.core.files import make_folder, write_bytes
@@ -133,7 +134,7 @@ class Site:
         return Reply(data, self._kept(folder), self._counts(host))
 
     def _counts(self, host: ClientHost) -> Mapping[str, int]:
-        if not self.settings.say_counts:
+        if not self.settings.say_counts or host.recipe.private:
             return {}
         world, split = host.world, host.world.clients[self.name]
         rows = np.concatenate([split.train, split.validation])
@@ -233,7 +234,7 @@ def local_config(text: str, settings: SiteConfig, before: Path | None = None) ->
         before: the folder, at this site, of the run from which this one goes on.
 
     Raises:
-        FedmsError: it is no config.
+        FedmsError: it is no config, or promises less privacy than this site demands.
     """
     try:
         values = yaml.safe_load(text)
@@ -243,7 +244,7 @@ def local_config(text: str, settings: SiteConfig, before: Path | None = None) ->
         judged["public"] = settings.public if judged.get("public_sha256") else None
         partition |= {"rule": "files", "clients": None, "column": None}
         own = {
-            "data": settings.data.model_dump(),
+            "data": {**settings.data.model_dump(), "template": values["data"].get("template")},
             "cache": {**settings.cache.model_dump(), "dtype": values["cache"]["dtype"]},
             "device": settings.device,
             "start_from": None if before is None else str(before),
@@ -259,4 +260,12 @@ def local_config(text: str, settings: SiteConfig, before: Path | None = None) ->
         raise FedmsError(f"the run needs the plug-in {unknown[0]!r:.80}, which this site does not allow")
     for section in ("engine", "log", "compare"):
         values.pop(section, None)
-    return load_config({**values, **own})
+    config = load_config({**values, **own})
+    _check_budget(config.privacy, settings.epsilon)
+    return config
+
+
+def _check_budget(privacy: PrivacyConfig, most: float | None) -> None:
+    """Raise FedmsError where the run promises less than this site demands."""
+    if most is not None and not (privacy.protects and (privacy.epsilon or 0.0) <= most):
+        raise FedmsError(f"this site demands differential privacy with privacy.epsilon {most:g} at most")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.metadata import version
 
 from fedms.core.errors import FedmsError
@@ -87,11 +87,8 @@ class Sites:
 
     def wait(self, names: Iterable[str], seconds: float) -> None:
         """Wait until these sites are there, but no longer than this."""
-        wanted, end = {*names}, time.monotonic() + seconds
-        self.look()
-        while not wanted <= self.homes.keys() and time.monotonic() < end:
-            time.sleep(PAUSE)
-            self.look()
+        wanted = {*names}
+        self._wait_until(lambda: wanted <= self.homes.keys(), seconds)
 
     def wait_for(self, count: int, seconds: float) -> None:
         """Wait until this many sites are there.
@@ -99,15 +96,18 @@ class Sites:
         Raises:
             FedmsError: there are fewer after that time.
         """
-        end = time.monotonic() + seconds
-        self.look()
-        while len(self.homes) < count and time.monotonic() < end:
-            time.sleep(PAUSE)
-            self.look()
+        self._wait_until(lambda: len(self.homes) >= count, seconds)
         if len(self.homes) < count:
             there = ", ".join(sorted(self.homes)) or "none"
             came = f"{len(self.homes)} of {plural(count, 'site')} came within {seconds:g} s"
             raise FedmsError(f"{came}: {there}{self.troubles}")
+
+    def _wait_until(self, enough: Callable[[], bool], seconds: float) -> None:
+        end = time.monotonic() + seconds
+        self.look()
+        while not enough() and time.monotonic() < end:
+            time.sleep(PAUSE)
+            self.look()
 
     @property
     def troubles(self) -> str:

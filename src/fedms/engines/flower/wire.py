@@ -119,6 +119,10 @@ class Hello:
     capacity: int | None = None
     runs: Mapping[str, KnownRun] = field(default_factory=dict)
 
+    def kept(self, run: str) -> Kept:
+        """What it holds of a run; nothing of one that it does not know."""
+        return self.runs[run].kept if run in self.runs else {}
+
     def to_bytes(self) -> bytes:
         """For a message."""
         return _json(asdict(self))

@@ -29,14 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedms.runs.reading.comparison import FEWEST_PAIRS, RESAMPLES
+from fedms.runs.intervals import DIGITS, interval
 from fedms.runs.reading.measures import Measure, measure_of
 from fedms.runs.reading.run import number
 
-MOST_DRAWS_AT_ONCE = 4_000_000
-"""Upper bound on draws in memory at the same time."""
-DIGITS = 9
-"""Decimals of a difference. Accuracies have single precision, and rounding keeps equal accuracies equal."""
 Result = Mapping[str, Any]
 Differences = list[NDArray[np.float64]]
 
@@ -79,14 +75,14 @@ def compare(results: Sequence[Result], others: Sequence[Result], key: str) -> di
     """
     found = differences(results, others, key)
     pooled = np.concatenate(found) if found else np.empty(0)
-    interval = _interval(found) if len(pooled) >= FEWEST_PAIRS else None
+    between = interval(found)
     return {
         "difference": float(pooled.mean()) if len(pooled) else None,
-        "low": interval[0] if interval else None,
-        "high": interval[1] if interval else None,
-        "p": _signed_rank(pooled) if interval and any(np.ptp(seed) for seed in found) else None,
+        "low": between[0] if between else None,
+        "high": between[1] if between else None,
+        "p": _signed_rank(pooled) if between and any(np.ptp(seed) for seed in found) else None,
         "pairs": len(pooled),
-        "distinguishable": interval is not None and not interval[0] <= 0 <= interval[1],
+        "distinguishable": between is not None and not between[0] <= 0 <= between[1],
     }
 
 
@@ -135,20 +131,6 @@ def _mark(row: str, best: str, results: Mapping[str, Sequence[Result]], key: str
     if row == best:
         return "best"
     return "" if compare(results[row], results[best], key)["distinguishable"] else "equal"
-
-
-def _interval(found: Differences) -> tuple[float, float] | None:
-    """95 % interval of the mean by the bootstrap over seeds and clients; None if it has no width."""
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(found), size=(RESAMPLES, len(found)))
-    total = np.zeros(RESAMPLES)
-    for place in range(len(found)):
-        for seed, pairs in enumerate(found):
-            mine = np.flatnonzero(drawn[:, place] == seed)
-            for part in np.array_split(mine, 1 + len(mine) * len(pairs) // MOST_DRAWS_AT_ONCE):
-                total[part] += pairs[rng.integers(len(pairs), size=(len(part), len(pairs)))].mean(1)
-    low, high = (round(float(each), DIGITS) for each in np.quantile(total / len(found), (0.025, 0.975)))
-    return None if low == high else (low, high)
 
 
 def _signed_rank(pooled: NDArray[np.float64]) -> float:

@@ -8,6 +8,7 @@ data becomes an answer, and `Exchange.combine` the one place where answers becom
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedms.core.errors import FedmsError
+from fedms.data.federated import Samples
 from fedms.federation.client_view import ClientView
-from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes, check_whole
+from fedms.federation.exchanges.checks import RefusalError, check_shapes, check_whole
 from fedms.federation.messages import Situation, Task, Update
 from fedms.federation.recipe import Recipe
 from fedms.federation.secure.encoding import Range, between
@@ -26,8 +29,10 @@ from fedms.model.backbone import Backbone
 
 Split = Literal["train", "validation"]
 
-LEAST_LIKELIHOOD = -100.0
-"""Mean log-likelihood of a sample, in nats, below which a secure sum does not tell candidates apart."""
+FURTHEST = 4.0
+"""Nats by which a candidate is behind a client's best one, at most, as it is sent."""
+STEP = 0.1
+"""Nats in whose multiples that is sent."""
 
 
 @dataclass(frozen=True)
@@ -87,16 +92,30 @@ class Answer(ABC):
 
 @dataclass(frozen=True)
 class Likelihood(Answer):
-    """Log-likelihood of a client's validation labels under each of some candidates."""
+    """Log-likelihood of a client's validation labels under each of some candidates.
+
+    What travels is how far each candidate is behind the best one (`behind`).
+    """
 
     name: ClassVar[str]
     """Of the array that travels."""
     log_likelihood: Tensor
     """[candidates], a sum over samples"""
 
+    @classmethod
+    def told(cls, view: ClientView, samples: Samples, log_likelihood: Tensor) -> Self:
+        """What a client says: to one with fewer than `statistics.least` samples all candidates are level."""
+        few = len(samples) < view.config.statistics.least
+        return cls(len(samples), torch.zeros_like(log_likelihood) if few else log_likelihood)
+
+    @classmethod
+    def choices(cls, candidates: Tensor) -> Tensor:
+        """The candidates as [choices, candidates]: of each row one is chosen."""
+        return candidates[None]
+
     def arrays(self) -> dict[str, Tensor]:
         """The one array."""
-        return {self.name: self.log_likelihood}
+        return {self.name: behind(self.choices(self.log_likelihood)).flatten()}
 
     @classmethod
     def of(cls, update: Update) -> Self:
@@ -104,26 +123,46 @@ class Likelihood(Answer):
         return cls(int(update.weight), update.arrays[cls.name])
 
     @classmethod
-    def total(cls, answers: Sequence[Self]) -> Tensor:
-        """The sum over clients, float64 [candidates]."""
+    def total(cls, answers: Sequence[Self], recipe: Recipe) -> Tensor:
+        """The sum over clients, float64 [candidates].
+
+        Raises:
+            FedmsError: all clients have fewer than `statistics.least` samples.
+        """
+        least = recipe.config.statistics.least
+        if all(answer.samples < least for answer in answers):
+            raise FedmsError(f"statistics.least: no client has {least} validation samples; lower it")
         return torch.stack([answer.log_likelihood.double() for answer in answers]).sum(0)
 
     @classmethod
-    def cut(cls, update: Update, samples: int) -> dict[str, Tensor]:
-        """The log-likelihoods within their range: one that is below it is never the best."""
-        return {cls.name: update.arrays[cls.name].double().clamp(LEAST_LIKELIHOOD * samples, 0.0)}
+    def ranges(cls, candidates: int) -> dict[str, Range]:
+        """What a client can add to a sum."""
+        return {cls.name: between((candidates,), -FURTHEST, 0.0)}
 
     @classmethod
-    def ranges(cls, candidates: int, samples: int) -> dict[str, Range]:
-        """What a client with that many samples can add to a sum."""
-        return {cls.name: between((candidates,), LEAST_LIKELIHOOD * samples, 0.0)}
-
-    @classmethod
-    def check(cls, update: Update, candidates: int, samples: int) -> None:
-        """Raise RefusalError unless this is a log-likelihood of that number of candidates."""
+    def check(cls, update: Update, candidates: int, expected: Expected) -> None:
+        """Raise RefusalError unless this says of that number of candidates how far they are behind."""
         check_shapes(update.arrays, {cls.name: torch.empty(candidates, device="meta")})
-        if float(update.arrays[cls.name].max()) > ROUNDING * samples:
+        said = cls.choices(update.arrays[cls.name])
+        if float(said.max()) > 0:
             raise RefusalError(f"{cls.name} is above zero")
+        if not torch.equal(said, behind(said)):
+            raise RefusalError(f"{cls.name} is not in steps of {STEP:g} from 0 down to {-FURTHEST:g}")
+        least = expected.recipe.config.statistics.least
+        if expected.declared["validation"] < least and said.any():
+            raise RefusalError(f"{cls.name} is of fewer than {least} validation samples")
+
+
+def behind(log_likelihood: Tensor) -> Tensor:
+    """How far candidates [..., candidates] are behind the best one, as it is sent.
+
+    It is 0 for the best, and goes in steps of `STEP` nats down to -`FURTHEST`.
+
+    So no sample changes a number by more than `FURTHEST`, and the likelihood itself stays at the client.
+    """
+    sums = log_likelihood.double()
+    away = (sums - sums.amax(-1, keepdim=True)).clamp_min(-FURTHEST)
+    return ((away / STEP).round() * STEP).float()
 
 
 def log_likelihood(candidates: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -144,6 +183,12 @@ class Expected:
     """Of its pairs."""
     declared: Mapping[str, int]
     """How many samples of each split it says that it holds; of this answer, and of those before."""
+
+    @classmethod
+    def of(cls, view: ClientView) -> Self:
+        """What the server knows of this client once it has declared its numbers of samples."""
+        declared = {split: len(view.samples(split)) for split in ("train", "validation")}
+        return cls(view.recipe, view.backbone, view.classes, view.capacity, view.rank, declared)
 
     def samples(self, split: Split, value: Any) -> int:
         """A number of samples.
@@ -218,6 +263,20 @@ class Exchange(ABC, Generic[AskedT, AnswerT, ResultT]):
         """
         return {self.split: expected.samples(self.split, update.weight)}
 
+    def question(self, task: Task) -> str:
+        """Stage, round and what is asked, in words."""
+        asked = json.dumps(self.asked.of(task).to_settings(), sort_keys=True)
+        return f"{task.stage} {task.round} {task.kind} {asked}"
+
+    # under differential privacy
+
+    def spreads(self, expected: Expected) -> dict[str, float] | None:
+        """By array, how its noise is measured; None where the answer has no private release.
+
+        One training sample moves the answer by a joint norm of 1 at most, each array over its spread.
+        """
+        return None
+
     # in a secure sum
 
     def ranges(self, task: Task, expected: Expected) -> dict[str, Range] | None:
@@ -242,7 +301,7 @@ class ChoiceExchange(Exchange[Asked, LikelihoodT, float]):
     """One number for all clients: the candidate of the best likelihood on all clients' validation data.
 
     Attributes:
-        candidates: the grid; a client answers a log-likelihood for each.
+        candidates: the grid; a client answers for each how far it is behind.
     """
 
     split = "validation"
@@ -250,17 +309,13 @@ class ChoiceExchange(Exchange[Asked, LikelihoodT, float]):
     candidates: ClassVar[tuple[float, ...]]
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood a candidate."""
-        self.answered.check(update, len(self.candidates), expected.declared["validation"])
+        """How far each candidate is behind."""
+        self.answered.check(update, len(self.candidates), expected)
 
     def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
-        """A log-likelihood a candidate."""
-        return self.answered.ranges(len(self.candidates), expected.declared["validation"])
-
-    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
-        """The log-likelihoods, cut to their range."""
-        return self.answered.cut(update, expected.declared["validation"])
+        """How far each candidate is behind."""
+        return self.answered.ranges(len(self.candidates))
 
     def combine(self, answers: Sequence[LikelihoodT], recipe: Recipe) -> float:
         """The candidate of the best likelihood."""
-        return self.candidates[int(self.answered.total(answers).argmax())]
+        return self.candidates[int(self.answered.total(answers, recipe).argmax())]

@@ -73,8 +73,8 @@ class TrainingAnswer(Answer):
 
     shared: Arrays
     """Packed, as `federation.uplink` says"""
-    loss: float
-    """Mean over the samples of the last pass."""
+    loss: float | None
+    """Mean over the samples of the last pass; None where it is private."""
     cost: Cost
     """Of training, the validation apart."""
     validation: Validation | None = None
@@ -101,15 +101,15 @@ class TrainingAnswer(Answer):
         if "validated" in said:
             hits = Hits.of(replace(update, weight=said["validated"]))
             validation = Validation(hits, Cost.of(said.get("evaluation", {})))
-        return cls(int(update.weight), update.arrays, float(said["loss"]), Cost.of(said), validation)
+        return cls(int(update.weight), update.arrays, said.get("loss"), Cost.of(said), validation)
 
 
 @dataclass(frozen=True)
 class RoundResult:
     """What a round came to, the new shared arrays apart."""
 
-    train_loss: float
-    """Mean over the samples of all clients."""
+    train_loss: float | None
+    """Mean over the samples of all clients; None where clients do not say it."""
     validation_score: float | None
     """Accuracy over all clients' validation samples, or of texts mean log p over their tokens; in the global
     stage of what the round began with, where that was asked."""
@@ -205,7 +205,7 @@ class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
     def declares(self, task: Task, update: Update, expected: Expected) -> dict[str, int]:
         """Training samples, and where the client validates, validation samples, too."""
         declared = super().declares(task, update, expected)
-        if _validates(task, expected.recipe.method.stage(task.stage)):
+        if _validates(task, expected.recipe.method.stage(task.stage)) and not expected.recipe.private:
             declared["validation"] = expected.samples("validation", update.metrics.get("validated"))
         return declared
 
@@ -223,6 +223,8 @@ class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
             if moved_by > furthest * slack + ROUNDING * float(start.abs().max()):
                 reason = f"{name} is {moved_by:.3g} away from its start, and training reaches {furthest:.3g}"
                 raise RefusalError(reason)
+        if expected.recipe.private:
+            return
         if not math.isfinite(check_number(update.metrics.get("loss"), "loss")):
             raise RefusalError("loss is not finite")
         if _validates(task, stage):
@@ -230,8 +232,12 @@ class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
         elif "validated" in update.metrics:
             raise RefusalError("it validates, and was not asked to")
 
-    def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
-        """Arrays no further from their start than training reaches, loss and hits, all times samples."""
+    def ranges(self, task: Task, expected: Expected) -> dict[str, Range] | None:
+        """Arrays no further from their start than training reaches, loss and hits, all times samples; of a
+        private client none.
+        """
+        if expected.recipe.private:
+            return None
         stage, samples = expected.recipe.method.stage(task.stage), expected.declared["train"]
         ranges = {}
         for name, start in _expected_starts(task, stage, expected).items():
@@ -265,7 +271,8 @@ class TrainingExchange(Exchange[TrainingAsked, TrainingAnswer, RoundResult]):
     def combine(self, answers: Sequence[TrainingAnswer], recipe: Recipe) -> RoundResult:
         """Mean loss over samples, and the score of the validation. Arrays are for the aggregator."""
         total = sum(float(answer.samples) for answer in answers)
-        loss = sum(float(answer.samples) * answer.loss for answer in answers) / total
+        losses = [float(answer.samples) * answer.loss for answer in answers if answer.loss is not None]
+        loss = sum(losses) / total if losses else None
         hits = [answer.validation.hits for answer in answers if answer.validation is not None]
         return RoundResult(loss, score(hits) if hits else None)
 

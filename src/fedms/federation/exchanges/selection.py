@@ -1,8 +1,8 @@
 """What is chosen once training is over, by the likelihood of all clients' validation labels.
 
-What leaves a client: the log-likelihood of its validation labels under each candidate of a grid (exchange
-`interpolate`: how far local experts go from their start; exchange `weigh`: a constant weight, or a scale of
-the evidence a prior).
+What leaves a client: how far each candidate of a grid is behind the best one in the log-likelihood of its
+validation labels (exchange `interpolate`: how far local experts go from their start; exchange `weigh`: a
+constant weight, or a scale of the evidence a prior).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class InterpolationExchange(ChoiceExchange[InterpolationLikelihood]):
                 of_expert(expert, view.runner, samples, view.boundary).log_likelihood(1.0)
                 for expert in local_experts(view, *INTERPOLATIONS)
             ]
-            return InterpolationLikelihood(len(samples), torch.tensor(found, dtype=torch.float32))
+            return InterpolationLikelihood.told(view, samples, torch.tensor(found, dtype=torch.float32))
         alone, everyone = view.recipe.method.trains_heads_alone(view.config), view.global_expert
         candidates = []
         for expert in local_experts(view, *INTERPOLATIONS):
@@ -83,7 +83,7 @@ class InterpolationExchange(ChoiceExchange[InterpolationLikelihood]):
             logits = view.runner.outputs(expert, samples, view.boundary, head_alone).logits
             assert logits is not None
             candidates.append(logits)
-        return InterpolationLikelihood(len(samples), log_likelihood(candidates, samples.labels))
+        return InterpolationLikelihood.told(view, samples, log_likelihood(candidates, samples.labels))
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,11 @@ class WeightLikelihood(Likelihood):
     """By constant weight of `PRIORS`, or by prior between 0 and 1 and scale of `SCALES`, flattened."""
 
     name: ClassVar[str] = "weigh.log_likelihood"
+
+    @classmethod
+    def choices(cls, candidates: Tensor) -> Tensor:
+        """One constant weight, or a scale at each prior between 0 and 1."""
+        return candidates.view(1 if len(candidates) == len(PRIORS) else len(UNSCALED), -1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
         samples = view.samples("validation")
         model = finished_model(view, asked.interpolation, UNSCALED)
         if view.recipe.of_text:
-            return WeightLikelihood(len(samples), torch.tensor(_of_tokens(view, model, samples)))
+            return WeightLikelihood.told(view, samples, torch.tensor(_of_tokens(view, model, samples)))
         outputs = view.recipe.predictor.judge(model, view.runner, samples, view.boundary)
         if view.recipe.method.gate == "constant":
             candidates = [outputs.log_probabilities(weight) for weight in PRIORS]
@@ -138,23 +143,19 @@ class WeightsExchange(Exchange[InterpolationAsked, WeightLikelihood, Weights]):
         likelihood = [
             -float(F.nll_loss(candidate, samples.labels, reduction="sum")) for candidate in candidates
         ]
-        return WeightLikelihood(len(samples), torch.tensor(likelihood))
+        return WeightLikelihood.told(view, samples, torch.tensor(likelihood))
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood a candidate."""
-        WeightLikelihood.check(update, _candidates(expected.recipe), expected.declared["validation"])
+        """How far each candidate is behind."""
+        WeightLikelihood.check(update, _candidates(expected.recipe), expected)
 
     def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
-        """A log-likelihood a candidate."""
-        return WeightLikelihood.ranges(_candidates(expected.recipe), expected.declared["validation"])
-
-    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
-        """The log-likelihoods, cut to their range."""
-        return WeightLikelihood.cut(update, expected.declared["validation"])
+        """How far each candidate is behind."""
+        return WeightLikelihood.ranges(_candidates(expected.recipe))
 
     def combine(self, answers: Sequence[WeightLikelihood], recipe: Recipe) -> Weights:
         """The candidates of the best likelihood on all clients' validation data."""
-        likelihood = WeightLikelihood.total(answers)
+        likelihood = WeightLikelihood.total(answers, recipe)
         if recipe.method.gate == "constant":
             return Weights(prior=PRIORS[int(likelihood.argmax())])
         best = likelihood.view(len(UNSCALED), len(SCALES)).argmax(1).tolist()

@@ -1,8 +1,8 @@
 """What is chosen once the global expert is trained, by the likelihood of all clients' validation labels.
 
-What leaves a client: the log-likelihood of its validation labels under each candidate of a grid (exchange
-`head`: how much of the discriminant goes into the global expert's head; exchange `label-prior`: how many
-samples everyone's label shares count in a client's own).
+What leaves a client: how far each candidate of a grid is behind the best one in the log-likelihood of its
+validation labels (exchange `head`: how much of the discriminant goes into the global expert's head; exchange
+`label-prior`: how many samples everyone's label shares count in a client's own).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HeadExchange(ChoiceExchange[HeadLikelihood]):
         x = view.runner.frozen_outputs("global", expert, samples, view.boundary).features
         heads = (mixed_head(expert.arrays, derived, share) for share in HEAD_SHARES)
         candidates = [Expert(expert.arrays | head, expert.scale).logits(x) for head in heads]
-        return HeadLikelihood(len(samples), log_likelihood(candidates, samples.labels))
+        return HeadLikelihood.told(view, samples, log_likelihood(candidates, samples.labels))
 
 
 class LabelPriorLikelihood(Likelihood):
@@ -64,4 +64,4 @@ class LabelPriorExchange(ChoiceExchange[LabelPriorLikelihood]):
         logits = view.runner.frozen_outputs("global", expert, samples, view.boundary).logits
         assert logits is not None
         candidates = [logits + label_prior_shift(view, number) for number in LABEL_PRIORS]
-        return LabelPriorLikelihood(len(samples), log_likelihood(candidates, samples.labels))
+        return LabelPriorLikelihood.told(view, samples, log_likelihood(candidates, samples.labels))

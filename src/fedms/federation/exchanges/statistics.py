@@ -2,15 +2,16 @@
 chosen on validation data.
 
 What leaves a client: class counts and class feature sums of its training features, with
-`statistics.second_moment: true` their second moment, too (exchange `statistics`), and the log-likelihood of
-its validation labels at each shrinkage and temperature of a grid (exchange `calibrate`).
+`statistics.second_moment: true` their second moment, too (exchange `statistics`), and how far each shrinkage
+and temperature of a grid is behind the best ones in the log-likelihood of its validation labels (exchange
+`calibrate`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -21,10 +22,18 @@ from fedms.federation.client_view import ClientView
 from fedms.federation.exchanges.base import Answer, Asked, Exchange, Expected, Likelihood
 from fedms.federation.exchanges.checks import ROUNDING, RefusalError, check_shapes
 from fedms.federation.messages import Task, Update
+from fedms.federation.private.noise import deviations
 from fedms.federation.recipe import Recipe
 from fedms.federation.secure.encoding import Range, between
 from fedms.model.discriminant import TEMPERATURES, Discriminant
+from fedms.model.noisy_sums import NoisySums
 from fedms.model.statistics import FeatureSums
+
+COUNTS_WEIGHT = 0.25
+"""Weight of a class count in a private release, where a feature has length 1. The sums get 3 % more noise for
+it."""
+TAIL = 12.0
+"""Deviations beyond which noise is cut off in a secure sum: it is never there."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,8 @@ class Sums(Answer):
 
     sums: dict[str, Tensor]
     """`FeatureSums.to_arrays`"""
+    clients: int = 1
+    """Over how many clients"""
 
     def arrays(self) -> dict[str, Tensor]:
         """The sums."""
@@ -49,7 +60,7 @@ class Sums(Answer):
     @classmethod
     def of(cls, update: Update) -> Self:
         """What an update says."""
-        return cls(int(update.weight), update.arrays)
+        return cls(int(update.weight), update.arrays, update.metrics.get("clients", 1))
 
 
 class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
@@ -91,6 +102,8 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
         check_shapes(
             update.arrays, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
         )
+        if expected.recipe.private:
+            return  # noise may be of any size
         arrays = {name: array.double() for name, array in update.arrays.items()}
         counts = arrays["statistics.counts"]
         whole = not (counts < 0).any() and torch.equal(counts, counts.round())
@@ -120,11 +133,31 @@ class StatisticsExchange(Exchange[FeaturesAsked, Sums, FeatureSums]):
         }
         if expected.recipe.sends_second_moment:
             ranges["statistics.second"] = between((size * (size + 1) // 2,), -large, large)
+        if expected.recipe.private:
+            beyond = {name: TAIL * each for name, each in deviations(expected.recipe, _spreads(size)).items()}
+            counts, sums = beyond["statistics.counts"], long + beyond["statistics.sums"]
+            ranges["statistics.counts"] = between((expected.classes,), -counts, samples + counts)
+            ranges["statistics.sums"] = between((expected.classes, size), -sums, sums)
         return ranges
+
+    def spreads(self, expected: Expected) -> dict[str, float]:
+        """Counts and sums: a sample adds 1 to one count, and a feature of length sqrt(d) to one sum."""
+        return _spreads(expected.backbone.feature_size)
+
+    def summed(self, totals: Mapping[str, Tensor], parts: Mapping[str, Sequence[Expected]]) -> Update:
+        """The sums, and over how many clients they are."""
+        clients = len(parts["statistics.sums"])
+        return replace(super().summed(totals, parts), metrics={"clients": clients})
 
     def combine(self, answers: Sequence[Sums], recipe: Recipe) -> FeatureSums:
         """The sums over all clients' samples."""
         parts = [FeatureSums.from_arrays(answer.sums) for answer in answers]
+        if recipe.private:
+            total = FeatureSums.total(parts)
+            many = math.sqrt(sum(answer.clients for answer in answers))
+            noise = deviations(recipe, _spreads(total.sums.shape[1]))
+            each = (noise["statistics.counts"] * many, noise["statistics.sums"] * many)
+            return NoisySums(total.counts, total.sums, None, *each)
         statistics = recipe.config.statistics
         estimates = statistics.second_moment == "auto" and not recipe.sends_second_moment
         sums = FeatureSums.estimated(parts) if estimates else FeatureSums.total(parts)
@@ -155,25 +188,25 @@ class CalibrationExchange(Exchange[FeaturesAsked, CalibrationLikelihood, Tensor]
         everyone = Discriminant.from_arrays(view.received)
         x = _features(view, asked, "validation")
         likelihood = everyone.log_likelihood(x, samples.labels, view.recipe.shrinkages)
-        return CalibrationLikelihood(len(samples), likelihood.flatten())
+        return CalibrationLikelihood.told(view, samples, likelihood.flatten())
 
     def check(self, task: Task, update: Update, expected: Expected) -> None:
-        """A log-likelihood a candidate."""
+        """How far each candidate is behind."""
         candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
-        CalibrationLikelihood.check(update, candidates, expected.declared["validation"])
+        CalibrationLikelihood.check(update, candidates, expected)
 
     def ranges(self, task: Task, expected: Expected) -> dict[str, Range]:
-        """A log-likelihood a candidate."""
-        candidates = len(expected.recipe.shrinkages) * len(TEMPERATURES)
-        return CalibrationLikelihood.ranges(candidates, expected.declared["validation"])
-
-    def addends(self, update: Update, expected: Expected) -> dict[str, Tensor]:
-        """The log-likelihoods, cut to their range."""
-        return CalibrationLikelihood.cut(update, expected.declared["validation"])
+        """How far each candidate is behind."""
+        return CalibrationLikelihood.ranges(len(expected.recipe.shrinkages) * len(TEMPERATURES))
 
     def combine(self, answers: Sequence[CalibrationLikelihood], recipe: Recipe) -> Tensor:
-        """Log-likelihood of all clients' validation labels, [shrinkages, temperatures]."""
-        return CalibrationLikelihood.total(answers).view(-1, len(TEMPERATURES))
+        """How far each candidate is behind, summed over clients, [shrinkages, temperatures]."""
+        return CalibrationLikelihood.total(answers, recipe).view(-1, len(TEMPERATURES))
+
+
+def _spreads(size: int) -> dict[str, float]:
+    norm = math.hypot(1.0, COUNTS_WEIGHT)
+    return {"statistics.counts": norm / COUNTS_WEIGHT, "statistics.sums": norm * math.sqrt(size)}
 
 
 def _features(view: ClientView, asked: FeaturesAsked, split: str) -> Tensor:

@@ -128,4 +128,5 @@ class RevealExchange(SumExchange):
 
 def member_of(view: ClientView) -> Member:
     """The client as a member of secure sums."""
-    return Member(view.client, view.folder.path, view.config.privacy.least)
+    privacy = view.config.privacy
+    return Member(view.client, view.folder.path, privacy.least, once=privacy.noise == "shared")

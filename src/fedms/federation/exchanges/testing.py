@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -40,6 +40,20 @@ BASE_MEANS = "base.means"
 
 JUDGED = ("validation_own", "validation_everyone", "test_own", "test_everyone")
 """The data that finished models are judged on: split and whose."""
+
+
+PREDICTIONS = (
+    "row",
+    "label",
+    "predicted",
+    "probability",
+    "local_weight",
+    "global_predicted",
+    "local_predicted",
+    "disagreement",
+)
+"""Columns of predictions.csv. The last four are empty where no two experts are mixed. `disagreement` is the
+total variation between the probabilities of both experts, from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,8 @@ class FinalTestAnswer(Answer):
     shared_nll: float | None = None
     """Of texts, mean -log p of a test token under the untrained model and the global expert; then all that is
     right is counted in tokens"""
+    epsilon: float | None = None
+    """What the client's ledger says that it has spent, under differential privacy"""
 
     def metrics(self) -> dict[str, Any]:
         """All of it, flat."""
@@ -123,7 +139,7 @@ class FinalTestAnswer(Answer):
         scales = tuple(said.get("evidence_scales", UNSCALED))
         hits = (
             *(said[key] for key in ("base_correct", "base_total", "shared_correct")),
-            *(said.get(key) for key in ("base_nll", "shared_nll")),
+            *(said.get(key) for key in ("base_nll", "shared_nll", "epsilon")),
         )
         return cls(said["samples"], update.client, judged, said["network_kept"], scales, *hits)
 
@@ -166,6 +182,8 @@ class FinalTestExchange(Exchange[FinalTestAsked, FinalTestAnswer, tuple[FinalTes
         check_whole(said.get("base_correct"), "base_correct", most=total)
         if (shared := said.get("shared_correct")) is not None or recipe.has_global:
             check_whole(shared, "shared_correct", most=total)
+        if recipe.private and not check_number(said.get("epsilon"), "epsilon") >= 0:
+            raise RefusalError("epsilon is below 0")
         if not isinstance(said.get("network_kept"), bool):
             raise RefusalError("network_kept is not true or false")
         for name in (
@@ -204,11 +222,21 @@ def _keep_predictions(view: ClientView, outputs: ClientOutputs, samples: Samples
     weights = [""] * len(samples) if weight is None else weight.tolist()
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("row", "label", "predicted", "probability", "local_weight"))
-    writer.writerows(zip(samples.rows.tolist(), labels, answers, probabilities, weights, strict=True))
+    writer.writerow(PREDICTIONS)
+    columns = (samples.rows.tolist(), labels, answers, probabilities, weights)
+    writer.writerows(zip(*columns, *_alone(names, outputs, len(samples)), strict=True))
     write_bytes(view.folder.path / "predictions.csv", text.getvalue().encode())
     figures = asdict(evaluate(names, labels, answers, probabilities))
     write_json(view.folder.path / "metrics.json", {"client": view.client, "prior": prior, **figures})
+
+
+def _alone(names: Sequence[str], outputs: ClientOutputs, count: int) -> Iterable[Sequence[Any]]:
+    """What each expert alone says of every sample, and how far apart they are."""
+    if (found := outputs.alone()) is None:
+        return [[""] * count] * 3
+    answers = [[names[place] for place in each.argmax(1).tolist()] for each in found]
+    apart = (found[0].exp() - found[1].exp()).abs().sum(1) / 2
+    return [*answers, apart.tolist()]
 
 
 def _judge_tokens(view: ClientView, model: PersonalModel, samples: Samples, prior: float) -> Judgement:

@@ -13,13 +13,13 @@ import numpy as np
 from fedms.core.errors import ConfigError
 
 
-def require_ciphers() -> None:
-    """Raise ConfigError where the package `cryptography` is not installed."""
+def require_ciphers(key: str) -> None:
+    """Raise ConfigError where the package `cryptography` is not installed, which this key needs."""
     try:
         import cryptography  # noqa: F401
     except ModuleNotFoundError:
         need = "needs the package cryptography; install the extra: pip install 'fedms[privacy]'"
-        raise ConfigError(f"privacy.secure_sum: {need}") from None
+        raise ConfigError(f"{key}: {need}") from None
 
 
 def public_key(private: bytes) -> bytes:

@@ -100,10 +100,14 @@ def pair_purpose(session: str, client: str, other: str) -> str:
 
 
 class Member:
-    """One client in secure sums."""
+    """One client in secure sums.
 
-    def __init__(self, client: str, folder: Path, least: int) -> None:
-        self.client, self.least = client, least
+    `once` is where clients share noise: a question's sum is then revealed for one group of them alone, since
+    sums over two groups of the same noisy answers would hold less noise together.
+    """
+
+    def __init__(self, client: str, folder: Path, least: int, once: bool = False) -> None:
+        self.client, self.least, self.once = client, least, once
         self._path = folder / FILE
 
     def introduce(self, session: str) -> Tensor:
@@ -202,7 +206,7 @@ class Member:
             raise FedmsError(f"fewer than privacy.least ({self.least}) clients are left in a sum")
         answered = self._answered()
         before = {*answered.get(held["question"], survivors)}
-        if 0 < len(before ^ there) < self.least:
+        if (differing := len(before ^ there)) and (self.once or differing < self.least):
             raise FedmsError("this sum and an earlier one of the same question would show single clients")
         rows = []
         for member in plan.members:

@@ -22,6 +22,7 @@ KEYS: dict[str, Any] = {
     "precision": True,
     "seed": True,
     "federation": {"rounds_global", "rounds_local"},
+    "data": {"template"},
 }
 """What the config says of how a client predicts, and of how it was trained."""
 
@@ -56,9 +57,11 @@ def facts(
         "kind": backbone.kind,
         "model_class": family.model_class,
         "pooling": backbone.pooling,
+        "pooler": family.pooler,
         "after": list(family.after),
         "projection": family.projection,
-        "prompt": backbone.prompt,
+        "before": backbone.prompt + config.data.around[0],
+        "after_text": config.data.around[1],
         "max_length": min(config.model.max_length, backbone.positions or config.model.max_length),
         "image_size": config.model.image_size,
         "method": method.to_dict(),

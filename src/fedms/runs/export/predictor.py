@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,7 @@ class Predictor:
         safe = {"use_safetensors": True, "trust_remote_code": False}
         self.model = loader.from_pretrained(source, dtype=torch.float32, **safe).eval().to(self.device)
         self.image = self.about["kind"] == "image"
-        self.processor = (
-            transformers.AutoImageProcessor.from_pretrained(source, backend="pil")
-            if self.image
-            else transformers.AutoTokenizer.from_pretrained(source)
-        )
+        self._place = source
         self._expert: str | None = None
         self._heads: dict[str, dict[str, Tensor]] = {}
         for name in self.about["experts"]:
@@ -75,6 +72,13 @@ class Predictor:
         self.gate: dict[str, Any] | None = self._read("gate.json") if has_gate else None
         tensors = self.folder / "gate.safetensors"
         self._gate = self._tensors(tensors) if tensors.exists() else {}
+
+    @cached_property
+    def processor(self) -> Any:
+        """The frozen model's tokenizer or image processor."""
+        if self.image:
+            return transformers.AutoImageProcessor.from_pretrained(self._place, backend="pil")
+        return transformers.AutoTokenizer.from_pretrained(self._place)
 
     def predict(self, samples: Sequence[Any], prior: float | None = None) -> list[tuple[str, float]]:
         """The likeliest class of each sample, and its probability."""
@@ -161,6 +165,8 @@ class Predictor:
             pooled = hidden[torch.arange(len(hidden), device=hidden.device), real.sum(1) - 1]
         elif pooling == "last":
             pooled = hidden[:, -1]
+        elif pooling == "own":
+            pooled = self.model.get_submodule(self.about["pooler"])(hidden)
         elif real is None:
             pooled = hidden.mean(1)
         else:
@@ -181,15 +187,31 @@ class Predictor:
             if size and "interpolate_pos_encoding" in inspect.signature(self.model.forward).parameters:
                 inputs["interpolate_pos_encoding"] = True
             return inputs
-        texts = [self.about["prompt"] + each for each in samples]
         # padded here, at the end: some tokenizers pad at the start, and some have no padding
-        rows = self.processor(texts, truncation=True, max_length=self.about["max_length"])["input_ids"]
+        rows = [self._tokens(each) for each in samples]
         ids = torch.full((len(rows), max(map(len, rows))), int(self.processor.pad_token_id or 0))
         real = torch.zeros_like(ids)
         for at, row in enumerate(rows):
             ids[at, : len(row)] = torch.tensor(row)
             real[at, : len(row)] = 1
         return {"input_ids": ids.to(self.device), "attention_mask": real.to(self.device)}
+
+    def _tokens(self, text: str) -> list[int]:
+        """Token ids. Of a text that is too long the end is cut, and what follows every text stays."""
+        longest = self.about["max_length"]
+
+        def encoded(characters: int, **options: Any) -> list[int]:
+            whole = self.about["before"] + text[:characters] + self.about["after_text"]
+            ids: list[int] = self.processor(whole, **options)["input_ids"]
+            return ids
+
+        if not self.about["after_text"]:
+            return encoded(len(text), truncation=True, max_length=longest)
+        least, most = 0, len(text)
+        while least < most:
+            middle = most if least == 0 and most == len(text) else (least + most + 1) // 2
+            least, most = (middle, most) if len(encoded(middle)) <= longest else (least, middle - 1)
+        return encoded(least, truncation=True, max_length=longest)
 
     def _attach(self, expert: str, place: Path) -> None:
         """Have the frozen layers add the pairs of this expert while it is in use."""

@@ -15,10 +15,6 @@ from fedms.runs.reading.measures import ACCURACY, Measure, measure_of
 from fedms.runs.reading.run import damaged_in, number, read_mapping, read_rounds
 
 COMPARISON_FILE = "comparison.json"
-FEWEST_PAIRS = 6
-"""Fewest pairs of clients for an interval of a difference."""
-RESAMPLES = 9999
-"""Resamples of the bootstrap for an interval."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,8 @@ class Comparison:
     seeds: list[int]
     tuning: dict[str, Any]
     """Empty if nothing was tuned."""
+    unfinished: str = ""
+    """What a reader must know of a comparison that is not finished."""
 
     @property
     def measure(self) -> Measure:
@@ -117,7 +115,15 @@ def read_comparison(folder: Path) -> Comparison:
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     check_no_escape(folder)
-    said = read_mapping(folder, COMPARISON_FILE, json.loads, what="comparison")
+    return comparison_of(folder, read_mapping(folder, COMPARISON_FILE, json.loads, what="comparison"))
+
+
+def comparison_of(folder: Path, said: dict[str, Any], unfinished: str = "") -> Comparison:
+    """A comparison from what comparison.json says, or would say now if it is not finished.
+
+    Raises:
+        FedmsError: it does not have the form of a comparison, or a file of a run is damaged.
+    """
     damaged = [key for key, kind in COMPARISON_KEYS.items() if not isinstance(said.get(key), kind)]
     if not damaged:
         damaged += ["methods"] * (
@@ -134,7 +140,7 @@ def read_comparison(folder: Path) -> Comparison:
     ]
     baseline = next((row for row in rows if row.name == said["baseline"]), rows[0])
     return Comparison(
-        folder, said["config"], said["environment"], rows, baseline, said["seeds"], said["tuning"]
+        folder, said["config"], said["environment"], rows, baseline, said["seeds"], said["tuning"], unfinished
     )
 
 

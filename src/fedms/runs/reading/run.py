@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 from fedms.config.yaml import load_yaml
 from fedms.core.errors import FedmsError
 from fedms.core.paths import check_no_escape
+from fedms.runs.reading.predictions import Predicted, read_predictions
 
 CONFIG, ENVIRONMENT, METRICS, RESULT = "config.yaml", "environment.json", "metrics.jsonl", "result.json"
 """File names of the run folder."""
@@ -25,8 +27,8 @@ DEEPEST_NESTING = 50
 
 
 @dataclass(frozen=True)
-class FinishedRun:
-    """The content of a finished run's folder."""
+class Run:
+    """The content of a run's folder."""
 
     folder: Path
     config: dict[str, Any]
@@ -34,6 +36,27 @@ class FinishedRun:
     rounds: list[dict[str, Any]]
     """The lines of `metrics.jsonl`, in order."""
     result: dict[str, Any]
+    finished: bool = True
+    """Whether the run has come to its result, which is empty before."""
+
+    @property
+    def rounds_done(self) -> int:
+        """Finished rounds; an exchange of statistics is none."""
+        return sum(1 for record in self.rounds if record.get("round"))
+
+    @property
+    def clients(self) -> list[dict[str, Any]]:
+        """What the result says of each client."""
+        return self.result.get("per_client") or []
+
+    @cached_property
+    def predictions(self) -> list[Predicted]:
+        """What clients predicted for their own test samples; empty where their sites keep it.
+
+        Raises:
+            FedmsError: a file is damaged.
+        """
+        return read_predictions(self.folder, [client.get("name") for client in self.clients])
 
 
 @dataclass(frozen=True)
@@ -45,17 +68,27 @@ class Span:
     last: int
 
 
-def read_run(folder: Path) -> FinishedRun:
-    """Read a run folder.
+def read_run(folder: Path, unfinished: bool = False) -> Run:
+    """Read a run folder; with `unfinished` also one of a run that was stopped, failed, or still goes on.
 
     Raises:
-        FedmsError: the folder is missing, the run did not finish, or a file is damaged.
+        FedmsError: the folder is missing, holds no such run, or a file is damaged.
     """
     if not folder.is_dir():
         raise FedmsError(f"{folder}: no such folder")
     check_no_escape(folder)
+    if unfinished and not (folder / RESULT).exists() and (folder / CONFIG).exists():
+        begun = [name for name in (ENVIRONMENT, METRICS) if (folder / name).exists()]
+        return Run(
+            folder=folder,
+            config=read_mapping(folder, CONFIG, load_yaml),
+            environment=read_mapping(folder, ENVIRONMENT, json.loads) if ENVIRONMENT in begun else {},
+            rounds=_rounds_so_far(folder) if METRICS in begun else [],
+            result={},
+            finished=False,
+        )
     result = read_result(folder)  # first: a run writes this file last, so without it the run did not finish
-    return FinishedRun(
+    return Run(
         folder=folder,
         config=read_mapping(folder, CONFIG, load_yaml),
         environment=read_mapping(folder, ENVIRONMENT, json.loads),
@@ -107,6 +140,12 @@ def read_rounds(folder: Path) -> list[dict[str, Any]]:
         FedmsError: the file is missing or damaged.
     """
     return parse_rounds(_text(folder, METRICS, "run"), folder / METRICS)
+
+
+def _rounds_so_far(folder: Path) -> list[dict[str, Any]]:
+    """As `read_rounds`, without a last line that is still being written."""
+    whole, _, _ = _text(folder, METRICS, "run").rpartition("\n")
+    return parse_rounds(whole, folder / METRICS)
 
 
 def parse_rounds(text: str, path: Path) -> list[dict[str, Any]]:

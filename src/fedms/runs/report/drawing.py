@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from fedms.core.formatting import clip
+from fedms.core.formatting import clip, printable
 
 INK, MUTED, GRID, SURFACE = "#1b1f24", "#5b6470", "#dfe3e8", "#fefefe"
 LOCAL, GLOBAL, THIRD, FOURTH, FIFTH = "#0072b2", "#d55e00", "#009e73", "#b0568a", "#8a6d00"
@@ -64,9 +65,12 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": SURFACE,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,
 }
 SUFFIXES = (".png", ".svg", ".csv")
 """Files of a picture."""
+MOST_HOVERS = 800
+FEWEST_ROUNDS = 5
 WIDTH = 5.2
 """Width of a picture in inches. It is narrow, so that text stays readable on a phone."""
 
@@ -77,6 +81,18 @@ class Numbers:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Hover:
+    """A text that appears where a reader points: on a mark at (x, y), or on a box from there with a width."""
+
+    axes: Axes
+    x: float
+    y: float
+    text: str
+    width: float = 0.0
+    height: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,8 @@ class Picture:
     wide: bool = False
     spoken: str = ""
     """Description for screen readers, if the caption is not enough."""
+    hovers: Sequence[Hover] = ()
+    """Left out if there are more than MOST_HOVERS: marks are too small to point at then."""
 
     @cached_property
     def laid_out(self) -> Figure:
@@ -106,22 +124,51 @@ class Picture:
         buffer = io.StringIO()
         with style(self.name):
             self.laid_out.savefig(buffer, format="svg", metadata={"Date": None})
-        return buffer.getvalue()
+        drawing, end, rest = buffer.getvalue().rpartition("</svg>")
+        return drawing + self._titles() + end + rest
+
+    def _titles(self) -> str:
+        """The hovers as transparent shapes with titles, on top of the drawing. Its unit is a point."""
+        if len(self.hovers) > MOST_HOVERS:
+            return ""
+        unit, top = self.figure.dpi / 72, self.figure.bbox.height
+        shapes = []
+        for each in self.hovers:
+            corners = [(each.x, each.y), (each.x + each.width, each.y + each.height)]
+            (left, low), (right, high) = each.axes.transData.transform(corners)
+            x, y = left / unit, (top - max(low, high)) / unit
+            width, height = (right - left) / unit, abs(high - low) / unit
+            shape = (
+                f'rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+                if each.width
+                else f'circle cx="{x:.1f}" cy="{y:.1f}" r="5"'
+            )
+            title = f"<title>{escape(printable(each.text))}</title>"
+            shapes.append(f'<{shape} style="fill: transparent">{title}</{shape.split()[0]}>')
+        return "\n".join(shapes)
 
 
-def save_pictures(pictures: Sequence[Picture], folder: Path) -> None:
-    """Write each picture as NAME.png and NAME.svg, and its numbers as NAME.csv."""
+def save_pictures(
+    pictures: Sequence[Picture], folder: Path, suffixes: Sequence[str] = SUFFIXES
+) -> list[Path]:
+    """Write each picture as NAME.png and NAME.svg, and its numbers as NAME.csv; return what was written."""
     folder.mkdir(exist_ok=True)
+    written = []
     for picture in pictures:
-        for suffix in SUFFIXES:
-            save_picture(picture, folder / f"{picture.name}{suffix}")
+        for suffix in suffixes:
+            written.append(folder / f"{picture.name}{suffix}")
+            save_picture(picture, written[-1])
+    return written
 
 
 def save_picture(picture: Picture, path: Path) -> None:
-    """Write the picture in the light theme, or its numbers, by the path's suffix (one of `SUFFIXES`)."""
-    if path.suffix == ".png":
+    """Write the picture in the light theme, or its numbers, by the path's suffix (`.pdf` or one of
+    `SUFFIXES`).
+    """
+    if path.suffix in (".png", ".pdf"):
+        undated = {"CreationDate": None} if path.suffix == ".pdf" else None  # the same picture, the same file
         with style(picture.name):
-            picture.laid_out.savefig(path, format="png", dpi=200)
+            picture.laid_out.savefig(path, dpi=200, metadata=undated)
     elif path.suffix == ".svg":
         path.write_text(picture.svg, encoding="utf-8")
     else:
@@ -173,11 +220,21 @@ def heat_map(axes: Axes, values: Any, fullest: float = 1.0, **options: Any) -> A
     return image
 
 
+def cell(axes: Axes, column: int, line: int, text: str) -> Hover:
+    """What a cell of a heat map says."""
+    return Hover(axes, column - 0.5, line - 0.5, text, 1, 1)
+
+
 def name_ticks(set_ticks: Callable[..., Any], given: Sequence[Any], most: int, **text: Any) -> None:
     """Name every tick, or every n-th tick if there are more than `most`."""
     step = -(-len(given) // most)
     places = range(0, len(given), max(1, step))
     set_ticks(places, [picture_text(given[place], 22) for place in places], fontsize=7, **text)
+
+
+def long_enough(stages: Sequence[int]) -> bool:
+    """Whether stages have rounds enough, all of them, for a picture over what they cost to be read."""
+    return min(stages, default=0) >= FEWEST_ROUNDS
 
 
 def _rgb(colour: str) -> tuple[float, float, float]:

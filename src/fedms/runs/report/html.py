@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -37,8 +38,24 @@ $content
 """)
 
 
+PATHS = ("model_folder",)
+"""Keys of environment.json that name a place on this machine, which a report does not show."""
+
+
 class Strong(str):
     """A table cell in bold."""
+
+
+class Link(str):
+    """A table cell, or a text, that leads to a file beside the page."""
+
+    to: str
+    """The file's path from the page's folder."""
+
+    def __new__(cls, text: str, to: str) -> Link:
+        link = super().__new__(cls, text)
+        link.to = to
+        return link
 
 
 def frame(title: str, heading: str, lead: str, content: Iterable[str]) -> str:
@@ -71,8 +88,14 @@ def section(title: str, *content: str) -> str:
 
 
 def cards(each: Iterable[str]) -> str:
-    """The headline numbers."""
-    return '<section class="cards" aria-label="Headline numbers">\n' + "\n".join(each) + "\n</section>"
+    """The headline numbers, as many side by side as fill their rows."""
+    shown = [*each]
+    columns = min((4, 5, 3), key=lambda columns: -len(shown) % columns)
+    return (
+        f'<section class="cards" style="--columns: {columns}" aria-label="Headline numbers">\n'
+        + "\n".join(shown)
+        + "\n</section>"
+    )
 
 
 def card(title: str, value: str, meaning: str, kind: str = "") -> str:
@@ -86,9 +109,54 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>'
 
 
+def banner(text: str) -> str:
+    """What a reader must know before anything else."""
+    return f'<p class="banner" role="status">{escape(text)}</p>'
+
+
+def statement(text: str) -> str:
+    """The verdict, in the largest print after the heading."""
+    return f'<p class="verdict">{escape(text)}</p>' if text else ""
+
+
+def commands(each: Iterable[tuple[str, str]]) -> str:
+    """Commands to copy, each with what it does."""
+    lines = (f"<dt>{escape(what)}</dt><dd><pre>{escape(command)}</pre></dd>" for what, command in each)
+    return '<dl class="commands">' + "\n".join(lines) + "</dl>"
+
+
+def glossary(words: Mapping[str, str]) -> str:
+    """Words and what they mean."""
+    lines = (f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for word, meaning in words.items())
+    return '<dl class="glossary">' + "\n".join(lines) + "</dl>"
+
+
+def links(each: Iterable[Link]) -> str:
+    """Files beside the page."""
+    return '<p class="note">' + " · ".join(map(_linked, each)) + "</p>"
+
+
 def gallery(pictures: Sequence[Picture]) -> str:
     """The pictures, side by side if the page is wide enough."""
-    return '<section class="pictures">\n' + "\n".join(map(figure, pictures)) + "\n</section>"
+    return '<section class="pictures">\n' + "\n".join(map(figure, _in_rows(pictures))) + "\n</section>"
+
+
+def _in_rows(pictures: Sequence[Picture]) -> list[Picture]:
+    """The pictures in an order in which a narrow one has another beside it, as far as there are others."""
+    placed: list[Picture] = []
+    waiting: list[Picture] = []
+    alone = False
+    for picture in pictures:
+        if picture.wide and alone:
+            waiting.append(picture)
+            continue
+        placed.append(picture)
+        if not picture.wide:
+            alone = not alone
+        if not alone:
+            placed += waiting
+            waiting = []
+    return placed + waiting
 
 
 def figure(picture: Picture) -> str:
@@ -97,7 +165,8 @@ def figure(picture: Picture) -> str:
     svg = to_svg(picture).replace("<svg", f'<svg role="img" aria-label="{spoken}"', 1)
     kind = ' class="wide"' if picture.wide else ""
     title, caption = escape(picture.title), escape(picture.caption)
-    content = f'<h3>{title}</h3><div class="scroll">{svg}</div><figcaption>{caption}</figcaption>'
+    hint = '<p class="hint" aria-hidden="true">scroll sideways →</p>' if picture.wide else ""
+    content = f'<h3>{title}</h3>{hint}<div class="scroll">{svg}</div><figcaption>{caption}</figcaption>'
     return f"<figure{kind}>{content}</figure>"
 
 
@@ -135,6 +204,11 @@ def fact(value: Any) -> str:
     )
 
 
+def environment_rows(environment: Mapping[str, Any]) -> list[list[str]]:
+    """environment.json as rows of a table."""
+    return [[key.replace("_", " "), fact(value)] for key, value in environment.items() if key not in PATHS]
+
+
 def subject(config: Mapping[str, Any]) -> str:
     """Model and data set of a config."""
 
@@ -147,4 +221,10 @@ def subject(config: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
+    if isinstance(text, Link):
+        return _linked(text)
     return f"<strong>{escape(text)}</strong>" if isinstance(text, Strong) else escape(text)
+
+
+def _linked(link: Link) -> str:
+    return f'<a href="{escape(quote(link.to))}">{escape(link)}</a>'

@@ -12,6 +12,7 @@ from fedms.runs.reading.run import number
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 COLUMNS = (
     "method",
@@ -35,6 +36,11 @@ OF_TEXT = (
     *COLUMNS[4:],
 )
 """The same of runs with `task: text`, whose figures are perplexities: lower is better."""
+
+DROPPED = ("seconds", "TFLOP", "gate weight", "uplink MB", "worst tenth")
+"""Columns that a narrow terminal does without, the first ones first."""
+TERMINAL = 80
+"""Characters per line, unless a terminal says otherwise."""
 
 SHADES = " ░▒▓█"
 MOST_CLIENTS = 50
@@ -60,18 +66,54 @@ def result_rows(results: Sequence[Mapping[str, Any]], folders: Sequence[str] = (
     return [_row(name, result, losses) for name, result in zip(names, results, strict=True)]
 
 
-def result_table(results: Sequence[Mapping[str, Any]], folders: Sequence[str] = ()) -> Table:
+def result_table(
+    results: Sequence[Mapping[str, Any]], folders: Sequence[str] = (), width: int = TERMINAL
+) -> Table:
     """Results for the terminal, one per line; `folders` tell runs apart that are alike."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in OF_TEXT if results and all(map(of_text, results)) else COLUMNS:
-        heading = column.replace(" ", "\n")  # two lines, so that the table fits into 80 characters
-        table.add_column(heading, justify="left" if column == "method" else "right", overflow="fold")
-    for row in result_rows(results, folders):
-        table.add_row(*(Text(cell) for cell in row))  # Text, since a name may look like rich's markup
+    rows = result_rows(results, folders)
+    columns = OF_TEXT if results and all(map(of_text, results)) else COLUMNS
+    cells = {
+        column: [Text(cell) for cell in column_cells]
+        for column, *column_cells in zip(columns, *rows, strict=True)
+    }
+    return fitted(cells, DROPPED, width, "result.json has")
+
+
+def fitted(
+    columns: Mapping[str, Sequence[Text]], droppable: Sequence[str], width: int, elsewhere: str
+) -> Table:
+    """A table for the terminal whose words are whole: columns are left out, in this order, until it fits.
+
+    Args:
+        columns: headings and cells. The first column holds names, which may wrap at blanks, and stays.
+        elsewhere: what has the columns that are left out, and `has` or `have`.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.cells import cell_len
+    from rich.console import Console
+    from rich.table import Table
+
+    shown, missing = dict(columns), list[str]()
+    for each in ("", *droppable):
+        if shown.pop(each, None) is not None:
+            missing.append(each)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        for heading, cells in shown.items():
+            head = heading.replace(" ", "\n")  # one word a line, so that more columns fit
+            if table.columns:
+                widest = max(cell_len(line) for line in [*head.split("\n"), *map(str, cells)])
+                table.add_column(head, justify="right", no_wrap=True, width=widest)
+            else:
+                table.add_column(head)
+        for row in zip(*shown.values(), strict=True):
+            table.add_row(*row)
+        if Console(width=1000).measure(table).minimum <= width:
+            break
+    if missing:
+        table.caption = f"{elsewhere} {', '.join(missing)}"
+        table.caption_justify = "left"
     return table
 
 

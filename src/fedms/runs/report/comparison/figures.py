@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from fedms.core.formatting import clip, decimal, percent
 from fedms.runs.reading.comparison import Comparison, RowResults, moments, records, unlikeness
 from fedms.runs.reading.run import number
 from fedms.runs.report.comparison.frontier import MARKERS, close_up, frontier
@@ -19,6 +20,7 @@ from fedms.runs.report.drawing import (
     MUTED,
     SURFACE,
     WIDTH,
+    Hover,
     Numbers,
     Picture,
     heat_map,
@@ -62,7 +64,8 @@ def clients(comparison: Comparison) -> Picture | None:
     with style("clients"):
         figure = Figure(figsize=(WIDTH, clients_height(len(ordered[::step]))))
         axes = figure.subplots()
-        dumbbells(axes, ordered[::step], (picture_text(baseline.name, 24), picture_text(other, 24)))
+        names = picture_text(baseline.name, 24), picture_text(other, 24)
+        hovers = dumbbells(axes, ordered[::step], names)
         axes.set_xlabel("accuracy on own test data (share)")
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -92,6 +95,7 @@ def clients(comparison: Comparison) -> Picture | None:
             ("seed", "client", baseline.name, *([other] if rival else [])),
             [pair[: 4 if rival else 3] for pair in pairs],
         ),
+        hovers=hovers,
     )
 
 
@@ -164,6 +168,10 @@ def gate(comparison: Comparison) -> Picture | None:
             ("row", "seed", "client", "total_variation", "gate_global_share"),
             [[row.name, *point] for point in points],
         ),
+        hovers=[
+            Hover(axes, x, y, f"{clip(client)}, seed {seed}: gate weight {percent(y)}, distance {decimal(x)}")
+            for seed, client, x, y in points
+        ],
     )
 
 

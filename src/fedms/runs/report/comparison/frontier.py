@@ -27,11 +27,13 @@ from fedms.runs.report.drawing import (
     SURFACE,
     THIRD,
     WIDTH,
+    Hover,
     Numbers,
     Picture,
     picture_text,
     style,
 )
+from fedms.runs.report.run.figures import frontier_text
 
 MOST_NAMED = 10
 """Up to this number of rows, labels are names. More rows get numbers, with a key below."""
@@ -71,14 +73,16 @@ def frontier(comparison: Comparison) -> Picture | None:
         if comparison.baseline.frontier()
         else ""
     )
+    figure = _drawn("frontier", comparison, marks, frame=_crowd(comparison, marks))
     return Picture(
         "frontier",
         "Frontier",
         "Up: higher accuracy on own data. To the right: higher accuracy on everyone's data. "
         f"{curve}Thin bars: one standard deviation over seeds.",
-        _drawn("frontier", comparison, marks, frame=_crowd(comparison, marks)),
+        figure,
         _numbers(comparison.rows),
         spoken=_spoken(marks),
+        hovers=_hovers(figure.axes[0], marks),
     )
 
 
@@ -90,13 +94,15 @@ def close_up(comparison: Comparison) -> Picture | None:
         return None
     near = [mark for mark in marks if _inside(mark, frame)]
     outside = ", ".join(clip(mark.row.name) for mark in marks if mark not in near)
+    figure = _drawn("frontier-near", comparison, near, limits=frame)
     return Picture(
         "frontier-near",
         "Frontier, close up",
         f"The area of the dashed frame, around the curve of {comparison.baseline.name}. Outside: {outside}.",
-        _drawn("frontier-near", comparison, near, limits=frame),
+        figure,
         _numbers([mark.row for mark in near]),
         spoken=_spoken(near),
+        hovers=_hovers(figure.axes[0], near),
     )
 
 
@@ -142,7 +148,7 @@ def _drawn(
     with style(name):
         figure = Figure(figsize=(WIDTH, 4.4 + below))
         axes = figure.subplots()
-        for mark in reversed(marks):  # the baseline on top
+        for mark in sorted(marks, key=lambda mark: mark.row is comparison.baseline):  # the baseline on top
             _draw(axes, mark, is_baseline=mark.row is comparison.baseline)
         axes.set(
             xlabel="accuracy on everyone's test data (share)", ylabel="accuracy on own test data (share)"
@@ -173,17 +179,18 @@ def _marks(comparison: Comparison) -> list[Mark]:
     baseline = comparison.baseline
     known = [
         (row, everyone, own)
-        for row in sorted(comparison.rows, key=lambda row: row is not baseline)
+        for row in comparison.rows
         if (own := row.mean("accuracy_local")) is not None
         and (everyone := row.mean("accuracy_global")) is not None
     ]
     numbered = len(known) > MOST_NAMED
     marks: list[Mark] = []
-    curves: list[list[tuple[float, float, float]]] = []
+    curves = [baseline.frontier()]
     for at, (row, x, y) in enumerate(known):
         curve = row.frontier()
-        curve = [] if curve in curves else curve  # variants that differ only in the prior share a curve
-        curves.append(curve)
+        if row is not baseline:  # variants that differ only in the prior share a curve
+            curve = [] if curve in curves else curve
+            curves.append(curve)
         prior = (
             number(row.runs[0].result, "prior") if row.runs and row is baseline and row.frontier() else None
         )
@@ -370,6 +377,21 @@ def _numbers(rows: Sequence[RowResults]) -> Numbers:
         ),
         out,
     )
+
+
+def _hovers(axes: Axes, marks: Sequence[Mark]) -> list[Hover]:
+    """What each mark and each point of a curve says; the marks come last, on top."""
+    along = [
+        Hover(axes, x, y, f"{clip(mark.row.name)}, {frontier_text(prior, x, y)}")
+        for mark in marks
+        for prior, x, y in mark.curve
+        if axes.viewLim.contains(x, y)
+    ]
+    return along + [Hover(axes, mark.x, mark.y, _mark_text(mark)) for mark in marks]
+
+
+def _mark_text(mark: Mark) -> str:
+    return f"{clip(mark.row.name)}: own data {percent(mark.y)}, everyone's data {percent(mark.x)}"
 
 
 def _spoken(marks: Sequence[Mark]) -> str:

@@ -6,34 +6,54 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedms.core.formatting import MISSING, clip, decimal, duration, percent, plural, scaled, three_figures
-from fedms.runs.reading.comparison import Comparison, RowResults, read_comparison
-from fedms.runs.reading.run import number
+from fedms.core.formatting import (
+    MISSING,
+    clip,
+    decimal,
+    duration,
+    percent,
+    plural,
+    points,
+    scaled,
+    three_figures,
+)
+from fedms.runs.reading.comparison import Comparison, RowResults, SeedRun, read_comparison, records
+from fedms.runs.reading.run import RESULT, number
 from fedms.runs.report.comparison import losses
 from fedms.runs.report.comparison.figures import pictures
+from fedms.runs.report.comparison.verdict import verdict
 from fedms.runs.report.drawing import Picture, save_pictures
 from fedms.runs.report.html import (
+    Link,
     Strong,
     as_yaml,
+    banner,
     card,
     cards,
+    environment_rows,
     fact,
     folded,
     frame,
     gallery,
     note,
     section,
+    statement,
     subject,
     table,
     write_page,
 )
+from fedms.runs.report.words import command, ending
 
 HEADLINE = ("accuracy_local", "accuracy_global")
+FILES = ("comparison.csv", "comparison.md", "comparison.tex", "comparison.json")
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def write_comparison_report(folder: Path) -> Path:
-    """Write report.html and figures/ (each picture as PNG, SVG and CSV) into a finished comparison's folder.
+def write_comparison_report(folder: Path, comparison: Comparison | None = None) -> Path:
+    """Write report.html and figures/ (each picture as PNG, SVG and CSV) into a comparison's folder.
+
+    Args:
+        comparison: what is there of one that is not finished; default: the folder's, which is.
 
     Returns:
             The report's path.
@@ -41,7 +61,7 @@ def write_comparison_report(folder: Path) -> Path:
         Raises:
             FedmsError: the folder is not a finished comparison, or a file of it is damaged.
     """
-    comparison = read_comparison(folder)
+    comparison = comparison or read_comparison(folder)
     drawn = losses.pictures(comparison) if comparison.measure.lower else pictures(comparison)
     save_pictures(drawn, folder / "figures")
     return write_page(folder / "report.html", page(comparison, drawn))
@@ -61,6 +81,7 @@ def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
         f"{name} against {plural(others, 'other')}" if others else name,
         f"{subject(comparison.config)}: {size}.",
         [
+            banner(comparison.unfinished) if comparison.unfinished else statement(verdict(comparison)),
             cards(losses.cards(comparison) if lower else _cards(comparison)),
             section("Results", (losses.results if lower else _results)(comparison)),
             section("Against " + name, (losses.differences if lower else _differences)(comparison))
@@ -68,6 +89,8 @@ def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
             else "",
             section("Pictures", gallery(drawn) if drawn else note("This comparison has nothing to draw.")),
             section("What was run", *_what_was_run(comparison)),
+            *ending(comparison.folder, FILES, _next(comparison)),
+            folded("Configuration, with every default", as_yaml(comparison.config)),
         ],
     )
 
@@ -162,15 +185,10 @@ def _differences(comparison: Comparison) -> str:
 
 def _difference(versus: Mapping[str, Any]) -> list[str]:
     difference, low, high, p = (number(versus, key) for key in ("difference", "low", "high", "p"))
-    shown = _points(difference)
-    between = MISSING if low is None or high is None else f"{_points(low)} to {_points(high)}"
+    shown = points(difference)
+    between = MISSING if low is None or high is None else f"{points(low)} to {points(high)}"
     chance = MISSING if p is None else "< 0.001" if p < 0.001 else decimal(p)
     return [Strong(shown) if versus.get("distinguishable") is True else shown, between, chance]
-
-
-def _points(share: float | None) -> str:
-    """-0.0123 is `−1.2`."""
-    return MISSING if share is None else f"{round(100 * share, 1) or 0.0:+.1f}".replace("-", "−")
 
 
 def _standing(row: RowResults, metric: str) -> str:
@@ -201,12 +219,8 @@ def _what_was_run(comparison: Comparison) -> Iterable[str]:
         for row in comparison.rows
     ]
     yield table(["method", "what it does", "paper", "set", "tuned"], rows, kind="facts")
-    environment = comparison.environment
-    yield (
-        table([], [[key.replace("_", " "), fact(value)] for key, value in environment.items()], kind="facts")
-        if environment
-        else ""
-    )
+    environment = environment_rows(comparison.environment)
+    yield table([], environment, kind="facts") if environment else ""
     runs = [
         [
             clip(row.name, 60),
@@ -218,7 +232,7 @@ def _what_was_run(comparison: Comparison) -> Iterable[str]:
             _teraflop(number(run.result, "train_flops")),
             duration(number(run.result, "seconds")),
             scaled(number(run.result, "peak_memory_bytes"), "B"),
-            clip(run.folder, 80) or MISSING,
+            _folder(comparison, run),
         ]
         for row in comparison.rows
         for run in row.runs
@@ -239,7 +253,33 @@ def _what_was_run(comparison: Comparison) -> Iterable[str]:
     yield folded(f"Every run ({len(runs):,})", of_runs)
     if tuning := comparison.tuning:
         yield folded("Tuning on validation data: candidates and choices", as_yaml(tuning))
-    yield folded("Configuration, with every default", as_yaml(comparison.config))
+
+
+def _folder(comparison: Comparison, run: SeedRun) -> str:
+    """A run's folder, which leads to its numbers where they are."""
+    name, there = clip(run.folder, 80) or MISSING, f"{run.folder}/{RESULT}"
+    return Link(name, there) if (comparison.folder / there).is_file() else name
+
+
+def _next(comparison: Comparison) -> Iterable[tuple[str, str]]:
+    """What to do next, and the command that does it."""
+    folder = comparison.folder
+    run = next(iter(comparison.baseline.runs), None)
+    if run is not None and (folder / run.folder / RESULT).is_file():
+        at = folder / run.folder
+        yield "look at one run by itself: it gets a report of its own", command("fedms", "report", at)
+        held = [str(client["name"]) for client in records(run.result.get("per_client")) if client.get("name")]
+        if held:
+            of, new = (at, "--client", held[0]), ("--input", "new.csv", "--output", "answers.csv")
+            yield "predict with one client's model", command("fedms", "predict", *of, *new)
+            if number(run.result, "trainable_parameters"):
+                exported = command("fedms", "export", *of, "--to", f"{held[0]}-model")
+                yield "export one client's experts as adapters", exported
+    if comparison.unfinished:
+        at = folder / "comparison.yaml"
+        yield "go on, with the runs that are finished", command("fedms", "compare", at, "--out", folder)
+        return
+    yield "print the table for a paper", command("fedms", "report", folder, "--format", "tex")
 
 
 def _text(row: RowResults, key: str) -> str:

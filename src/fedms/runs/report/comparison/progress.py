@@ -14,10 +14,21 @@ from matplotlib.ticker import MaxNLocator
 
 from fedms.core.formatting import clip, decimal, scale
 from fedms.runs.reading.comparison import Comparison, Moment, RowResults, moments
-from fedms.runs.report.drawing import GLOBAL, INK, LOCAL, MUTED, Numbers, Picture, picture_text, style
+from fedms.runs.report.drawing import (
+    GLOBAL,
+    INK,
+    LOCAL,
+    MUTED,
+    Hover,
+    Numbers,
+    Picture,
+    long_enough,
+    picture_text,
+    style,
+)
 
 PANELS = 4
-"""Panels side by side."""
+"""Most panels side by side. One less leaves fewer holes for some numbers of rows."""
 
 
 def over_rounds(comparison: Comparison) -> Picture | None:
@@ -59,6 +70,9 @@ def _progress(
     shown = [row for row in comparison.rows if curves[row.name]]
     if not shown:
         return None
+    stages = [[*stage] for row in shown for _, stage in groupby(curves[row.name], key=lambda m: m.stage)]
+    if unit and not long_enough([*map(len, stages)]):
+        return None  # over rounds the same curves are readable
     reached = [reach(moment) for row in shown for moment in curves[row.name]]
     power, prefix = scale(max(reached, default=0.0)) if unit else (0, "")
 
@@ -103,7 +117,18 @@ def _progress(
         spoken="At the end: "
         + "; ".join(f"{row.name} {decimal(curves[row.name][-1].score)}" for row in shown)
         + ".",
+        hovers=[
+            Hover(axes, reach(m) / 10**power, m.score or 0.0, _moment_text(row, m))
+            for axes, row in zip(figure.axes, shown, strict=False)
+            for m in curves[row.name]
+        ],
     )
+
+
+def _moment_text(row: RowResults, moment: Moment) -> str:
+    """What a mark of a curve says."""
+    spread = "" if moment.spread is None else f" ± {decimal(moment.spread)}"
+    return f"{clip(row.name)}, {moment.stage}, round {moment.round}: {decimal(moment.score)}{spread}"
 
 
 def _panels(
@@ -112,7 +137,11 @@ def _panels(
     lines: Callable[[RowResults], list[list[tuple[float, float, float]]]],
 ) -> Figure:
     """One panel per row, all other rows in grey, the baseline dashed."""
-    columns = min(PANELS, len(shown))
+    columns = (
+        min(PANELS, len(shown))
+        if len(shown) <= PANELS
+        else min((PANELS, PANELS - 1), key=lambda columns: -len(shown) % columns)
+    )
     height = -(-len(shown) // columns)
     figure = Figure(figsize=(8, 1.1 + 1.5 * height))
     panels = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()

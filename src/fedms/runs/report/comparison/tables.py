@@ -6,13 +6,26 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fedms.core.formatting import MISSING, clip, decimal
-from fedms.runs.reading.comparison import FEWEST_PAIRS, RESAMPLES, Comparison
+from fedms.runs.intervals import FEWEST_PAIRS, RESAMPLES
+from fedms.runs.reading.comparison import Comparison
 from fedms.runs.reading.measures import Measure
 from fedms.runs.report.comparison.columns import best_of, cell_of, columns_of, marks_of
+from fedms.runs.report.tables import TERMINAL, fitted
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+
+DROPPED = (
+    "trainable %",
+    "downlink MB",
+    "seconds",
+    "TFLOP",
+    "uplink MB",
+    "gate weight",
+    "worst tenth",
+)
+"""Columns that a narrow terminal does without, the first ones first; comparison.md has them all."""
 
 PAGE = """# Comparison
 
@@ -59,27 +72,20 @@ MEANINGS = (
 """Of accuracies, and of losses."""
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """The rows for the terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+def comparison_table(comparison: Comparison, width: int = TERMINAL) -> Table:
+    """The rows for the terminal, in the columns that fit."""
     from rich.text import Text
 
-    columns = [column for column in columns_of(comparison) if column.terminal]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", overflow="fold")
-    for column in columns:
-        table.add_column(column.title.replace(" ", "\n"), justify="right", overflow="fold")
-    for row in (each.record for each in comparison.rows):
+    records = [row.record for row in comparison.rows]
+    cells = {"method": [Text(clip(record["name"])) for record in records]}
+    for column in (column for column in columns_of(comparison) if column.terminal):
         # only the two accuracies show their spread, so that a line fits
-        cells = [
-            (cell_of(row, column, spread=column.judged in comparison.measure.keys), best_of(row, column))
-            for column in columns
+        spread = column.judged in comparison.measure.keys
+        cells[column.title] = [
+            Text(cell_of(record, column, spread), style="bold" if best_of(record, column) else "")
+            for record in records
         ]
-        table.add_row(
-            Text(clip(row["name"])), *(Text(text, style="bold" if best else "") for text, best in cells)
-        )
-    return table
+    return fitted(cells, DROPPED, width, "comparison.md has")
 
 
 def comparison_markdown(comparison: Comparison) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from fedms.core.formatting import clip, decimal, scale, scaled
-from fedms.runs.reading.run import FinishedRun, Span, number, spans
+from fedms.core.formatting import clip, percent, plural
+from fedms.runs.reading.run import Run, number
 from fedms.runs.report.drawing import (
     GLOBAL,
     GRID,
@@ -20,26 +20,32 @@ from fedms.runs.report.drawing import (
     SURFACE,
     THIRD,
     WIDTH,
+    Hover,
     Numbers,
     Picture,
-    cumulative,
+    cell,
     heat_map,
     label,
     name_ticks,
     picture_text,
     style,
 )
+from fedms.runs.report.run.answers import classes, confusion
+from fedms.runs.report.run.rounds import blocks, loss, score, traffic
 
 MOST_DOTS = 300
 MOST_NAMES = 60
 
 
-def pictures(run: FinishedRun) -> list[Picture]:
+def pictures(run: Run) -> list[Picture]:
     """All pictures this run has the data for."""
-    drawers: list[Callable[[FinishedRun], Picture | None]] = [
-        score,
+    drawers: list[Callable[[Run], Picture | None]] = [
         frontier,
         clients,
+        score,
+        loss,
+        classes,
+        confusion,
         blocks,
         traffic,
         partition,
@@ -47,119 +53,9 @@ def pictures(run: FinishedRun) -> list[Picture]:
     return [picture for drawer in drawers if (picture := drawer(run)) is not None]
 
 
-def score(run: FinishedRun) -> Picture | None:
-    """Validation score over rounds."""
-    points = [
-        (at, value)
-        for at, record in enumerate(run.rounds, 1)
-        if (value := number(record, "validation_score")) is not None
-    ]
-    if not points:
-        return None
-    with style("score"):
-        figure, axes = _time_axes(spans(run.rounds), "accuracy on validation data (share)")
-        for span in spans(run.rounds):  # no line between stages: they score different models
-            inside = [(at, value) for at, value in points if span.first <= at <= span.last]
-            axes.plot(
-                *zip(*inside, strict=True), color=LOCAL, marker="o", markersize=4, clip_on=False
-            ) if inside else None
-        at, value = points[-1]
-        axes.annotate(
-            decimal(value),
-            (at, value),
-            (0, 7),
-            textcoords="offset points",
-            ha="right",
-            color=LOCAL,
-            weight="bold",
-        )
-        axes.margins(y=0.18)
-    return Picture(
-        "score",
-        "Validation score",
-        "Mean accuracy on the clients' validation data after each round. The line breaks between stages, "
-        "because each stage scores the model that it trains.",
-        figure,
-        _by_step(run, "validation_score"),
-    )
-
-
-def _by_step(run: FinishedRun, *keys: str) -> Numbers:
-    """The numbers of a picture over time: one row per line of metrics.jsonl."""
-    rows = [
-        [at, record.get("stage"), record.get("round"), *(number(record, key) for key in keys)]
-        for at, record in enumerate(run.rounds, 1)
-    ]
-    return Numbers(("step", "stage", "round", *keys), rows)
-
-
-def blocks(run: FinishedRun) -> Picture | None:
-    """Active blocks over rounds."""
-    values = [number(record, "active_blocks") for record in run.rounds]
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    with style("blocks"):
-        figure, axes = _time_axes(spans(run.rounds), "active blocks (count)")
-        edges = [at - 0.5 for at in range(1, len(values) + 2)]
-        heights = [value or 0 for value in values]
-        axes.stairs(heights, edges, color=THIRD, alpha=0.18, fill=True)
-        axes.plot(edges, [*heights, heights[-1]], drawstyle="steps-post", color=THIRD, linewidth=2)
-        axes.set_ylim(0, max(known) + 0.6)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return Picture(
-        "blocks",
-        "Active blocks",
-        "Number of transformer blocks with active LoRA matrices in each round: how deep each client trained.",
-        figure,
-        _by_step(run, "active_blocks"),
-    )
-
-
-def traffic(run: FinishedRun) -> Picture | None:
-    """Bytes sent and received, summed over rounds."""
-    kinds = (
-        ("uplink_bytes", "up", LOCAL, "-"),
-        ("downlink_bytes", "down", GLOBAL, "--"),
-        ("evaluation_bytes", "evaluation", THIRD, ":"),
-    )
-    sums = {key: cumulative([number(record, key) or 0 for record in run.rounds]) for key, *_ in kinds}
-    top = max((values[-1] for values in sums.values() if values), default=0)
-    if not top:
-        return None
-    power, prefix = scale(top)
-    with style("traffic"):
-        figure, axes = _time_axes(spans(run.rounds), f"bytes so far ({prefix}B)")
-        for key, label, colour, line in kinds:
-            if sums[key][-1]:
-                values = [0.0, *(value / 10**power for value in sums[key])]
-                total = scaled(sums[key][-1], "B")
-                axes.plot(
-                    [at + 0.5 for at in range(len(values))],
-                    values,
-                    color=colour,
-                    linestyle=line,
-                    label=f"{label}, {total} in all",
-                )
-        axes.set_ylim(bottom=0)
-        axes.legend(loc="upper left", handlelength=2.4, facecolor=SURFACE, edgecolor="none", framealpha=0.9)
-    return Picture(
-        "traffic",
-        "Traffic",
-        "Bytes that clients sent (up) and received (down), summed over clients and rounds. Models that are "
-        "sent only to be scored count separately, as evaluation.",
-        figure,
-        _by_step(run, *sums),
-    )
-
-
-def clients(run: FinishedRun) -> Picture | None:
+def clients(run: Run) -> Picture | None:
     """Each client's two accuracies, and its gate weight of the global expert."""
-    known = [
-        record
-        for record in run.result.get("per_client") or []
-        if number(record, "accuracy_local") is not None
-    ]
+    known = [record for record in run.clients if number(record, "accuracy_local") is not None]
     if not known:
         return None
     known.sort(
@@ -175,7 +71,8 @@ def clients(run: FinishedRun) -> Picture | None:
             1, 2 if gated else 1, sharey=True, width_ratios=[3, 1] if gated else None, squeeze=False
         )[0]
         axes = panels[0]
-        dumbbells(axes, [(r.get("name"), *_accuracies(r)) for r in shown], ("own data", "everyone's data"))
+        kinds = ("own data", "everyone's data")
+        hovers = dumbbells(axes, [(r.get("name"), *_accuracies(r)) for r in shown], kinds)
         axes.set_xlim(0, 1)
         figure.legend(
             *axes.get_legend_handles_labels(),
@@ -207,7 +104,17 @@ def clients(run: FinishedRun) -> Picture | None:
             ("client", "accuracy_local", "accuracy_global", "gate_global_share"),
             [[r.get("name"), *_accuracies(r), number(r, "gate_global_share")] for r in known],
         ),
+        hovers=hovers + (_share_hovers(panels[1], shown) if gated else []),
     )
+
+
+def _share_hovers(axes: Axes, records: Sequence[Mapping[str, Any]]) -> list[Hover]:
+    """What each bar of a gate weight says, along its whole line."""
+    return [
+        Hover(axes, 0, at - 0.5, f"{clip(str(record.get('name')))}, gate weight: {percent(share)}", 1, 1)
+        for at, record in enumerate(records)
+        if (share := number(record, "gate_global_share")) is not None
+    ]
 
 
 def clients_height(count: int) -> float:
@@ -217,8 +124,8 @@ def clients_height(count: int) -> float:
 
 def dumbbells(
     axes: Axes, rows: Sequence[tuple[Any, float | None, float | None]], labels: tuple[str, str]
-) -> None:
-    """Draw two accuracies of each client, joined by a line.
+) -> list[Hover]:
+    """Draw two accuracies of each client, joined by a line; return what each mark says.
 
     Args:
         rows: (name, one, other) of each client, from the bottom up.
@@ -257,13 +164,19 @@ def dumbbells(
         axes.set_yticks(range(len(rows)), [picture_text(name, 16) for name, *_ in rows], fontsize=7.5)
     else:
         axes.set(yticks=[], ylabel="clients, sorted by accuracy on own data")
+    return [
+        Hover(axes, value, at, f"{clip(str(name))}, {kind}: {percent(value)}")
+        for at, (name, *values) in enumerate(rows)
+        for kind, value in zip(labels, values, strict=True)
+        if value is not None
+    ]
 
 
 def _accuracies(record: Mapping[str, Any]) -> tuple[float, float | None]:
     return number(record, "accuracy_local") or 0.0, number(record, "accuracy_global")
 
 
-def frontier(run: FinishedRun) -> Picture | None:
+def frontier(run: Run) -> Picture | None:
     """accuracy_local against accuracy_global over the prior."""
     points = [
         (everyone, own, prior)
@@ -310,10 +223,16 @@ def frontier(run: FinishedRun) -> Picture | None:
         "expert alone. Up and to the right is better.",
         figure,
         Numbers(("prior", "accuracy_global", "accuracy_local"), [(prior, x, y) for x, y, prior in points]),
+        hovers=[Hover(axes, x, y, frontier_text(prior, x, y)) for x, y, prior in points],
     )
 
 
-def partition(run: FinishedRun) -> Picture | None:
+def frontier_text(prior: float, everyone: float, own: float) -> str:
+    """What a point of a frontier says."""
+    return f"prior {prior:g}: own data {percent(own)}, everyone's data {percent(everyone)}"
+
+
+def partition(run: Run) -> Picture | None:
     """Samples of each class at each client."""
     return partition_picture(run.result.get("partition"))
 
@@ -322,14 +241,21 @@ def partition_picture(described: Any) -> Picture | None:
     """Samples of each class at each client, from a result's `partition`; None if the result has none."""
     if not isinstance(described, dict) or not described.get("counts"):
         return None
-    rows = zip(described["clients"], described["counts"], strict=True)
+    rows = [*zip(described["clients"], described["counts"], strict=True)]
+    figure = partition_figure(described)
     return Picture(
         "partition",
         "Partition",
         "Number of train and validation samples of each class at each client.",
-        partition_figure(described),
+        figure,
         Numbers(("client", *described["classes"]), [[client, *counts] for client, counts in rows]),
         wide=True,
+        hovers=[
+            cell(figure.axes[0], at, line, f"{clip(client)}, {clip(name)}: {plural(count, 'sample')}")
+            for line, (client, counts) in enumerate(rows)
+            for at, (name, count) in enumerate(zip(described["classes"], counts, strict=True))
+            if count
+        ],
     )
 
 
@@ -354,29 +280,3 @@ def partition_figure(described: Mapping[str, Any]) -> Figure:
         bar.ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         bar.ax.grid(False)
     return figure
-
-
-def _time_axes(stages: Sequence[Span], ylabel: str) -> tuple[Figure, Axes]:
-    """Axes over all rounds. Each stage has a band with its name above."""
-    figure = Figure(figsize=(WIDTH, 3.0))
-    axes = figure.subplots()
-    last = stages[-1].last
-    axes.set(xlim=(0.5, last + 0.5), xlabel="step (a round, or an exchange of statistics)", ylabel=ylabel)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-    axes.grid(axis="x", visible=False)
-    raised = 0  # in lines of text: a name that is longer than its band moves one line up
-    for index, span in enumerate(stages):
-        start, name = (span.first - 1) / last, clip(span.stage, 20)
-        if index:
-            axes.axvline(span.first - 0.5, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        too_long = 0.019 * len(name) > (span.last - span.first + 1) / last and index < len(stages) - 1
-        raised = raised + 1 if too_long else 0
-        place: dict[str, Any] = {
-            "xy": (start, 1),
-            "xytext": (2, 3 + 11 * raised),
-            "xycoords": "axes fraction",
-            "textcoords": "offset points",
-        }
-        axes.annotate(picture_text(name), **place, fontsize=8, color=MUTED, style="italic")
-    return figure, axes

@@ -11,18 +11,11 @@ from matplotlib.figure import Figure
 
 from fedms.core.formatting import MISSING, clip, decimal, percent, whole
 from fedms.runs.reading.measures import LOSS
-from fedms.runs.reading.run import FinishedRun, number
+from fedms.runs.reading.run import Run, number
 from fedms.runs.report.drawing import GLOBAL, MUTED, SURFACE, WIDTH, Numbers, Picture, label, style
 from fedms.runs.report.html import card, note, table
-from fedms.runs.report.run.figures import (
-    MOST_DOTS,
-    blocks,
-    clients_height,
-    dumbbells,
-    partition,
-    score,
-    traffic,
-)
+from fedms.runs.report.run.figures import MOST_DOTS, clients_height, dumbbells, partition
+from fedms.runs.report.run.rounds import blocks, loss, score, traffic
 
 MOST_ROWS = 1000
 PERPLEXITY = "perplexity of a token (lower is better)"
@@ -34,14 +27,14 @@ def perplexity_at(record: dict[str, Any], key: str) -> float | None:
     return None if loss is None else math.exp(min(loss, 700))
 
 
-def heading(run: FinishedRun) -> str:
+def heading(run: Run) -> str:
     """Both perplexities on one line."""
     own, everyone = (decimal(number(run.result, f"perplexity_{of}"), 1) for of in ("local", "global"))
     method = clip(str(run.result.get("method", MISSING)))
     return f"{method}: perplexity {own} on own data, {everyone} on everyone's data"
 
 
-def cards(run: FinishedRun) -> Iterable[str]:
+def cards(run: Run) -> Iterable[str]:
     """The headline numbers that are of this task alone."""
     r = run.result
     for title, key, meaning, kind in (
@@ -82,7 +75,7 @@ def cards(run: FinishedRun) -> Iterable[str]:
     )
 
 
-def clients_table(run: FinishedRun) -> str:
+def clients_table(run: Run) -> str:
     """The clients, the highest loss first."""
     records = sorted(run.result.get("per_client") or [], key=lambda each: -(number(each, LOSS.own) or 0.0))
     if not records:
@@ -104,9 +97,9 @@ def clients_table(run: FinishedRun) -> str:
     return table([*head, "gate weight of the global expert"], rows) + (note(left_out) if more > 0 else "")
 
 
-def pictures(run: FinishedRun) -> list[Picture]:
+def pictures(run: Run) -> list[Picture]:
     """All pictures that this run has the data for."""
-    drawn = [_score(run), frontier(run), clients(run), blocks(run), traffic(run)]
+    drawn = [_score(run), loss(run), frontier(run), clients(run), blocks(run), traffic(run)]
     if has_classes(run.result):
         drawn.append(partition(run))
     return [picture for picture in drawn if picture is not None]
@@ -118,7 +111,7 @@ def has_classes(result: dict[str, Any]) -> bool:
     return isinstance(described, dict) and len(described["classes"]) > 1
 
 
-def _score(run: FinishedRun) -> Picture | None:
+def _score(run: Run) -> Picture | None:
     drawn = score(run)
     if drawn is None:
         return None
@@ -130,7 +123,7 @@ def _score(run: FinishedRun) -> Picture | None:
     return replace(drawn, caption=caption)
 
 
-def frontier(run: FinishedRun) -> Picture | None:
+def frontier(run: Run) -> Picture | None:
     """Own perplexity over everyone's, along the prior."""
     points = [
         (prior, everyone, own)
@@ -172,7 +165,7 @@ def frontier(run: FinishedRun) -> Picture | None:
     )
 
 
-def clients(run: FinishedRun) -> Picture | None:
+def clients(run: Run) -> Picture | None:
     """Each client's two perplexities."""
     known = [
         (str(each.get("name")), own, perplexity_at(each, LOSS.everyone))
