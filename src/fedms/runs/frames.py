@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from fedms.core.formatting import decimal, duration, scaled
+from fedms.runs.reading.measures import of_text
 from fedms.runs.reading.run import number, read_result, read_rounds
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ class Result(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         """The headline numbers, clients, frontier, and the way to the report, as a notebook shows them."""
+        kind, digits = ("perplexity", 2) if of_text(self) else ("accuracy", 4)
+        named = (("own data", "local"), ("worst tenth", "local_worst"), ("everyone's data", "global"))
         numbers = {
-            "own data": decimal(number(self, "accuracy_local"), 4),
-            "worst tenth": decimal(number(self, "accuracy_local_worst"), 4),
-            "everyone's data": decimal(number(self, "accuracy_global"), 4),
+            **{
+                f"{kind}, {name}" if of_text(self) else name: decimal(number(self, f"{kind}_{of}"), digits)
+                for name, of in named
+            },
             "gate weight": decimal(number(self, "gate_global_share")),
             "uplink": scaled(number(self, "uplink_bytes"), "B"),
             "time": duration(number(self, "seconds")),
