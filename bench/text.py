@@ -20,6 +20,7 @@ from common.corpora import ROLES, pretrained_llama, speeches, texts, write_texts
 from common.pages import RESULTS, ROOT, markdown_table, splice, spread
 from fedms import compare
 from fedms.config import load_config
+from fedms.core.formatting import plural
 from fedms.experiments.console import observer
 from fedms.model.next_token import perplexity
 from fedms.runs.reading.comparison import Comparison, RowResults, read_comparison
@@ -77,9 +78,10 @@ def verdict(comparison: Comparison) -> str:
         for point in constant
         if point["nll_local"] < at["nll_local"] and point["nll_global"] < at["nll_global"]
     ]
-    base = statistics.fmean(run.result["perplexity_base"] for run in _row(comparison, "fedms").runs)
+    runs = _row(comparison, "fedms").runs
+    base = statistics.fmean(run.result["perplexity_base"] for run in runs)
     lines = [
-        f"Before training the perplexity of own test data is {base:.1f}.",
+        f"Over {plural(len(runs), 'seed')}. Before training the perplexity of own test data is {base:.1f}.",
         f"At prior {USED:g} the mixture's own perplexity differs from the local expert's by "
         f"{100 * (ratio - 1):+.1f} %: the mark (at most 1 % above it) is {_kept(ratio <= 1.01)}.",
         f"Its perplexity on everyone's data differs from the global expert's by {100 * (away - 1):+.1f} %: "
