@@ -107,8 +107,8 @@ def test_a_site_answers_only_runs_that_promise_the_privacy_it_demands():
 
 
 def test_of_the_data_a_site_is_told_the_template_alone(settings):
-    told = yaml.safe_load(config_for_sites(settings("data.template=query: {text}")))
-    assert told["data"] == {"template": "query: {text}"}
+    told = yaml.safe_load(config_for_sites(settings("data.template=say {text}")))
+    assert told["data"] == {"template": "say {text}"}
 
 
 def test_a_plugin_is_not_imported_for_a_server(asked, tmp_path, monkeypatch):
