@@ -290,7 +290,8 @@ def test_a_text_read_piece_by_piece_has_the_states_of_one_pass(folder, family):
     backbone = opened(folder(family))
     tokens = ids()[2]
     pairs = [expert_on(backbone, blocks).pairs() for blocks in ([1, 2], [2])]
-    caches = [transformers.DynamicCache(config=backbone.model.config) for _ in pairs]
+    config: Any = backbone.model.config
+    caches = [transformers.DynamicCache(config=config) for _ in pairs]
     pieces = [backbone.read_on(part, 1, caches, pairs) for part in torch.split(tokens, [4, 1, 1, 3])]
     for place, own in enumerate(pairs):
         backbone.attach(own)

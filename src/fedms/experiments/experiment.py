@@ -77,13 +77,7 @@ def run(
         ConfigError: the config does not fit the model (exit code 2).
         FedmsError: data, model or folder are not as needed. Nothing has been written then.
     """
-    config = find(config.method).configure(config)
-    watcher, folder = observer or Silent(), RunFolder(out)
-    require_trackers(config)
-    check_plugins(config)
-    check_secure(config)
-    check_private(config)
-    config = with_public_digest(config)
+    watcher, folder, config = observer or Silent(), RunFolder(out), _prepared(config)
     if warning := same_bits_warning():
         log.warning(warning)
     folder.admit(config, resume)  # before anything is loaded
@@ -116,6 +110,16 @@ def run(
                 return made.run(first, resume)
     finally:
         torch.set_num_threads(threads)
+
+
+def _prepared(config: Config) -> Config:
+    """The config as its method wants it, once all that can be said of it alone is checked."""
+    config = find(config.method).configure(config)
+    require_trackers(config)
+    check_plugins(config)
+    check_secure(config)
+    check_private(config)
+    return with_public_digest(config)
 
 
 def check_unchanged(config: Config, folders: Iterable[RunFolder]) -> None:

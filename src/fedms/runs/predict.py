@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,7 @@ def load(
     folder = RunFolder(Path(run))
     finished = read_run(folder.path)
     classes, names = _classes_and_clients(folder, finished.result)
-    if client is None or client not in names:
-        some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        what = "name a client" if client is None else f"no client {client!r}"
-        raise FedmsError(f"{folder.path}: {what}; there are {len(names)}: {some}")
+    client = _named(client, names, folder)
     path = folder.client(client).path / MODEL
     if not path.exists() and folder.config().engine.name == "flower":
         there = f"fedms predict SITE/runs/RUN --client {client}"
@@ -93,6 +90,14 @@ def load(
             raise FedmsError(f"{path}: {made}; run the experiment again")
         raise FedmsError(f"{path}: damaged: it does not fit the run's config, its model or its classes")
     return found
+
+
+def _named(client: str | None, names: Sequence[str], folder: RunFolder) -> str:
+    if client is not None and client in names:
+        return client
+    some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    what = "name a client" if client is None else f"no client {client!r}"
+    raise FedmsError(f"{folder.path}: {what}; there are {len(names)}: {some}")
 
 
 def clients_of(run: Path) -> list[str]:
