@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,22 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from fedms.config import load_config
 from fedms.config.sections import LoraConfig, ModelConfig
 from fedms.core.errors import ConfigError, FedmsError
+from fedms.federation.identity import ModelIdentity
+from fedms.federation.methods import of
+from fedms.federation.personal_model import PersonalModel
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone, open_checkpoint
 from fedms.model.expert import Expert
 from fedms.model.families import FAMILIES
 from fedms.model.parts import fresh_lora
+from fedms.model.statistics import normalise
+from fedms.runs.export.facts import facts
+from fedms.runs.export.merged import merged
 from fedms.runs.export.peft import write_peft
+from fedms.runs.export.predictor import Predictor
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 LENGTHS = torch.tensor([7, 3, 9, 2])
@@ -124,6 +133,18 @@ def expert_on(backbone: Backbone, blocks: list[int]) -> Expert:
     return Expert(arrays, LORA.alpha / LORA.rank)
 
 
+def exported(folder: Path, path: Path, backbone: Backbone, expert: Expert) -> Predictor:
+    """The program of an export of this expert."""
+    write_peft(folder / "global", expert.detached(), backbone, LORA, str(path), [])
+    config = load_config({"method": "fedavg", "model": {"name": str(path)}, "lora": LORA.model_dump()})
+    personal = PersonalModel({}, of(config), config)
+    base = {"name": path.name, "is_folder": True}
+    said = facts(personal, backbone, ModelIdentity("", "", ""), base, ["global"], None)
+    (folder / "export.json").write_text(json.dumps(said))
+    (folder / "labels.json").write_text("[]")
+    return Predictor(folder, base=path)
+
+
 @torch.no_grad()
 def theirs(model: Any) -> torch.Tensor:
     real = (torch.arange(9) < LENGTHS[:, None]).long()
@@ -158,11 +179,16 @@ def test_a_family_that_was_found(folder, family, tmp_path):
     feature.square().sum().backward()
     assert all(leaf.grad is not None and leaf.grad.abs().max() > 0 for leaf in leaves)
     peft = pytest.importorskip("peft")
-    write_peft(tmp_path / "out", expert.detached(), backbone, LORA, str(path), [])
-    adapted = peft.PeftModel.from_pretrained(loader.from_pretrained(path), str(tmp_path / "out")).eval()
+    predictor = exported(tmp_path, path, backbone, expert)
+    adapted = peft.PeftModel.from_pretrained(loader.from_pretrained(path), str(tmp_path / "global")).eval()
+    merged(expert.detached(), backbone, expert.scale).save_pretrained(tmp_path / "merged")
     with torch.no_grad():
         ours = backbone.end(backbone.run(below, LENGTHS, 1))
+        found = predictor._feature("global", {"input_ids": ids(), "attention_mask": real.long()})
     torch.testing.assert_close(ours[real], theirs(adapted)[real], atol=1e-5, rtol=1e-5)
+    whole = theirs(loader.from_pretrained(tmp_path / "merged"))[real]
+    torch.testing.assert_close(whole, ours[real], atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(found, normalise(feature.detach()), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", PICTURES)
@@ -189,9 +215,14 @@ def test_an_image_family_that_was_found(folder, family, tmp_path):
     assert all(leaf.grad is not None and leaf.grad.abs().max() > 0 for leaf in leaves)
     assert not torch.allclose(backbone.end(adapted), pretrained, atol=1e-4)
     peft = pytest.importorskip("peft")
-    write_peft(tmp_path / "out", expert.detached(), backbone, LORA, str(path), [])
-    reloaded = peft.PeftModel.from_pretrained(loader.from_pretrained(path), str(tmp_path / "out")).eval()
+    predictor = exported(tmp_path, path, backbone, expert)
+    reloaded = peft.PeftModel.from_pretrained(loader.from_pretrained(path), str(tmp_path / "global")).eval()
+    merged(expert.detached(), backbone, expert.scale).save_pretrained(tmp_path / "merged")
     with torch.no_grad():
+        whole = loader.from_pretrained(tmp_path / "merged")(pixel_values=pixels).last_hidden_state
+        torch.testing.assert_close(whole, backbone.end(adapted), atol=2e-5, rtol=1e-5)
+        found = predictor._feature("global", {"pixel_values": pixels})
+        torch.testing.assert_close(found, normalise(backbone.pool(adapted, None)), atol=1e-4, rtol=1e-4)
         again = reloaded(pixel_values=pixels).last_hidden_state
         torch.testing.assert_close(backbone.end(adapted), again, atol=1e-5, rtol=1e-5)
         half = opened(path).to_device("cpu", torch.bfloat16).feature(pixels, None)
@@ -251,13 +282,14 @@ def test_a_language_model_is_read_at_its_last_token(folder):
     assert opened(folder("distilbert")).pooling == "mean"
 
 
-def test_only_the_experts_that_a_token_meets_are_counted(folder):
-    backbone = opened(folder("qwen3_moe"))
+@pytest.mark.parametrize(("family", "width"), [("qwen3_moe", 16), ("olmoe", 64), ("mixtral", 64)])
+def test_only_the_experts_that_a_token_meets_are_counted(folder, family, width):
+    backbone = opened(folder(family))
     experts = backbone.blocks[0].get_submodule("mlp.experts")
     assert isinstance(experts, torch.nn.Module)
     held = sum(each.numel() for each in experts.parameters())
     attention = 2 * 32 * 32 + 2 * 32 * 16
-    assert held == 4 * 3 * 32 * 16
+    assert held == 4 * 3 * 32 * width
     assert backbone.block_linear_weights == attention + held // 2
 
 

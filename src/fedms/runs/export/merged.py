@@ -40,10 +40,8 @@ def write_merged(
         None if the model has the expert's head; else why not.
     """
     checkpoint = cast(Checkpoint, backbone.checkpoint)
-    model: Any = checkpoint.load_weights()
-    with torch.no_grad():
-        _merge(model, arrays, backbone, config.lora.alpha / config.lora.rank)
-        whole = with_head(model, arrays, backbone, labels)
+    model = merged(arrays, backbone, config.lora.alpha / config.lora.rank)
+    whole = with_head(model, arrays, backbone, labels)
     (model if whole is None else whole).save_pretrained(folder)
     checkpoint = replace(checkpoint)  # one whose settings nobody has changed
     if backbone.kind == "text":
@@ -58,8 +56,10 @@ def write_merged(
     return None if whole is not None else NO_HEAD
 
 
-def _merge(model: Any, arrays: Mapping[str, Tensor], backbone: Backbone, scale: float) -> None:
-    """Add each pair's update to its layer's weight."""
+@torch.no_grad()
+def merged(arrays: Mapping[str, Tensor], backbone: Backbone, scale: float) -> Any:
+    """The model in float32, with each pair's update in its layer's weight."""
+    model: Any = cast(Checkpoint, backbone.checkpoint).load_weights()
     paths = layer_names(backbone)
     for key, pair in Expert(arrays, scale).pairs().items():
         update = pair.scale * (pair.B.double() @ pair.A.double())
@@ -68,8 +68,10 @@ def _merge(model: Any, arrays: Mapping[str, Tensor], backbone: Backbone, scale: 
         weight = cast(Tensor, model.get_submodule(paths[key]).weight)
         transposed = paths[key] in backbone.transposed
         weight.copy_(weight.double() + (update.T if transposed else update).cpu())
+    return model
 
 
+@torch.no_grad()
 def with_head(model: Any, arrays: Mapping[str, Tensor], backbone: Backbone, labels: Sequence[str]) -> Any:
     """The model with the expert's head as a classification model; None where no head of transformers fits."""
     import transformers
