@@ -286,6 +286,11 @@ def test_keys_that_contradict_privacy_are_refused_in_one_line(settings, override
     assert "\n" not in str(refusal.value)
 
 
+def test_with_sites_noise_covers_small_classes_where_there_is_noise(settings):  # noqa: F811
+    assert settings("engine.name=flower", *PRIVATE).statistics.least == 1
+    assert settings("engine.name=flower").statistics.least > 1
+
+
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [

@@ -138,9 +138,15 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _spare_small_classes(cls, values: Any) -> Any:
-        """With sites, sums over few samples stay there, where the config does not say how few."""
-        engine = values.get("engine") if isinstance(values, Mapping) else None
+        """With sites, sums over few samples stay there, where the config does not say how few, and where no
+        noise covers them.
+        """
+        engine, privacy = (
+            values.get(key) if isinstance(values, Mapping) else None for key in ("engine", "privacy")
+        )
         if not isinstance(engine, Mapping) or engine.get("name") != "flower":
+            return values
+        if isinstance(privacy, Mapping) and privacy.get("unit") is not None:
             return values
         held = values.get("statistics") or {}
         if isinstance(held, Mapping) and "least" not in held:
