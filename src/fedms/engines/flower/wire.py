@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from fedms.config import Config
+from fedms.config.data import DataConfig
 from fedms.core.errors import FedmsError
 from fedms.core.paths import is_name
 from fedms.engines.pipe import bundled, unbundled
@@ -77,7 +78,8 @@ def terms_digest(data: bytes) -> str:
 def config_for_sites(config: Config) -> str:
     """The config without the server's paths, and without what may change in a resumption."""
     left_out: dict[str, Any] = {
-        **dict.fromkeys(("data", "engine", "log", "compare", "device", "start_from", "join"), True),
+        **dict.fromkeys(("engine", "log", "compare", "device", "start_from", "join"), True),
+        "data": DataConfig.model_fields.keys() - {"template"},
         "cache": {"enabled", "memory_mb", "disk_mb"},
         "model": {"name", "adapter"},
         "evaluation": {"public"},
