@@ -1,6 +1,7 @@
 # install   a virtual environment in .venv with fedms in it     demo   the embedded experiment into runs/demo
 # install-flower   the same in .venv-flower with Flower beside it, for a federation of sites
 # test      ruff, mypy and all tests                            lint   ruff and mypy alone
+# text      the texts and the small pretrained Llama of examples/text.yaml, from the data in DATA: a minute
 # docs      the documentation as a site, into site/; a dead link is an error
 # clean     caches and build leftovers (to start afresh: rm -rf .venv)
 # results   all tables and pictures of docs/results.md, from the data in DATA; takes most of a day on 2 cores
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: install install-flower install-extras test-flower demo test lint docs results clean
+.PHONY: install install-flower install-extras test-flower demo test lint docs results text clean
 
 install: $(VENV)/.installed
 	@:
@@ -54,7 +55,7 @@ demo: install
 	$(BIN)/fedms run examples/assistant.yaml --out runs/demo
 
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -75,6 +76,10 @@ results: install
 	@test -d "$(DATA)" || { echo "name the folder of the data sets: make results DATA=DIR" >&2; exit 1; }
 	$(BIN)/python bench/results.py --data $(DATA)
 	$(BIN)/python bench/ablations.py
+
+text: install
+	@test -d "$(DATA)" || { echo "name the folder of the data sets: make text DATA=DIR" >&2; exit 1; }
+	$(BIN)/python bench/text.py --data $(DATA) --prepare
 
 clean:
 	rm -rf build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

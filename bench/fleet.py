@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import fedms
+from common.machine import with_machine
 from common.measure import measured
 from common.pages import PERFORMANCE, splice
 from fedms.config import load_config
@@ -244,7 +245,7 @@ def main() -> None:
     except FedmsError as error:
         sys.exit(f"error: {error}")
     if given.write:
-        splice(PERFORMANCE, "table fleet", table(fleets))
+        splice(PERFORMANCE, "table fleet", with_machine(table(fleets)))
     about = describe_environment(load_config({}), given.workers)
     print(
         json.dumps({**summary(fleets), "fleets": [asdict(fleet) for fleet in fleets], "environment": about})

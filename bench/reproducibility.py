@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.machine import cpu_name
 from common.pages import PERFORMANCE, markdown_table, splice
 from fedms.config import load_config
 from fedms.core.reproducibility import REPRODUCIBLE, SETTING
@@ -130,17 +130,6 @@ def compare(pairs: int, repeats: int) -> dict[str, Any]:
             "seconds_off": off,
         }
     return {"workloads": workloads, "cpu": cpu_name(), "load": [min(loads), max(loads)], "pairs": pairs}
-
-
-def cpu_name() -> str:
-    """The CPU's model as Linux names it, with family and model number; the architecture on other systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    named = facts.get("model name", platform.machine())
-    return f"{named} (family {facts.get('cpu family')}, model {facts.get('model')})"
 
 
 def table(made: dict[str, Any]) -> str:

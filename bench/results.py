@@ -31,6 +31,8 @@ RUNS = ROOT / "runs" / "results"
 PAGES = (RESULTS, ROOT / "README.md")
 
 COMMON = ["evaluation.everyone=250", "engine.workers=1"]
+SENT = "statistics.second_moment=true"
+"""As in the stored comparisons of the embedded corpus."""
 BANKING = ["data.source=DATA/banking77", *COMMON]
 PACS = ["data.source=DATA/pacs", "model.name=DATA/vit-tiny-patch16-224", *COMMON]
 CORE: dict[str, Any] = {
@@ -45,6 +47,8 @@ CORE: dict[str, Any] = {
     ],
     "seeds": [0, 1, 2],
 }
+FIRST: dict[str, Any] = {"methods": [name for name in CORE["methods"] if name != "local"], "seeds": [0]}
+"""What one machine finishes in an hour."""
 FIVE = {"activation.rule": "fixed", "activation.blocks": 5}
 DENSE: dict[str, Any] = {
     **CORE,
@@ -69,8 +73,9 @@ EVERY_DENSE: dict[str, Any] = {
 SMALL = ["evaluation.everyone=100", "training.batch_size=16"]
 """Limits that let a hundred runs finish in an afternoon."""
 SETTINGS: dict[str, tuple[str, list[str], dict[str, Any]]] = {
-    "assistant": ("assistant", COMMON, CORE),
-    "assistant-never": ("assistant", [*COMMON, "head.rederive=never"], CORE),
+    "assistant": ("assistant", [*COMMON, SENT], CORE),
+    "assistant-never": ("assistant", [*COMMON, SENT, "head.rederive=never"], CORE),
+    "banking77-one-seed": ("banking77", [*BANKING, "partition.alpha=0.1"], FIRST),
     "banking77-alpha0.1": ("banking77", [*BANKING, "partition.alpha=0.1"], CORE),
     "banking77-alpha0.5": ("banking77", [*BANKING, "partition.alpha=0.5"], CORE),
     "pacs": ("pacs", [*PACS, "data.limit=2400"], DENSE),

@@ -35,6 +35,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from common.machine import with_machine
 from common.pages import PERFORMANCE, splice
 from fedms.config import Config, load_config
 from fedms.engines.local import LocalEngine
@@ -272,7 +273,7 @@ def run_script(
     made = measure(given.data.resolve() if given.data else None, given.repeats)
     print(table(made))
     if given.write:
-        splice(PERFORMANCE, f"table {name}", table(made))
+        splice(PERFORMANCE, f"table {name}", with_machine(table(made)))
     print(json.dumps(made))
 
 

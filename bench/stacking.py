@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.machine import with_machine
 from common.pages import PERFORMANCE, splice
 from fedms.config import Config, load_config
 from fedms.config.sections import TrainingConfig
@@ -177,7 +178,7 @@ def main() -> None:
                 flush=True,
             )
     if given.write:
-        splice(PERFORMANCE, "table stacking", table(found))
+        splice(PERFORMANCE, "table stacking", with_machine(table(found)))
     print(
         json.dumps(
             {"measured": found, "repeats": given.repeats, "environment": describe_environment(config, 1)}

@@ -12,14 +12,7 @@ import sys
 import traceback
 from typing import Any
 
-IMPORTS = (
-    "torch",
-    "transformers.models.bert.modeling_bert",
-    "safetensors.torch",
-    "pandas",
-    "pyarrow",
-    "PIL.Image",
-)
+IMPORTS = ("torch", "transformers.models.bert.modeling_bert", "safetensors.torch", "PIL.Image")
 
 
 def main() -> None:

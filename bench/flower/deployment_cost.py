@@ -37,6 +37,7 @@ from fedms.runs.reading.run import read_rounds
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench/, whose scripts share common/
 
+from common.machine import with_machine
 from common.measure import memory_of, memory_of_family
 from common.pages import PERFORMANCE, markdown_table, splice
 
@@ -211,7 +212,7 @@ def main() -> None:
         table = markdown_table(["", "over Flower"], measure(Path(folder)))
     print(table)
     if write:
-        splice(PERFORMANCE, "table deployment", table)
+        splice(PERFORMANCE, "table deployment", with_machine(table))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from fedms.runs.environment import describe_environment
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench/, whose scripts share common/
 
+from common.machine import with_machine
 from common.measure import measured
 from common.pages import PERFORMANCE, markdown_table, splice
 
@@ -356,7 +357,7 @@ def main() -> None:
         sys.exit(f"error: {error}")
     found = summary(rows)
     if given.write:
-        splice(PERFORMANCE, "table versus-flower", table(rows, found))
+        splice(PERFORMANCE, "table versus-flower", with_machine(table(rows, found)))
     about = describe_environment(load_config({}), worker_count(load_config({})))
     print(
         json.dumps({**found, "rows": [asdict(row) for row in rows], "flower": versions, "environment": about})

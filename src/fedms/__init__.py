@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from fedms.federation.prediction import Predictor
     from fedms.federation.registration import register
     from fedms.model.families import Family
+    from fedms.runs.client import Client, Explanation, Prediction
     from fedms.runs.frames import Result
-    from fedms.runs.predict import Client, Explanation, Prediction, load
+    from fedms.runs.predict import load
+    from fedms.runs.text_client import Generation, TextClient
 
 __all__ = [
     "Aggregator",
@@ -41,11 +43,13 @@ __all__ = [
     "Explanation",
     "Family",
     "FedmsError",
+    "Generation",
     "Method",
     "Prediction",
     "Predictor",
     "Result",
     "Stage",
+    "TextClient",
     "compare",
     "load",
     "load_config",
@@ -55,16 +59,18 @@ __all__ = [
 
 _HOMES = {
     "Aggregator": "fedms.federation.aggregation.aggregator",
-    "Client": "fedms.runs.predict",
+    "Client": "fedms.runs.client",
     "Config": "fedms.config",
     "Evaluation": "fedms.federation.evaluation",
-    "Explanation": "fedms.runs.predict",
+    "Explanation": "fedms.runs.client",
     "Family": "fedms.model.families",
+    "Generation": "fedms.runs.text_client",
     "Method": "fedms.federation.method",
-    "Prediction": "fedms.runs.predict",
+    "Prediction": "fedms.runs.client",
     "Predictor": "fedms.federation.prediction",
     "Result": "fedms.runs.frames",
     "Stage": "fedms.federation.method",
+    "TextClient": "fedms.runs.text_client",
     "compare": "fedms.experiments.api",
     "load": "fedms.runs.predict",
     "load_config": "fedms.config",

@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from fedms.experiments.console import WORDS, Live, PlainLines, Remaining, headline, observer
+from fedms.experiments.console import (
+    WORDS,
+    Live,
+    PlainLines,
+    Remaining,
+    default_observer,
+    headline,
+    observer,
+)
 from fedms.experiments.observers import Silent
 from fedms.federation.exchanges import EXCHANGES
 
@@ -155,6 +163,16 @@ def test_the_watcher_fits_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(observer(quiet=False), PlainLines)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert isinstance(observer(quiet=False), Live)
+
+
+def test_a_notebook_shows_a_line_for_each_round_and_a_script_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    shells: list[Any] = [None, SimpleNamespace(), SimpleNamespace(kernel="a kernel")]
+    found = []
+    for shell in shells:
+        monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda shell=shell: shell))
+        found.append(type(default_observer()))
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert [*found, type(default_observer())] == [Silent, Silent, PlainLines, Silent]
 
 
 def test_the_silent_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from fedms.config.sections import ActivationConfig as Rule
 from fedms.config.sections import CapacityTier as Tier
 from fedms.core.errors import ConfigError
-from fedms.federation.activation import Activation, check_depth
+from fedms.federation.activation import Activation, check_depth, later_boundaries
 from fedms.federation.tiers import capacities, trainable
 
 FLAT = [0.5] * 12
@@ -39,6 +39,24 @@ def test_a_plateau_is_a_full_queue_without_gain_and_empties_the_queue():
 )
 def test_a_local_stage_has_the_blocks_of_the_global_expert_at_least_or_none(local, blocks):
     assert Activation(Rule(blocks=2, blocks_local=local), 6).local_blocks() == blocks
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({}, {1, 2, 3, 4}),
+        ({"blocks": 2, "step": 3}, {1}),
+        ({"blocks": 2, "step": 2, "maximum": 5, "rule": "every"}, {1, 2}),
+        ({"maximum": 3, "blocks_local": 5}, {1, 3, 4}),
+        ({"rule": "fixed"}, set()),
+        ({"rule": "fixed", "blocks_local": 2}, {4}),
+        ({"blocks": "all"}, set()),
+        ({"rule": "warm", "blocks": 2}, set()),
+        ({"order": "bottom-up"}, set()),
+    ],
+)
+def test_where_the_lowest_active_block_may_be_later(keys, found):
+    assert later_boundaries(Rule(**keys), 6) == found
 
 
 def test_after_warm_rounds_with_all_blocks_the_planned_ones_are_left():

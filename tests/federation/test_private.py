@@ -4,6 +4,8 @@ import json
 import math
 import stat
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +43,13 @@ def by_hand(multipliers, delta=1e-5):
 
 def drawn():
     return noisy({"x": torch.zeros(3)}, {"x": 1.0}, bytes(range(32)))
+
+
+def spreads_of(size: int) -> dict[str, float]:
+    """Of counts and sums of features of this size."""
+    recipe: Any = None
+    backbone: Any = SimpleNamespace(feature_size=size)
+    return STATISTICS.spreads(Expected(recipe, backbone, 3, 1, 1, {}))
 
 
 # the ledger
@@ -142,7 +151,7 @@ def test_of_shared_noise_each_client_adds_what_the_least_sum_needs(keys, share):
 
 def test_one_sample_moves_the_answer_by_a_norm_of_one(generator: torch.Generator):
     x, labels = normalise(torch.randn(20, 16, generator=generator)), torch.arange(20) % 3
-    spreads = STATISTICS.spreads(Expected(None, type("Backbone", (), {"feature_size": 16}), 3, 1, 1, {}))
+    spreads = spreads_of(16)
     whole, less = (FeatureSums.of(x[at:], labels[at:], 3, False).to_arrays() for at in (0, 1))
     moved = sum(float(((whole[name] - less[name]) / spreads[name]).square().sum()) for name in spreads)
     assert math.sqrt(moved) == pytest.approx(1, abs=1e-5)
@@ -154,7 +163,7 @@ def test_one_sample_moves_the_answer_by_a_norm_of_one(generator: torch.Generator
 def test_membership_is_told_no_better_than_the_budget_allows(generator, multiplier, holds):
     """The best test there is, for epsilon 1: how far an answer lies towards the answer with the sample."""
     x, labels = normalise(torch.randn(20, 16, generator=generator)), torch.arange(20) % 3
-    spreads = STATISTICS.spreads(Expected(None, type("Backbone", (), {"feature_size": 16}), 3, 1, 1, {}))
+    spreads = spreads_of(16)
     arrays = [FeatureSums.of(x[at:], labels[at:], 3, False).to_arrays() for at in (0, 1)]
     towards = {name: (arrays[0][name] - arrays[1][name]).double() / spreads[name] ** 2 for name in spreads}
     noise = {name: multiplier * spread for name, spread in spreads.items()}

@@ -23,7 +23,10 @@ TIMES = ("seconds", "evaluation_seconds", "peak_memory_bytes")
 
 
 def same_files(one, other) -> int:
-    """How many files of clients are equal, array by array."""
+    """How many files of clients are equal, array by array.
+
+    A finished run has two of each client: its model and its newest state.
+    """
     files = sorted(path.relative_to(one) for path in one.glob("*/*.safetensors"))
     for each in files:
         mine, theirs = (read_arrays(folder / each)[0] for folder in (one, other))
@@ -50,7 +53,7 @@ def test_sites_with_their_own_rows_come_to_the_same_bits(fleet, tmp_path):
     made.all_come()
     found = run(made.config, tmp_path / "server")
     assert without_times(found) == without_times(wanted)
-    assert same_files(tmp_path / "local" / "clients", gathered(made, tmp_path / "gathered")) >= 9
+    assert same_files(tmp_path / "local" / "clients", gathered(made, tmp_path / "gathered")) >= 6
     lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("local", "server")]
     for one, other in zip(*lines, strict=True):
         assert without_times(json.loads(one)) == without_times(json.loads(other))

@@ -14,7 +14,7 @@ from fedms.config.data import DataConfig
 from fedms.config.site import SiteConfig, load_site
 from fedms.core.errors import ConfigError, FedmsError
 from fedms.engines.flower.site import local_config, withheld
-from fedms.engines.flower.wire import TASK, Hello, Reply, Request, Terms
+from fedms.engines.flower.wire import TASK, Hello, Reply, Request, Terms, config_for_sites
 from fedms.experiments.experiment import run
 from fedms.experiments.observers import Silent
 from fedms.federation.messages import Failure, Task, Update, decode_answer, encode
@@ -104,6 +104,11 @@ def test_a_site_answers_only_runs_that_promise_the_privacy_it_demands():
     for less in ({}, {"unit": "record", "epsilon": 5.0}, seeded):
         with pytest.raises(FedmsError, match=r"demands differential privacy with privacy\.epsilon 4 at most"):
             taken(**less)
+
+
+def test_of_the_data_a_site_is_told_the_template_alone(settings):
+    told = yaml.safe_load(config_for_sites(settings("data.template=say {text}")))
+    assert told["data"] == {"template": "say {text}"}
 
 
 def test_a_plugin_is_not_imported_for_a_server(asked, tmp_path, monkeypatch):

@@ -275,6 +275,13 @@ def test_text_goes_between_the_marks_and_nowhere_else(bench: Bench, tmp_path: Pa
     )
 
 
+def test_a_table_of_times_names_its_machine(bench: Bench) -> None:
+    machine = bench("common.machine")
+    table, about = machine.with_machine("| a |\n|---|").split("\n\n")
+    assert table == "| a |\n|---|"
+    assert about.startswith(machine.cpu_name()) and f"load {machine.LOAD_AT_START:.1f} at the start" in about
+
+
 def test_the_script_for_gpus_works_without_one_and_says_where_there_is_none(
     bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,6 @@
 """Real processes, really killed.
 
-FEDMS_KILLS says how many (default: 100); `-m "not kills"` leaves them out.
+FEDMS_KILLS says how many (default: 40); `-m "not kills"` leaves them out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedms.experiments import experiment
 
 pytestmark = [pytest.mark.integration, pytest.mark.kills]
 
-KILLS = int(os.environ.get("FEDMS_KILLS", "100"))
+KILLS = int(os.environ.get("FEDMS_KILLS", "40"))
 SEED = int(os.environ.get("FEDMS_KILLS_SEED", "0"))
 
 

@@ -279,3 +279,22 @@ def test_in_half_precision_the_feature_is_nearly_the_same(folder):
     feature = half.feature(ids(), LENGTHS)
     assert feature.dtype == torch.float32
     assert F.cosine_similarity(feature, exact.feature(ids(), LENGTHS)).min() > 0.99
+
+
+CAUSAL = [*CONFIGS][: [*CONFIGS].index("distilbert")]
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_text_read_piece_by_piece_has_the_states_of_one_pass(folder, family):
+    """Two experts with one cache below block 1, which neither trains, and two above it."""
+    backbone = opened(folder(family))
+    tokens = ids()[2]
+    pairs = [expert_on(backbone, blocks).pairs() for blocks in ([1, 2], [2])]
+    caches = [transformers.DynamicCache(config=backbone.model.config) for _ in pairs]
+    pieces = [backbone.read_on(part, 1, caches, pairs) for part in torch.split(tokens, [4, 1, 1, 3])]
+    for place, own in enumerate(pairs):
+        backbone.attach(own)
+        with torch.no_grad():
+            whole = backbone.end(backbone.run(backbone.embed(tokens[None]), None))[0]
+        found = torch.cat([piece[place] for piece in pieces])
+        assert torch.allclose(found, whole, atol=2e-5), float((found - whole).abs().max())

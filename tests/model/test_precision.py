@@ -147,10 +147,10 @@ def test_the_cache_holds_the_very_values_in_half_of_the_room(checkpoint, tmp_pat
     backbone = opened(checkpoint("bert"))
     compute, samples = computing(backbone, tmp_path / "cache")
     cache, tokens = compute.cache, int(compute.cache.inputs.lengths(samples.rows).sum())
-    cache.memory, cache.disk = memory, 2**20
+    cache.places.memory, cache.places.disk = memory, 2**20
     kept, lengths = cache.hidden(samples, 2, np.arange(4))
     assert kept.dtype == HALF
-    assert [path.stat().st_size for path in cache.folder.glob("*")] == (
+    assert [path.stat().st_size for path in cache.places.folder.glob("*")] == (
         [] if memory else [tokens * backbone.width * 2]
     )
     cache.enabled = False

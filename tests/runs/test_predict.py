@@ -260,7 +260,7 @@ def test_run_takes_a_mapping_a_file_or_a_config(finished, tmp_path, monkeypatch)
     asked = []
     config = RunFolder(finished()).config()
 
-    def run(*given):
+    def run(*given, **written):
         asked.append(given)
         return {"seed": given[0].seed}
 

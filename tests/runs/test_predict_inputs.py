@@ -13,7 +13,7 @@ from PIL import Image
 
 import fedms
 from fedms.core.errors import FedmsError
-from fedms.runs.predict import CHUNK
+from fedms.runs.client import CHUNK
 from tiny_run import finished  # noqa: F401 (a fixture)
 
 TEXTS = ["turn on the light", "play music please", "off"]

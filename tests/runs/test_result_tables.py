@@ -21,6 +21,7 @@ def test_a_result_has_tables_of_rounds_clients_and_the_frontier(finished):  # no
     assert list(result.frontier["prior"]) == [point["prior"] for point in result["frontier"]]
     page = result._repr_html_()
     assert "client-2" in page and f"{result['accuracy_local']:.4f}" in page
+    assert "<summary>Frontier</summary>" in page and "report.html" not in page
 
 
 def test_a_run_returns_its_result(checkpoint, tmp_path):

@@ -27,8 +27,8 @@ PICKS = np.array([5, 0, 90, 17, 5])
 def make(backbone, inputs, tmp_path):
     """A cache in its own folder."""
 
-    def cache(memory=AMPLE, disk=AMPLE, folder="cache", enabled=True, dtype=torch.float32):
-        return PrefixCache(backbone, inputs, memory, disk, tmp_path / folder, enabled, dtype)
+    def cache(memory=AMPLE, disk=AMPLE, folder="cache", enabled=True, dtype=torch.float32, later=()):
+        return PrefixCache(backbone, inputs, memory, disk, tmp_path / folder, enabled, dtype, later=later)
 
     return cache
 
@@ -64,7 +64,7 @@ def same_where_real(made, expected, tolerance=2e-5):
 
 
 def files(cache):
-    return sorted(path.name for path in cache.folder.glob("*")) if cache.folder.exists() else []
+    return sorted(path.name for path in cache.places.folder.glob("*")) if cache.places.folder.exists() else []
 
 
 @pytest.mark.parametrize("boundary", [0, 1, 2, 3])
@@ -161,7 +161,7 @@ def test_what_rests_on_the_disk_is_mapped_only_while_it_is_read(make):
     cache = make(memory=0, folder="disk")
     for number in range(3):
         cache.hidden(samples(f"client-{number}/train", seed=number), 2, PICKS)
-    assert len(files(cache)) == 3 and str(cache.folder) not in Path("/proc/self/maps").read_text()
+    assert len(files(cache)) == 3 and str(cache.places.folder) not in Path("/proc/self/maps").read_text()
 
 
 def test_half_the_room_holds_the_values_rounded_wherever_they_rest(make, inputs, backbone):
@@ -175,11 +175,13 @@ def test_half_the_room_holds_the_values_rounded_wherever_they_rest(make, inputs,
     ):
         made = cache.hidden(samples(), 2, PICKS)
         assert made[0].dtype == torch.float32
-        same_where_real(made, (exact.bfloat16().float(), lengths), tolerance=0 if cache.memory else 2**-6)
-        assert [path.stat().st_size for path in cache.folder.glob("*")] == (
-            [size] if cache.folder.name == "disk" else []
+        same_where_real(
+            made, (exact.bfloat16().float(), lengths), tolerance=0 if cache.places.memory else 2**-6
         )
-        assert cache.kept_flops == (0 if cache.memory == 0 else cache.flops)
+        assert [path.stat().st_size for path in cache.places.folder.glob("*")] == (
+            [size] if cache.places.folder.name == "disk" else []
+        )
+        assert cache.kept_flops == (0 if cache.places.memory == 0 else cache.flops)
 
 
 def test_memory_fills_first_then_the_disk_then_nothing_is_kept(make, backbone, inputs):
@@ -189,7 +191,7 @@ def test_memory_fills_first_then_the_disk_then_nothing_is_kept(make, backbone, i
     for owned in owners:
         same_where_real(cache.hidden(owned, 1, np.arange(9)), direct(backbone, inputs, owned.rows[:9], 1))
     assert files(cache) == ["client-1-train.float32"]
-    assert (cache.folder / "client-1-train.float32").stat().st_size == sizes[1]
+    assert (cache.places.folder / "client-1-train.float32").stat().st_size == sizes[1]
     spent = cache.flops
     for owned in owners[:2]:
         cache.hidden(owned, 1, np.arange(9))
@@ -221,12 +223,12 @@ def test_beyond_the_budget_only_what_is_asked_for_is_computed(make, backbone, in
 def test_that_an_owner_has_no_room_is_decided_once_and_said_in_one_line(make, caplog):
     cache = make(0, 0)
     first = cache.hidden(samples(), 2, PICKS)
-    cache.memory = AMPLE
+    cache.places.memory = AMPLE
     same_where_real(cache.hidden(samples(), 2, PICKS), first, tolerance=0)
     spent = cache.flops
     cache.hidden(samples(), 1, PICKS)
     assert cache.flops > spent
-    cache.memory = 0
+    cache.places.memory = 0
     cache.hidden(samples("client-2/test", 30), 2, np.arange(3))
     assert [
         record.getMessage().startswith("prefix cache: no room for client-1/train")
@@ -234,7 +236,7 @@ def test_that_an_owner_has_no_room_is_decided_once_and_said_in_one_line(make, ca
     ] == [True]
     assert caplog.records[0].getMessage().isprintable()
     cache.close()
-    cache.memory = AMPLE
+    cache.places.memory = AMPLE
     cache.hidden(samples(), 2, PICKS)
     spent = cache.flops
     cache.hidden(samples(), 2, PICKS)
@@ -286,9 +288,43 @@ def test_moving_the_boundary_deletes_the_old_file(make):
     cache = make(memory=0)
     cache.hidden(samples(), 2, PICKS)
     assert files(cache) == ["client-1-train.float32"]
-    cache.memory = AMPLE
+    cache.places.memory = AMPLE
     cache.hidden(samples(), 1, PICKS)
     assert files(cache) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pass_leaves_the_lower_states_that_a_run_may_come_to(make, dtype):
+    cache, owned = make(dtype=dtype, later={2, 1}), samples()
+    for boundary in (3, 2, 1):
+        alone = make(dtype=dtype, folder="alone")
+        found = cache.hidden(owned, boundary, PICKS)
+        same_where_real(found, alone.hidden(owned, boundary, PICKS), tolerance=0)
+        assert cache.used == alone.used, "it is booked as if it had been computed from the inputs"
+        if boundary == 3:
+            spent = alone.flops
+        assert cache.flops == cache.kept_flops == spent
+    cache.hidden(owned, 2, PICKS)
+    assert cache.flops > spent, "nothing is left above"
+
+
+def test_what_is_only_for_later_makes_room(make, backbone, inputs):
+    one, other = samples(), samples("client-2/train", seed=2)
+    sizes = [int(inputs.lengths(each.rows).sum()) * backbone.width * 4 for each in (one, other)]
+    cache = make(memory=max(sizes) + sum(sizes) - 1, disk=0, later={2})
+    cache.hidden(one, 3, PICKS)
+    cache.hidden(other, 3, PICKS)
+    spent = cache.flops
+    for owned in (one, other):  # both have room, since what was left for one is gone
+        same_where_real(
+            cache.hidden(owned, 3, PICKS), make(folder="alone").hidden(owned, 3, PICKS), tolerance=0
+        )
+    assert cache.flops == spent
+    tight = make(memory=sizes[0], disk=0, later={1, 2})
+    same_where_real(tight.hidden(one, 3, PICKS), make(folder="alone").hidden(one, 3, PICKS), tolerance=0)
+    spent = tight.flops
+    tight.hidden(one, 2, PICKS)
+    assert spent < tight.flops < 2 * spent, "without room the states are computed again"
 
 
 def test_values_given_out_survive_a_moved_boundary(make, backbone, inputs):
@@ -304,11 +340,11 @@ def test_no_file_is_left_after_closing_and_the_cache_can_be_used_again(make):
     cache.hidden(samples("client-2/test", 30), 2, np.arange(3))
     assert len(files(cache)) == 2
     cache.close()
-    assert not cache.folder.exists()
+    assert not cache.places.folder.exists()
     cache.close()
     same_where_real(cache.hidden(samples(), 2, PICKS), expected, tolerance=0)
     cache.close()
-    assert not cache.folder.exists()
+    assert not cache.places.folder.exists()
 
 
 def test_images_are_cached_by_their_patches(checkpoint, tmp_path):

@@ -18,9 +18,10 @@ from fedms.training.prefix_store import PrefixStore, remove_unfinished
 def make(backbone, inputs, tmp_path):
     """The cache of one run, with a store if it has a budget."""
 
-    def cache(budget=AMPLE, content="one model, one data set", memory=AMPLE, dtype=torch.float32):
+    def cache(budget=AMPLE, content="one model, one data set", memory=AMPLE, dtype=torch.float32, later=()):
         store = PrefixStore(tmp_path / "store", budget, content) if budget else None
-        return PrefixCache(backbone, inputs, memory, AMPLE, tmp_path / "cache", dtype=dtype, store=store)
+        folder = tmp_path / "cache"
+        return PrefixCache(backbone, inputs, memory, AMPLE, folder, dtype=dtype, store=store, later=later)
 
     return cache
 
@@ -55,6 +56,27 @@ def test_a_higher_boundary_goes_on_from_a_lower_one_to_the_same_bits(make, backb
     steps = [flops.forward(backbone, 1, int(length), lower, 3) for length in inputs.lengths(owned.rows)]
     assert direct.flops == direct.kept_flops == sum(steps) < expected.flops
     assert direct.used == expected.used, "it is booked as if nobody had been there before"
+
+
+def test_lower_states_are_left_to_every_process_within_the_budgets(make, backbone, inputs, tmp_path):
+    owned = samples()
+    size, alone = size_of(inputs, backbone, owned), make(budget=0)
+    for given, left in (
+        ({"memory": size}, 1),
+        ({"budget": 2 * size - 1}, 0),
+        ({"memory": size - 1}, 0),
+        ({}, 2),
+    ):
+        for path in files(tmp_path):
+            path.unlink()
+        make(**given, later={1, 2}).hidden(owned, 3, PICKS)
+        assert len(files(tmp_path)) == 1 + left
+    other = make(later={1, 2})
+    for boundary in (3, 2, 1):
+        same_where_real(
+            other.hidden(owned, boundary, PICKS), alone.hidden(owned, boundary, PICKS), tolerance=0
+        )
+    assert other.flops == 0 and other.used == alone.used
 
 
 def test_what_was_rounded_is_not_gone_on_from(make):

@@ -11,6 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from fedms.cli.completion import complete_client
+from fedms.cli.generation import (
+    MaxTokens,
+    Seed,
+    Stop,
+    Temperature,
+    TopP,
+    evaluate_texts,
+    generate_table,
+    generation_options,
+    show_texts,
+)
 from fedms.cli.inputs import input_batches
 from fedms.cli.streams import line_width, print_table
 from fedms.core.errors import ConfigError
@@ -18,7 +29,7 @@ from fedms.core.formatting import clip, decimal, one_line, percent, whole
 
 if TYPE_CHECKING:
     from fedms.federation.evaluation import Evaluation
-    from fedms.runs.predict import Client, Prediction
+    from fedms.runs.client import Client, Prediction
 
 FIGURES = ("samples", "precision", "recall", "F1")
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
@@ -73,11 +84,44 @@ def predict(
         bool, typer.Option("--json", help="One JSON object a line, with every class.")
     ] = False,
     model_folder: ModelFolder = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    stop: Stop = None,
+    seed: Seed = None,
 ) -> None:
-    """Predict with one client's model.
+    """Predict with one client's model; with task: text, generate a text for each prompt.
 
     Without TEXT, FILE or --input, each line of standard input is one input, answered as it comes.
     """
+    _check_places(inputs, table, column, output)
+
+    from fedms.runs.predict import load
+
+    model = load(folder, client, model_folder)
+    drawing = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p}
+    options = generation_options(model, **drawing, stop=stop, seed=seed)
+    if model.personal.config.task == "text":
+        if table is not None:
+            generate_table(model, table, column, output, prior, options)
+        else:
+            prompts = (map(str, batch) for batch in input_batches(inputs, "text"))
+            show_texts(model, prompts, prior, options, as_json)
+        return
+    if table is not None:
+        _predict_table(model, table, column, output, prior)
+        return
+    width = 0
+    for samples in input_batches(inputs, model.kind):
+        predictions = model.predict(samples, prior)
+        width = max(width, *(len(each.label) for each in predictions))
+        _show(samples, predictions, width, as_json)
+
+
+def _check_places(
+    inputs: list[str] | None, table: Path | None, column: str | None, output: Path | None
+) -> None:
+    """Raise ConfigError where the options do not go together, before any work."""
     if table is None:
         for option, given in (("--column", column), ("--output", output)):
             if given is not None:
@@ -88,18 +132,6 @@ def predict(
         from fedms.runs.tables import check_output
 
         check_output(output)
-
-    from fedms.runs.predict import load
-
-    model = load(folder, client, model_folder)
-    if table is not None:
-        _predict_table(model, table, column, output, prior)
-        return
-    width = 0
-    for samples in input_batches(inputs, model.kind):
-        predictions = model.predict(samples, prior)
-        width = max(width, *(len(each.label) for each in predictions))
-        _show(samples, predictions, width, as_json)
 
 
 def _show(samples: Iterable[object], predictions: Sequence[Prediction], width: int, as_json: bool) -> None:
@@ -165,7 +197,8 @@ def evaluate(
 ) -> None:
     """Evaluate one client's model on labelled samples.
 
-    It shows accuracy, macro-F1, the calibration error, and figures of each class.
+    It shows accuracy, macro-F1, the calibration error, and figures of each class; with task: text the loss of
+    the texts in --column, or of the answers in --label to the prompts in --column.
     """
     from fedms.core.files import write_json
     from fedms.federation.evaluation import check_labels
@@ -178,6 +211,9 @@ def evaluate(
             raise ConfigError(f"--output {output}: must end in .json")
         check_new(output)
     model = load(folder, client, model_folder)
+    if model.personal.config.task == "text":
+        evaluate_texts(model, table, column, label, output, prior)
+        return
     rows = read_rows(table, model.kind)
     inputs = inputs_of(table, rows, column, model.kind)
     labels = check_labels(model.classes, labels_of(table, rows, label), f"{table}: row")

@@ -105,9 +105,10 @@ def _print_comparisons(folders: list[Path], form: str) -> None:
 
 def show_comparison(comparison: Comparison) -> None:
     """Print a comparison as a table, with an explanation of its marks."""
-    from fedms.runs.report.comparison.tables import MARKS, comparison_table
+    from fedms.runs.report.comparison.columns import marks_of
+    from fedms.runs.report.comparison.tables import comparison_table
 
     print_table(comparison_table(comparison, line_width()))
-    typer.echo(MARKS)
+    typer.echo(marks_of(comparison))
     if comparison.unfinished:
         typer.echo(comparison.unfinished)

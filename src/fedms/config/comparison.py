@@ -31,8 +31,9 @@ class CompareConfig(Section):
     tune: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Grid of keys and candidates, as in `training.learning_rate: [3e-4, 1e-3]`. Each row gets its best
     combination on the first seed."""
-    criterion: Literal["accuracy_local", "accuracy_global"] = "accuracy_local"
-    """The accuracy on validation data that selects the combination."""
+    criterion: Literal["accuracy_local", "accuracy_global", "nll_local", "nll_global"] | None = None
+    """The figure on validation data that selects the combination: an accuracy, or with `task: text` a loss;
+    default: the one on own data."""
 
     @model_validator(mode="after")
     def _check(self) -> CompareConfig:

@@ -211,6 +211,8 @@ class Config(Section):
         if self.task == "classification":
             if self.data.prompt is not None:
                 raise ValueError("data.prompt: needs task: text")
+            if (self.compare.criterion or "").startswith("nll"):
+                raise ValueError(f"compare.criterion: {self.compare.criterion} needs task: text")
             return
         labelled = self.partition.rule in ("dirichlet", "classes")
         for key, wrong, allowed in (
@@ -222,7 +224,6 @@ class Config(Section):
             ),
             ("partition.rule", labelled and self.data.label is None, "column, equal, files, or a data.label"),
             ("mixture.on", self.mixture.on != "probabilities", "probabilities"),
-            ("gate.objective", self.gate.objective != "own-or-everyone", "own-or-everyone"),
             ("gate.evidence", self.gate.evidence != "statistics", "its default: tokens are the evidence"),
             ("activation.blocks_local", self.activation.blocks_local == 0, "1 or more"),
             ("engine.name", self.engine.name != "local", "local"),

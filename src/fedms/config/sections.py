@@ -368,3 +368,11 @@ class LogConfig(Section):
     tensorboard: bool = False
     """Whether TensorBoard event files are also written, into the run folder's `tensorboard/`. Needs the extra
     `fedms[tensorboard]`."""
+    wandb: bool = False
+    """Whether Weights & Biases is also told, by `fedms[wandb]`. WANDB_MODE=offline keeps it in `wandb/` of
+    WANDB_DIR, or of the folder where the command is given."""
+    mlflow: bool = False
+    """Whether MLflow is also told, by `fedms[mlflow]`: at MLFLOW_TRACKING_URI, else in the run folder's
+    `mlflow/`, which `MLFLOW_ALLOW_FILE_STORE=true mlflow ui` shows."""
+    trackio: bool = False
+    """Whether Trackio is also told, by `fedms[trackio]`."""

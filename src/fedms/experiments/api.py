@@ -11,6 +11,7 @@ from fedms.config.examples import config_file
 from fedms.experiments import experiment
 from fedms.experiments.comparison import compare as comparing
 from fedms.experiments.comparison.rows import narrowed
+from fedms.experiments.console import default_observer
 from fedms.experiments.observers import Observer
 from fedms.runs.frames import Result
 from fedms.runs.report.comparison.page import write_comparison_report
@@ -32,7 +33,7 @@ def run(
     Args:
         config: the experiment: a `Config`, a YAML file, or a mapping of its keys.
         out: the run folder. It must be empty or new, unless `resume` is true.
-        observer: receives the progress; default: none.
+        observer: receives the progress; default: a line for each round in a notebook, elsewhere none.
         reuse: a finished run of this experiment's first stage alone. That stage is then not trained again.
         resume: continue the run in the folder, to the same result. Without a run there, start one.
         report: also write report.html and its figures.
@@ -46,8 +47,9 @@ def run(
     checked = config if isinstance(config, Config) else load_config(config)
     source = config if source is None and isinstance(config, str | Path) else source
     written = None if source is None else config_file(Path(source)).read_text(encoding="utf-8-sig")
+    watcher = observer or default_observer()
     first = None if reuse is None else Path(reuse)
-    result = experiment.run(checked, Path(out), observer, first, resume, written=written)
+    result = experiment.run(checked, Path(out), watcher, first, resume, written=written)
     if report:
         write_report(Path(out))
     return Result(result, out)
@@ -70,7 +72,7 @@ def compare(
         seeds: default: those of the config.
         out: the comparison's folder. Finished runs in it are kept. Default: runs/NAME-compare, as the config
             file is named.
-        observer: receives the progress; default: none.
+        observer: receives the progress; default: a line for each round in a notebook, elsewhere none.
         report: also write report.html and its figures.
 
     Raises:
@@ -80,7 +82,7 @@ def compare(
     """
     checked = narrowed(config if isinstance(config, Config) else load_config(config), methods, seeds)
     folder = Path(out) if out is not None else default_folder(config)
-    said = comparing.compare(checked, folder, observer)
+    said = comparing.compare(checked, folder, observer or default_observer())
     if report:
         write_comparison_report(folder)
     return said

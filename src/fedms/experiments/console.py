@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from fedms.core.formatting import MISSING, tally
-from fedms.experiments.observers import Silent, Watcher
+from fedms.experiments.observers import Observer, Silent, Watcher
 
 
 def observer(quiet: bool) -> Watcher:
@@ -22,6 +22,13 @@ def observer(quiet: bool) -> Watcher:
     if quiet:
         return Silent()
     return Live() if sys.stdout.isatty() else PlainLines()
+
+
+def default_observer() -> Observer:
+    """The observer of a run in Python: a line for each round in a notebook, elsewhere none."""
+    # a kernel has no terminal, and a live bar needs widgets that may not be installed
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return PlainLines() if hasattr(shell, "kernel") else Silent()
 
 
 WORDS = {
@@ -43,16 +50,17 @@ class PlainLines(Silent):
 
     def __init__(self) -> None:
         self._remaining = Remaining([])
+        self._of_text = False
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
         """Print the headline."""
-        self._remaining = Remaining(facts.get("plan") or [])
+        self._remaining, self._of_text = Remaining(facts.get("plan") or []), of_text(config)
         self.note(headline(config, facts))
 
     def round_done(self, record: dict[str, Any]) -> None:
         """Print the round on one line."""
         self._remaining.round_done(record)
-        self.note(round_line(record, self._remaining))
+        self.note(round_line(record, self._remaining, self._of_text))
 
     def note(self, text: str) -> None:
         """Print the text on a line of its own, at once."""
@@ -76,13 +84,13 @@ class Live(Silent):
             TextColumn("left {task.fields[left]}", markup=False),
             expand=True,
         )
-        self._remaining = Remaining([])
+        self._remaining, self._of_text = Remaining([]), False
         self._task = self._progress.add_task("opening data and model", total=None, left=self._remaining)
 
     def begin(self, config: Any, facts: dict[str, Any]) -> None:
         """Start the bar over all planned rounds."""
         self.note(headline(config, facts))
-        self._remaining = Remaining(facts.get("plan") or [])
+        self._remaining, self._of_text = Remaining(facts.get("plan") or []), of_text(config)
         self._progress.update(
             self._task,
             total=self._remaining.total or None,
@@ -94,7 +102,7 @@ class Live(Silent):
     def round_done(self, record: dict[str, Any]) -> None:
         """Move the bar by one round, whose line stays above it."""
         self._remaining.round_done(record)
-        self.note(round_line(record, self._remaining))
+        self.note(round_line(record, self._remaining, self._of_text))
         self._progress.update(self._task, completed=self._remaining.done, description=_place(record))
 
     def progress(self, what: str, done: int, total: int) -> None:
@@ -177,9 +185,19 @@ class Remaining:
         )
 
 
-def round_line(record: Mapping[str, Any], remaining: Remaining) -> str:
-    """A finished round on one line."""
-    parts = [_place(record), *_numbers(record), f"{_number(record, 'seconds'):.1f} s", f"left {remaining}"]
+def of_text(config: Any) -> bool:
+    """Whether a run of this config predicts next tokens, so that its score is minus a loss."""
+    return getattr(config, "task", None) == "text"
+
+
+def round_line(record: Mapping[str, Any], remaining: Remaining, losses: bool = False) -> str:
+    """A finished round on one line; with `losses` the score is shown as a validation loss."""
+    parts = [
+        _place(record),
+        *_numbers(record, losses),
+        f"{_number(record, 'seconds'):.1f} s",
+        f"left {remaining}",
+    ]
     failures = record.get("failures") or []
     return "  ".join(parts) + (f"  failed: {tally(failures)}" if failures else "")
 
@@ -189,7 +207,7 @@ def headline(config: Any, facts: Mapping[str, Any]) -> str:
     counts = [
         f"{facts[key]:,} {key}"
         for key in ("clients", "classes", "samples", "blocks", "workers")
-        if isinstance(facts.get(key), int)
+        if isinstance(facts.get(key), int) and not (key == "classes" and of_text(config))
     ]
     what = f"{getattr(config, 'method', 'run')} (seed {getattr(config, 'seed', MISSING)})"
     return f"{what} on {facts.get('model', MISSING)}: " + ", ".join(counts)
@@ -201,9 +219,10 @@ def _place(record: Mapping[str, Any]) -> str:
     return f"{stage} {record.get('round', '?')}/{record['rounds']}" if record.get("rounds") else stage
 
 
-def _numbers(record: Mapping[str, Any]) -> list[str]:
+def _numbers(record: Mapping[str, Any], losses: bool) -> list[str]:
     blocks = record.get("active_blocks", MISSING)
-    return [f"blocks {blocks}", f"score {_score(record)}", f"loss {_loss(record)}"]
+    score = f"validation loss {_score(record, -1)}" if losses else f"score {_score(record, 1)}"
+    return [f"blocks {blocks}", score, f"loss {_loss(record)}"]
 
 
 def _number(record: Mapping[str, Any], key: str) -> float:
@@ -211,8 +230,9 @@ def _number(record: Mapping[str, Any], key: str) -> float:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 
-def _score(record: Mapping[str, Any]) -> str:
-    return MISSING if record.get("validation_score") is None else f"{_number(record, 'validation_score'):.4f}"
+def _score(record: Mapping[str, Any], sign: int) -> str:
+    score = record.get("validation_score")
+    return MISSING if score is None else f"{sign * _number(record, 'validation_score'):.4f}"
 
 
 def _loss(record: Mapping[str, Any]) -> str:

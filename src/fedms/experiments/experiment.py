@@ -25,7 +25,7 @@ from fedms.experiments.first_stage import reusable
 from fedms.experiments.observers import Observer, Several, Silent
 from fedms.experiments.rounds import Line, Rounds
 from fedms.experiments.secure_rounds import SecureRounds
-from fedms.experiments.tensorboard import Events, require_tensorboard
+from fedms.experiments.trackers import require_trackers, trackers
 from fedms.federation.adapter_start import adapter_pairs
 from fedms.federation.admission import Admission
 from fedms.federation.exchanges import CALIBRATION, HEAD, LABEL_PRIOR, STATISTICS, TRAINING
@@ -79,7 +79,7 @@ def run(
     """
     config = find(config.method).configure(config)
     watcher, folder = observer or Silent(), RunFolder(out)
-    require_tensorboard(config)
+    require_trackers(config)
     check_plugins(config)
     check_secure(config)
     check_private(config)
@@ -111,7 +111,7 @@ def run(
                 folder.identify(identity, config)
                 folder.describe(describe_environment(config, engine.workers, kernel))
                 # the watcher comes last: it may end the run after a round
-                watchers = [*([Events(folder)] if config.log.tensorboard else []), watcher]
+                watchers = [*trackers(config, folder), watcher]
                 made = Experiment(world, folder, engine, Several(watchers), adapter, before)
                 return made.run(first, resume)
     finally:
@@ -205,9 +205,7 @@ class Experiment:
             first = stages[0] if stages else None
             steps.append(Step(partial(self._start_statistics, first, only_base), closes=True))
         if recipe.starts_a_head and not self.reused:
-            names = self.config.head.kind in HEADS_FROM_NAMES
-            start_head = partial(self._start_head, names)
-            steps.append(Step(start_head))
+            steps.append(Step(self._start_head))
         for stage in stages[1 if self.reused else 0 :]:
             steps.append(Step(partial(server.begin, stage)))
             if stage == recipe.first_local_stage:
@@ -219,7 +217,7 @@ class Experiment:
     def _rounds_of(self, stage: Stage) -> list[Step]:
         numbers = range(1, self.recipe.rounds(stage) + 1)
         rounds = [Step(partial(self._round, stage, number), closes=True) for number in numbers]
-        return [*rounds, Step(partial(self._keep_stage, stage))]
+        return [*rounds, Step(lambda: self.folder.keep_stage(stage.name, *self._state()))]
 
     def _steps_of_a_newcomer(self) -> list[Step]:
         """The local stages, each from what the run before shared at its end."""
@@ -254,11 +252,9 @@ class Experiment:
         """
         return self.world.backbone.kind == "image"
 
-    def _start_head(self, from_names: bool) -> None:
+    def _start_head(self) -> None:
+        from_names = self.config.head.kind in HEADS_FROM_NAMES
         self.server.start_head(self.world.classes, self.world.class_embeddings if from_names else None)
-
-    def _keep_stage(self, stage: Stage) -> None:
-        self.folder.keep_stage(stage.name, *self._state())
 
     def _go_back(self) -> None:
         """Go back to the newest checkpoint."""

@@ -100,6 +100,20 @@ class Activation:
         self.active, self.rounds, self.queue = state["active"], state["rounds"], list(state["queue"])
 
 
+def later_boundaries(config: ActivationConfig, depth: int) -> set[int]:
+    """The lowest active blocks that a run may come to after its first one, when more blocks become active.
+
+    Block 0 is not among them: no block lies below it.
+    """
+    plan = Activation(config, depth)
+    if config.order != "top-down":
+        return set()
+    counts = {config.blocks_local} if isinstance(config.blocks_local, int) else set()
+    if config.rule in ("plateau", "every"):
+        counts |= {min(count, plan.limit) for count in range(plan.planned, depth + config.step, config.step)}
+    return {depth - count for count in counts if plan.planned < count < depth}
+
+
 def check_depth(config: ActivationConfig, depth: int, model: str) -> None:
     """Raise ConfigError where the config names more blocks than the backbone has."""
     named = {f"activation.{key}": getattr(config, key) for key in ("blocks", "blocks_local", "maximum")}

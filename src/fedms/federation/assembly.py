@@ -12,6 +12,7 @@ from fedms.data.federated import Samples
 from fedms.federation.client_view import ClientView
 from fedms.federation.initialization import expert_at_start, local_start
 from fedms.federation.personal_model import PersonalModel
+from fedms.federation.token_prediction import with_router
 from fedms.model.arrays import Arrays, prefixed
 from fedms.model.expert import Expert
 from fedms.model.gate import fresh_gate
@@ -38,6 +39,8 @@ def finished_model(view: ClientView, interpolation: float, scales: Sequence[floa
     model = model_so_far(view, interpolation)
     model.evidence_scales = tuple(scales)
     model = with_own_knowledge(view, model)
+    if view.recipe.routes_tokens:
+        model = with_router(model, view.runner, view.samples("validation"), view.boundary)
     if view.recipe.gate_reads_statistics:
         model.network_kept = _network_helps(view, model)
     return model

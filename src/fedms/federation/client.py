@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedms.federation.activation import later_boundaries
 from fedms.federation.client_folder import ClientFolder, Content, Recent
 from fedms.federation.client_view import RECEIVED, STATE, ClientView
 from fedms.federation.exchanges import TRAINING, find_exchange
@@ -60,8 +61,9 @@ class ClientHost:
         )
         content += world.backbone.kernel
         store = PrefixStore(prefixes, cache.disk_mb * 2**20, content) if prefixes else None
+        later = later_boundaries(self.config.activation, world.backbone.depth)
         kept = PrefixCache(
-            world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store
+            world.backbone, world.inputs, memory - room, disk, place, cache.enabled, dtype, store, later
         )
         self.runner = Runner(world.backbone, kept, room)
         self._alone = workers == 1

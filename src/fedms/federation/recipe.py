@@ -184,6 +184,11 @@ class Recipe:
             return "counts"
         return "references" if self.predictor.compares_samples else None
 
+    @property
+    def routes_tokens(self) -> bool:
+        """Whether a router that each client trains on its validation data weighs the experts by tokens."""
+        return self.of_text and self.method.gate == "learned" and self.config.gate.objective == "likelihood"
+
     # the end
 
     @property
@@ -202,7 +207,7 @@ class Recipe:
         """Whether validation chooses a constant weight, or the scales of the gate's evidence."""
         if self.private:
             return False
-        by_tokens = self.of_text and self.method.gate == "learned"
+        by_tokens = self.of_text and self.method.gate == "learned" and not self.routes_tokens
         return self.method.gate == "constant" or self.gate_reads_statistics or by_tokens
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -16,6 +16,7 @@ from fedms.federation.personal_model import UNSCALED, PersonalModel
 from fedms.federation.prediction import scale_at
 from fedms.model.expert import Expert
 from fedms.model.next_token import Scored, log_ratio_so_far, mixed, score, token_weights
+from fedms.model.token_router import WEIGHT, fit_router, routed
 from fedms.training.inputs import batches
 from fedms.training.passages import PassageInputs, token_states
 from fedms.training.runner import EVALUATION_BATCH, Runner
@@ -29,7 +30,8 @@ class TokenOutputs:
     counted: Tensor
     """Whether a token is part of an answer, [T]"""
     log_ratio: Tensor | None
-    """log r before each token, [T]; None where the weight is the prior for every token"""
+    """log r before each token, or what a router says, [T]; None where the weight is the prior for every token
+    """
     scales: Sequence[float] = UNSCALED
     """How far log r is trusted, at each prior between 0 and 1"""
 
@@ -70,8 +72,22 @@ def judge_tokens(model: PersonalModel, runner: Runner, samples: Samples, boundar
     if model.method.predicts == "local":
         return _outputs(runner, samples, own, own, False)
     everyone = _frozen_states(runner, "global", model.global_expert, samples, boundary)
+    if WEIGHT in model.arrays:
+        found = _outputs(runner, samples, everyone, own, False)
+        return replace(found, log_ratio=routed(model.arrays, everyone))
     by_tokens = model.method.gate == "learned"
     return _outputs(runner, samples, everyone, own, by_tokens, model.evidence_scales)
+
+
+def with_router(model: PersonalModel, runner: Runner, samples: Samples, boundary: int) -> PersonalModel:
+    """The model with a router by tokens, fitted to these samples, which no expert has trained on."""
+    everyone = _frozen_states(runner, "global", model.global_expert, samples, boundary)
+    own = _states(runner, model.local_expert, samples, boundary)
+    found = _outputs(runner, samples, everyone, own, False)
+    count = found.counted
+    router = fit_router(everyone[count], found.scored.everyone[count], found.scored.own[count])
+    arrays = model.arrays | router
+    return PersonalModel(arrays, model.method, model.config, model.network_kept, model.evidence_scales)
 
 
 def of_expert(

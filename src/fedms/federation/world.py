@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,9 +21,9 @@ from fedms.federation.activation import check_depth
 from fedms.federation.identity import DataIdentity, Identity, ModelIdentity
 from fedms.federation.tiers import capacities, ranks
 from fedms.model.backbone import Backbone
-from fedms.model.checkpoints import Checkpoint, load_backbone
+from fedms.model.checkpoints import load_backbone
 from fedms.model.text_tower import check_tower
-from fedms.model.vocabulary import load_words
+from fedms.model.vocabulary import give_words
 from fedms.training.device import prepare, resolved
 from fedms.training.inputs import Inputs, class_name_embeddings, inputs_for
 from fedms.training.passages import passage_inputs
@@ -176,7 +175,7 @@ def open_backbone(config: Config) -> Backbone:
     backbone = load_backbone(config.model, config.lora, dtype)
     backbone.checkpointing = config.training.gradient_checkpointing
     if config.task == "text":
-        backbone.words = load_words(cast(Checkpoint, backbone.checkpoint), backbone.model)
+        give_words(backbone)
     if backbone.kind == "image" and config.head.kind in ("text", "text-init"):
         check_tower(backbone, f"head.kind: {config.head.kind}")
     if backbone.kind == "image" and config.statistics.anchor:

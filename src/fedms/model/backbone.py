@@ -10,7 +10,7 @@ after the last block work on each token alone and stay in float32, so a feature 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, Protocol, cast
 
@@ -223,6 +223,23 @@ class Backbone(nn.Module):
             for number in range(self.depth)[start:stop]:
                 hidden = self._through(number, hidden, mask)
         return hidden
+
+    @torch.no_grad()
+    def read_on(
+        self,
+        tokens: Tensor,
+        start: int,
+        caches: Sequence[Any],
+        pairs: Sequence[Mapping[tuple[int, str], Pair]],
+    ) -> list[Tensor]:
+        """Last hidden states [t, d] of the next tokens [t] of a sequence, for the pairs of each expert.
+
+        Blocks below `start` run once, with the first expert's pairs. `caches` are transformers' caches of
+        keys and values, one an expert; the first one also serves the blocks below `start`.
+        """
+        assert self._reentry is not None, "families with causal models are found"
+        found = self._reentry.read_on(tokens[None], start, caches, lambda at: self.attach(pairs[at]))
+        return [self.end(hidden)[0] for hidden in found]
 
     def _through(self, number: int, hidden: Tensor, *others: Any, **keywords: Any) -> Any:
         """The output of one block; with `checkpointing`, what a gradient needs is computed again later."""

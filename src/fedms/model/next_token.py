@@ -13,6 +13,7 @@ local expert, and log 1 / (1 - prior) on the global one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,11 @@ def mixed(everyone: Tensor, own: Tensor, weight: Tensor) -> Tensor:
     tiny = torch.finfo(weight.dtype).tiny
     shares = (1 - weight).clamp_min(tiny).log(), weight.clamp_min(tiny).log()
     return torch.logaddexp(everyone + shares[0], own + shares[1])
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean -log p of a token; finite."""
+    return math.exp(min(loss, 700))
 
 
 def token_weights(log_ratio: Tensor | None, like: Tensor, scale: float, prior: float) -> Tensor:

@@ -109,6 +109,42 @@ class Reentry:
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
 
+    def read_on(
+        self, tokens: Tensor, start: int, caches: Sequence[Any], attach: Callable[[int], None]
+    ) -> list[Tensor]:
+        """The last block's output for the next tokens [1, t] of a sequence, once for each cache.
+
+        A cache holds the keys and values of the tokens before. Blocks below `start` run once, with the first
+        one. `attach(i)` is called before blocks run for cache i.
+        """
+        made: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+        def standing(number: int, hidden: Tensor, others: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            if number < start:
+                return type(self.blocks[number]).forward(self.blocks[number], hidden, *others, **keywords)
+            made.append((others, keywords))
+            if number == len(self.blocks) - 1:
+                raise _Reached(hidden)
+            return hidden if self._extras is None else (hidden, *self._extras)
+
+        attach(0)
+        given = {"input_ids": tokens, "past_key_values": caches[0], "use_cache": True}
+        reached = tokens
+        try:
+            self._pass(given, standing)
+        except _Reached as here:
+            reached = here.hidden
+        found = []
+        for at, cache in enumerate(caches):
+            attach(at)
+            hidden = reached
+            for block, (others, keywords) in zip(self.blocks[start:], made, strict=True):
+                own = [cache if each is caches[0] else each for each in others]
+                named = {key: cache if each is caches[0] else each for key, each in keywords.items()}
+                hidden = _first(block(hidden, *own, **named))
+            found.append(hidden)
+        return found
+
     def _called(self, hidden: Tensor, lengths: Tensor | None) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
         """The other arguments of each block, for a batch like this one."""
         key = (

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from fedms.core.errors import FedmsError
+from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import Checkpoint, first_line
 
 OTHER_STEPS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 """Keys of config.json by which a family does more than multiply by a matrix."""
+
+
+def give_words(backbone: Backbone) -> None:
+    """Load the matrix [V, d] of a backbone's words. Errors as `load_words`."""
+    backbone.words = load_words(cast(Checkpoint, backbone.checkpoint), backbone.model)
 
 
 def load_words(checkpoint: Checkpoint, model: Any) -> Tensor:

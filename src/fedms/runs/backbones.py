@@ -16,6 +16,7 @@ from fedms.federation.identity import ModelIdentity
 from fedms.model.backbone import Backbone
 from fedms.model.checkpoints import load_backbone, locate
 from fedms.model.kernels import has_onednn
+from fedms.model.vocabulary import give_words
 from fedms.training.ambient import own_torch_state
 from fedms.training.device import resolved
 
@@ -71,11 +72,15 @@ def shared_backbone(config: Config, kernel: str | None = None) -> SharedBackbone
             config.precision,
             device,
             onednn,
+            config.task,
         )
         found = _backbones.get(key)
         if found is None:
             with own_torch_state():
-                backbone = load_backbone(model, config.lora, dtype).to_device(device, dtype)
+                backbone = load_backbone(model, config.lora, dtype)
+                if config.task == "text":
+                    give_words(backbone)
+                backbone.to_device(device, dtype)
                 backbone.use("onednn" if onednn else "torch")
             found = _backbones[key] = SharedBackbone(backbone)
         return found

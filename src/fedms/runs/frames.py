@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from fedms.core.formatting import decimal, duration, scaled
+from fedms.runs.reading.measures import of_text
 from fedms.runs.reading.run import number, read_result, read_rounds
 
 if TYPE_CHECKING:
@@ -54,11 +56,14 @@ class Result(dict[str, Any]):
         return _frame(self.get("frontier") or [])
 
     def _repr_html_(self) -> str:
-        """The headline numbers, and the clients, as a notebook shows them."""
+        """The headline numbers, clients, frontier, and the way to the report, as a notebook shows them."""
+        kind, digits = ("perplexity", 2) if of_text(self) else ("accuracy", 4)
+        named = (("own data", "local"), ("worst tenth", "local_worst"), ("everyone's data", "global"))
         numbers = {
-            "own data": decimal(number(self, "accuracy_local"), 4),
-            "worst tenth": decimal(number(self, "accuracy_local_worst"), 4),
-            "everyone's data": decimal(number(self, "accuracy_global"), 4),
+            **{
+                f"{kind}, {name}" if of_text(self) else name: decimal(number(self, f"{kind}_{of}"), digits)
+                for name, of in named
+            },
             "gate weight": decimal(number(self, "gate_global_share")),
             "uplink": scaled(number(self, "uplink_bytes"), "B"),
             "time": duration(number(self, "seconds")),
@@ -66,10 +71,17 @@ class Result(dict[str, Any]):
         head = "".join(f"<th>{escape(name)}</th>" for name in numbers)
         cells = "".join(f"<td>{escape(value)}</td>" for value in numbers.values())
         title = escape(f"{self.get('method')}, seed {self.get('seed')}: {self.folder}")
-        listed = self.clients.to_html(index=False, float_format="{:.4f}".format, max_rows=50)
-        return (
-            f"<p><strong>{title}</strong></p><table><tr>{head}</tr><tr>{cells}</tr></table>"
-            f"<details><summary>Clients</summary>{listed}</details>"
+        tables = {"Clients": self.clients, "Frontier": self.frontier}
+        folded = "".join(
+            f"<details><summary>{name}</summary>"
+            f"{table.to_html(index=False, float_format='{:.4f}'.format, max_rows=50)}</details>"
+            for name, table in tables.items()
+            if len(table)
+        )
+        shown = f"<p><strong>{title}</strong></p><table><tr>{head}</tr><tr>{cells}</tr></table>{folded}"
+        report = self.folder / "report.html"
+        return shown + (
+            f'<p><a href="{escape(quote(str(report)))}">report</a></p>' if report.exists() else ""
         )
 
 

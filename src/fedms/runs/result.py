@@ -10,10 +10,12 @@ from fedms.config.privacy import PrivacyConfig
 from fedms.federation.exchanges.selection import Selection
 from fedms.federation.exchanges.testing import FinalTestAnswer, Judgement
 from fedms.federation.prediction import PRIORS
+from fedms.federation.recipe import Recipe
 from fedms.federation.server import Server
 from fedms.federation.sites import ServerSide
 from fedms.model.gate import ADAPTER, NETWORK, fresh_gate
 from fedms.model.heads import zero_head
+from fedms.model.next_token import perplexity
 from fedms.model.parts import fresh_lora, fresh_parts, trained_names
 
 COSTS = ("uplink_bytes", "downlink_bytes", "evaluation_bytes", "train_flops", "evaluation_flops")
@@ -53,7 +55,7 @@ def make_result(
         "interpolation": selection.interpolation if method.predicts == "mixture" else None,
         "evidence_scales": list(selection.evidence_scales) if learned else None,
         **_accuracies(answers, "test"),
-        **(_losses(answers) if recipe.of_text else {}),
+        **(_losses(answers, "test") | {"task": "text"} if recipe.of_text else {}),
         "accuracy_global_shared": sum(shared) / tested if len(shared) == len(answers) else None,
         "accuracy_base": base,
         "gate_global_share": _mean([each.global_share for each in own]) if told else None,
@@ -66,7 +68,7 @@ def make_result(
         **{key: sum(line.get(key, 0) for line in lines) for key in COSTS},
         **{key: round(sum(line.get(key, 0) for line in lines), 3) for key in SECONDS},
         "peak_memory_bytes": peak_memory,
-        "validation": _accuracies(answers, "validation") if world.config.evaluation.validation else None,
+        "validation": _on_validation(answers, recipe) if world.config.evaluation.validation else None,
         **({"privacy": _privacy(world.config.privacy, answers)} if recipe.private else {}),
         "per_client": [_client(answer) for answer in answers],
         "partition": {
@@ -80,6 +82,11 @@ def make_result(
 def known_figures(answers: Sequence[FinalTestAnswer], of: str = "test_own") -> list[Judgement]:
     """Of the clients that tell them: a site may keep them."""
     return [each.judged[of] for each in answers if of in each.judged]
+
+
+def _on_validation(answers: Sequence[FinalTestAnswer], recipe: Recipe) -> dict[str, Any]:
+    losses = _losses(answers, "validation") if recipe.of_text else {}
+    return _accuracies(answers, "validation") | losses
 
 
 def _privacy(privacy: PrivacyConfig, answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
@@ -98,29 +105,27 @@ def _privacy(privacy: PrivacyConfig, answers: Sequence[FinalTestAnswer]) -> dict
     }
 
 
-def _losses(answers: Sequence[FinalTestAnswer]) -> dict[str, Any]:
+def _losses(answers: Sequence[FinalTestAnswer], split: str) -> dict[str, Any]:
     """Of texts: mean -log p of a token in nats, and its exponential, a perplexity. Lower is better.
 
-    Means are over clients, of each one's mean over its tokens.
+    Means are over clients, of each one's mean over its tokens. The untrained model and the global expert are
+    judged on test data alone.
     """
-    own = [answer.judged["test_own"] for answer in answers]
-    everyone = [each.judged["test_everyone"] for each in answers if "test_everyone" in each.judged]
+    own = [answer.judged[f"{split}_own"] for answer in answers]
+    name = f"{split}_everyone"
+    everyone = [each.judged[name] for each in answers if name in each.judged]
     losses = [judged.nll for judged in own if judged.nll is not None]
     worst = sorted(losses, reverse=True)[: max(1, math.ceil(len(losses) / 10))]
     found = {
         "local": _mean(losses),
         "local_worst": _mean(worst),
         "global": _mean([judged.nll for judged in everyone]) if len(everyone) == len(own) else None,
-        "global_shared": _mean([answer.shared_nll for answer in answers]),
-        "base": _mean([answer.base_nll for answer in answers]),
     }
-    return {
-        "task": "text",
-        **{f"nll_{name}": loss for name, loss in found.items()},
-        **{
-            f"perplexity_{name}": None if loss is None else math.exp(min(loss, 700))
-            for name, loss in found.items()
-        },
+    if split == "test":
+        found["global_shared"] = _mean([answer.shared_nll for answer in answers])
+        found["base"] = _mean([answer.base_nll for answer in answers])
+    return {f"nll_{name}": loss for name, loss in found.items()} | {
+        f"perplexity_{name}": None if loss is None else perplexity(loss) for name, loss in found.items()
     }
 
 

@@ -23,11 +23,16 @@ from fedms.data.folders import pictures_below
 from fedms.data.images import SUFFIXES, decode, open_bytes
 from fedms.data.table import brief, check_no_pointer
 from fedms.data.text_tables import json_rows
+from fedms.runs.client import Client, Prediction
 from fedms.runs.inputs import Input
-from fedms.runs.predict import Client, Prediction
+from fedms.runs.text_client import Generation
 
-ANSWER = ("predicted", "probability", "local_weight", "global_weight")
+_WEIGHTS = {"local_weight": pa.float64(), "global_weight": pa.float64()}
+ANSWER = {"predicted": pa.string(), "probability": pa.float64(), **_WEIGHTS}
 """The columns that predictions add: the class, its probability, and the weights of the two experts."""
+GENERATED = {"generated": pa.string(), "tokens": pa.int64(), "ended": pa.string(), **_WEIGHTS}
+"""The columns that texts add: the text, its tokens, why it ends, and the mean weights of the two experts."""
+Answer = Prediction | Generation
 FILE = "file"
 """The column of a folder of pictures: each picture's path below the folder."""
 BATCH = {"text": 256, "image": 32}
@@ -154,32 +159,37 @@ def predictions(client: Client, inputs: Iterator[Input], prior: float | None) ->
         yield client.predict(batch, prior)
 
 
-def check_no_answers(path: Path, rows: pa.Table) -> None:
+def check_no_answers(path: Path, rows: pa.Table, added: Iterable[str] = ANSWER) -> None:
     """Raise FedmsError where a column has the name of one that predictions add."""
-    if both := next((name for name in ANSWER if name in rows.column_names), None):
+    if both := next((name for name in added if name in rows.column_names), None):
         raise FedmsError(f"{path}: has a column {both!r}, which predictions would add; rename it")
 
 
-def answered(rows: pa.Table, found: Sequence[Prediction]) -> pa.Table:
-    """The rows with a column for each part of `ANSWER`."""
-    types = (pa.string(), pa.float64(), pa.float64(), pa.float64())
-    for name, kind, values in zip(ANSWER, types, zip(*map(_answer, found), strict=True), strict=False):
-        rows = rows.append_column(name, pa.array(values, kind))
+def answered(rows: pa.Table, found: Sequence[Answer]) -> pa.Table:
+    """The rows with a column for each part of `ANSWER`, or of `GENERATED`."""
+    answers = [_answer(each) for each in found]
+    for name in answers[0] if answers else ():
+        kind = (ANSWER | GENERATED)[name]
+        rows = rows.append_column(name, pa.array([each[name] for each in answers], kind))
     return rows
 
 
-def _answer(found: Prediction) -> tuple[str, float, float | None, float | None]:
-    return found.label, found.probability, found.local_weight, found.global_weight
+def _answer(found: Answer) -> dict[str, Any]:
+    weights = {"local_weight": found.local_weight, "global_weight": found.global_weight}
+    if isinstance(found, Generation):
+        return {"generated": found.text, "tokens": found.tokens, "ended": found.ended, **weights}
+    return {"predicted": found.label, "probability": found.probability, **weights}
 
 
-def json_lines(rows: pa.Table, found: Sequence[Prediction]) -> Iterator[str]:
-    """One JSON object a row: its columns, the answer, and the probability of every class.
+def json_lines(rows: pa.Table, found: Sequence[Answer]) -> Iterator[str]:
+    """One JSON object a row: its columns, the answer, and of classes the probability of every one.
 
     Bytes, such as pictures, are left out.
     """
     for row, each in zip(_without_bytes(rows).to_pylist(), found, strict=True):
-        answer = dict(zip(ANSWER, _answer(each), strict=True))
-        whole = {**row, **answer, "probabilities": each.probabilities}
+        whole = {**row, **_answer(each)}
+        if isinstance(each, Prediction):
+            whole["probabilities"] = each.probabilities
         yield json.dumps(_finite(whole), ensure_ascii=False, default=str)
 
 
@@ -213,12 +223,12 @@ def check_new(path: Path) -> None:
         raise FedmsError(f"--output {path}: is already there; remove it, or name a new file")
 
 
-def write_answers(path: Path, rows: pa.Table, found: Sequence[Prediction]) -> None:
+def write_answers(path: Path, rows: pa.Table, found: Sequence[Answer]) -> None:
     """Write the rows with their predictions, completely or not at all, in the format of the suffix."""
     write_bytes(path, WRITERS[path.suffix.lower()](rows, found))
 
 
-def _separated(separator: str, rows: pa.Table, found: Sequence[Prediction]) -> bytes:
+def _separated(separator: str, rows: pa.Table, found: Sequence[Answer]) -> bytes:
     table = answered(_without_bytes(rows), found)
     text = io.StringIO()
     writer = csv.writer(text, delimiter=separator, lineterminator="\n")
@@ -235,17 +245,17 @@ def _cell(value: Any) -> Any:
     return value
 
 
-def _jsonl(rows: pa.Table, found: Sequence[Prediction]) -> bytes:
+def _jsonl(rows: pa.Table, found: Sequence[Answer]) -> bytes:
     return "".join(f"{line}\n" for line in json_lines(rows, found)).encode()
 
 
-def _parquet(rows: pa.Table, found: Sequence[Prediction]) -> bytes:
+def _parquet(rows: pa.Table, found: Sequence[Answer]) -> bytes:
     content = io.BytesIO()
     parquet.write_table(answered(rows, found), content)
     return content.getvalue()
 
 
-WRITERS: dict[str, Callable[[pa.Table, Sequence[Prediction]], bytes]] = {
+WRITERS: dict[str, Callable[[pa.Table, Sequence[Answer]], bytes]] = {
     ".csv": partial(_separated, ","),
     ".tsv": partial(_separated, "\t"),
     ".jsonl": _jsonl,

@@ -47,6 +47,21 @@ class PassageInputs(TextInputs):
                 self._ids[row], self._answers[row] = self._encoded(self._texts[row])
         return [self._ids[int(row)] for row in rows]
 
+    def opening(self, text: str, asked: bool, room: int) -> list[int]:
+        """Tokens before those of an answer to a prompt, or where not `asked` of the beginning of a text.
+
+        Of more than `room` tokens, the first ones of the text are left out.
+        """
+        words = self._words(text)
+        if asked and getattr(self._tokenizer, "chat_template", None):
+            words = self._words(self._in_chat(text))
+        return [self._start, *words[max(0, len(words) + 1 - room) :]]
+
+    @property
+    def end(self) -> int:
+        """The end token."""
+        return self._end
+
     def answers(self, rows: np.ndarray) -> np.ndarray:
         """How many tokens at the end of each passage are its answer, [len(rows)]."""
         self.whole(rows)
@@ -66,13 +81,17 @@ class PassageInputs(TextInputs):
         if prompt is None or not getattr(self._tokenizer, "chat_template", None):
             return self._words(prompt or ""), [*self._words(answer), self._end]
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        asked, whole = (
-            self._tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=first)
-            for part, first in ((turns[:1], True), (turns, False))
-        )
+        asked = self._in_chat(prompt)
+        whole = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
         if not whole.startswith(asked):
             raise FedmsError("the model's chat template does not put an answer behind its prompt")
         return self._words(asked), self._words(whole[len(asked) :])
+
+    def _in_chat(self, prompt: str) -> str:
+        """The prompt as the user's turn, up to where the answer begins."""
+        turn = [{"role": "user", "content": prompt}]
+        asked: str = self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        return asked
 
     def _words(self, text: str) -> list[int]:
         found: list[int] = self.encode([text], add_special_tokens=False)[0]

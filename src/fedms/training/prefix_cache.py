@@ -11,20 +11,13 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
-import shutil
-from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedms.core.files import dtype_name
 from fedms.data.federated import Samples
 from fedms.model import flops
 from fedms.model.arrays import moved
@@ -32,7 +25,8 @@ from fedms.model.backbone import Backbone, Lengths, ragged
 from fedms.model.lora import Below
 from fedms.model.packing import Packing, chunks, shapes
 from fedms.training.inputs import Inputs, batches
-from fedms.training.prefix_store import PrefixStore, allocated, mapped
+from fedms.training.prefix_places import Entry, Places, digest
+from fedms.training.prefix_store import PrefixStore
 
 FILL_BATCH = 64
 MAPPED_AT_ONCE = 64
@@ -41,27 +35,11 @@ MAPPED_AT_ONCE = 64
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Entry:
-    boundary: int
-    offsets: np.ndarray
-    """[n + 1], in tokens"""
-    values: Tensor | None
-    """[sum of tokens, d], on the device or mapped from a file; None if it is mapped at each read"""
-    place: Literal["memory", "disk", "store"] = "memory"
-    path: Path | None = None
-    """The file, if it belongs to this cache or is unfinished"""
-    flops: int = 0
-    below: Below | None = None
-    """Frozen pairs that the states went through"""
-
-    def is_at(self, boundary: int, below: Below | None) -> bool:
-        """Whether these are the states at this boundary, through these pairs."""
-        return self.boundary == boundary and _digest(self.below) == _digest(below)
-
-
 class PrefixCache:
-    """Hidden states at one boundary per owner. With a store, they are shared with other runs.
+    """Hidden states at one boundary per owner. With a store, they are shared with other processes and runs.
+
+    A pass also leaves the states at those lower boundaries that `later` names, as far as `memory` has room
+    that nothing else needs. So a run that comes to them computes nothing again.
 
     Attributes:
         flops: forward operations of all prefixes computed so far.
@@ -80,20 +58,19 @@ class PrefixCache:
         enabled: bool = True,
         dtype: torch.dtype = torch.float32,
         store: PrefixStore | None = None,
+        later: Collection[int] = (),
     ) -> None:
         self.backbone = backbone
         self.inputs = inputs
-        self.memory = memory
-        self.disk = disk
-        self.folder = folder
         self.enabled = enabled
         self.dtype = torch.bfloat16 if backbone.dtype == torch.bfloat16 else dtype
-        self.store = store
+        self.places = Places(backbone, self.dtype, memory, disk, folder, store)
+        self.later = sorted(later)
         self.flops = 0
         self.kept_flops = 0
         self.used: dict[str, tuple[str, int]] = {}
-        self._entries: dict[str, _Entry] = {}
-        self._held: Counter[str] = Counter()
+        self._entries: dict[str, Entry] = {}
+        self._left: dict[str, dict[int, Entry]] = {}
         self._without_room: set[str] = set()
         self._image_tokens: int | None = None
 
@@ -129,35 +106,36 @@ class PrefixCache:
         self.fill([samples], boundary, below)
         entry = self._entries.get(samples.owner)
         if entry is None:
-            hidden, lengths = self._compute(samples.rows[picks], boundary, below, packed)
+            hidden, lengths = self._embedded(samples.rows[picks], packed)
+            hidden = self._run(hidden, lengths, 0, boundary, below)
             return hidden.to(self.dtype).to(self.backbone.dtype), lengths  # rounded as if it had been kept
-        self.used[samples.owner] = f"{boundary} {_digest(below)}".rstrip(), entry.flops
+        self.used[samples.owner] = f"{boundary} {digest(below)}".rstrip(), entry.flops
         return self._gathered(entry, picks, packed)
 
-    def _gathered(self, entry: _Entry, picks: np.ndarray, packed: bool) -> tuple[Tensor, Lengths]:
+    def _gathered(self, entry: Entry, picks: np.ndarray, packed: bool) -> tuple[Tensor, Lengths]:
         starts, ends, device = entry.offsets[picks], entry.offsets[picks + 1], self.backbone.device
         if packed:
             tokens = torch.from_numpy(np.concatenate([*map(np.arange, starts, ends)]))
-            return self._states(entry)[tokens][None].to(self.backbone.dtype), Packing(ends - starts)
+            return self.places.states(entry)[tokens][None].to(self.backbone.dtype), Packing(ends - starts)
         longest = int((ends - starts).max())
         # padding repeats a sample's last token, which no token sees
         lines = torch.from_numpy(np.minimum(starts[:, None] + np.arange(longest), ends[:, None] - 1))
-        states = self._states(entry)
+        states = self.places.states(entry)
         values = states.index_select(0, moved(lines.flatten(), states.device)).view(*lines.shape, -1)
         return moved(values, device).to(self.backbone.dtype), ragged(torch.from_numpy(ends - starts), longest)
 
     @torch.no_grad()
-    def _compute(
-        self, rows: np.ndarray, boundary: int, below: Below | None, packed: bool
-    ) -> tuple[Tensor, Lengths]:
+    def _embedded(self, rows: np.ndarray, packed: bool) -> tuple[Tensor, Lengths]:
+        """The input of the first block, and the lengths."""
         inputs, padded = self.inputs.batch(rows)
         lengths: Lengths = padded
         hidden = self.backbone.embed(moved(inputs, self.backbone.device), padded)
         if packed:
             lengths = Packing(self.inputs.lengths(rows))
             hidden = lengths.pack(hidden)
-        return self._run(hidden, lengths, 0, boundary, below), lengths
+        return hidden, lengths
 
+    @torch.no_grad()
     def _run(
         self,
         hidden: Tensor,
@@ -181,14 +159,6 @@ class PrefixCache:
         kept = [key for key, pair in below.pairs.items() if pair.residual is not None]
         return found + flops.residuals(self.backbone, count, tokens, kept)
 
-    @torch.no_grad()
-    def _go_on(self, lower: _Entry, boundary: int, picks: np.ndarray, packed: bool) -> Tensor:
-        """Continue from the states at a lower boundary.
-
-        The bits are those of one pass, since padding has no effect on real tokens.
-        """
-        return self._run(*self._gathered(lower, picks, packed), lower.boundary, boundary)
-
     def fill(self, several: Sequence[Samples], boundary: int, below: Below | None = None) -> None:
         """Compute these owners' prefixes and keep them, as far as there is room. Texts are packed on a CPU.
 
@@ -202,9 +172,10 @@ class PrefixCache:
                 continue
             self._drop(samples.owner)
             offsets = np.concatenate([[0], np.cumsum(self._lengths(samples.rows))])
-            if stored := self._stored(samples, boundary, offsets, below):
-                self._keep(samples.owner, stored)
-            elif placed := self._place(samples, boundary, offsets, below):
+            left = self._taken(samples.owner, boundary, below)
+            if there := left or self._stored(samples, boundary, offsets, below):
+                self._keep(samples.owner, there)
+            elif placed := self._placed(samples, boundary, offsets, below):
                 self._keep(samples.owner, placed)
                 made.append((samples, placed))
             else:
@@ -216,38 +187,94 @@ class PrefixCache:
         except BaseException:
             for samples, _ in made:
                 self._drop(samples.owner)
+                self._give_up(samples.owner)
             raise
 
-    def _compute_all(
-        self, made: Sequence[tuple[Samples, _Entry]], boundary: int, below: Below | None
-    ) -> None:
-        before = self.flops
-        lower = self._lower(*made[0]) if len(made) == 1 and below is None else None
+    def _compute_all(self, made: Sequence[tuple[Samples, Entry]], boundary: int, below: Below | None) -> None:
+        before, packed = self.flops, self.backbone.packs
+        alone = len(made) == 1 and below is None
+        lower = self._lower(*made[0]) if alone else None
+        start = lower.boundary if lower else 0
+        stops = {**(self._leave(*made[0], start) if alone else {}), boundary: [entry for _, entry in made]}
+        places = {stop: self._lines(entries) for stop, entries in stops.items()}
         rows = np.concatenate([samples.rows for samples, _ in made])
-        places = [
-            (self._states(entry), *ends) for _, entry in made for ends in itertools.pairwise(entry.offsets)
-        ]
-        lengths, packed = np.array([end - start for _, start, end in places]), self.backbone.packs
+        lengths = np.concatenate([np.diff(entry.offsets) for _, entry in made])
         for picks in self._batches(lengths):
-            hidden = (
-                self._go_on(lower, boundary, picks, packed)
-                if lower
-                else self._compute(rows[picks], boundary, below, packed)[0]
-            ).to(places[0][0].device)
-            lines = torch.split(hidden[0], lengths[picks].tolist()) if packed else hidden
-            for line, (values, start, end) in zip(lines, (places[pick] for pick in picks), strict=True):
-                values[start:end] = line[: end - start]
+            if lower:  # the bits are those of one pass, since padding has no effect on real tokens
+                hidden, shape = self._gathered(lower, picks, packed)
+            else:
+                hidden, shape = self._embedded(rows[picks], packed)
+            for at, stop in itertools.pairwise([start, *stops]):
+                hidden = self._run(hidden, shape, at, stop, below)
+                kept = hidden.to(places[stop][0][0].device)
+                lines = torch.split(kept[0], lengths[picks].tolist()) if packed else kept
+                for line, (values, first, end) in zip(
+                    lines, (places[stop][pick] for pick in picks), strict=True
+                ):
+                    values[first:end] = line[: end - first]
         self.kept_flops += self.flops - before
-        for _, entry in made:
-            entry.flops = self._takes(np.diff(entry.offsets), boundary, below)
-            if self.store and entry.place == "store" and entry.path:
-                self.store.finish(entry.path)
-                entry.path = None
-            elif entry.place == "disk":
-                # many clients have more files than a process may map, and mapped files count as its memory
-                entry.values = None
+        for entry in itertools.chain(*stops.values()):
+            self._finish(entry, below)
+        self._pass_on([samples.owner for samples, _ in made])
 
-    def _lower(self, samples: Samples, made: _Entry) -> _Entry | None:
+    def _lines(self, entries: Sequence[Entry]) -> list[tuple[Tensor, int, int]]:
+        """For each sample in turn: the states that hold it, and its first and last line there."""
+        return [
+            (self.places.states(entry), first, end)
+            for entry in entries
+            for first, end in itertools.pairwise(entry.offsets)
+        ]
+
+    def _finish(self, entry: Entry, below: Below | None) -> None:
+        entry.flops = self._takes(np.diff(entry.offsets), entry.boundary, below)
+        self.places.finish(entry)
+
+    def _placed(
+        self, samples: Samples, boundary: int, offsets: np.ndarray, below: Below | None
+    ) -> Entry | None:
+        """An entry for values to be computed. States that are only for later make room for it."""
+        while self._left and not self.places.has_memory(offsets):
+            self._give_up(next(iter(self._left)))
+        return self.places.place(samples, boundary, offsets, below)
+
+    # lower boundaries
+
+    def _leave(self, samples: Samples, made: Entry, start: int) -> dict[int, list[Entry]]:
+        """Places for the states at later boundaries between `start` and the one that is made, ascending."""
+        found = {}
+        left = self._left.setdefault(samples.owner, {})
+        for boundary in (each for each in self.later if start < each < made.boundary and each not in left):
+            if self.places.stored(samples, boundary, made.offsets, None):
+                continue
+            if (entry := self.places.spare(samples, boundary, made.offsets)) is None:
+                break
+            left[boundary] = entry
+            found[boundary] = [entry]
+        return found
+
+    def _pass_on(self, owners: Sequence[str]) -> None:
+        """Leave to the store what was placed there: it is found again like anything else."""
+        for owner in owners:
+            left = self._left.get(owner, {})
+            for boundary in [each for each, entry in left.items() if entry.place == "store"]:
+                self.places.release(left.pop(boundary))
+
+    def _taken(self, owner: str, boundary: int, below: Below | None) -> Entry | None:
+        """What a pass has left here in memory at this boundary. What it has left above goes."""
+        found = None
+        left = self._left.get(owner, {}) if below is None else {}
+        for each in [each for each in left if each >= boundary]:
+            entry = left.pop(each)
+            self.places.release(entry)
+            found = entry if each == boundary else found
+        return found
+
+    def _give_up(self, owner: str) -> None:
+        """Keep no states at lower boundaries of this owner."""
+        for entry in self._left.pop(owner, {}).values():
+            self.places.release(entry)
+
+    def _lower(self, samples: Samples, made: Entry) -> Entry | None:
         """The store's states at the nearest lower boundary; None if values would be rounded twice."""
         below = range(made.boundary - 1, 0, -1) if self.dtype == self.backbone.dtype else ()
         return next(
@@ -268,16 +295,12 @@ class PrefixCache:
 
     def _stored(
         self, samples: Samples, boundary: int, offsets: np.ndarray, below: Below | None = None
-    ) -> _Entry | None:
+    ) -> Entry | None:
         """The store's states at this boundary, or None."""
-        shape = self._shape(offsets)
-        if self.store is None:
-            return None
-        values = self.store.find(samples.rows, boundary, shape, self.dtype, _digest(below))
-        if values is None:
-            return None
-        operations = self._takes(np.diff(offsets), boundary, below)
-        return _Entry(boundary, offsets, values, "store", flops=operations, below=below)
+        entry = self.places.stored(samples, boundary, offsets, below)
+        if entry is not None:
+            entry.flops = self._takes(np.diff(offsets), boundary, below)
+        return entry
 
     @torch.no_grad()
     def _lengths(self, rows: np.ndarray) -> np.ndarray:
@@ -289,46 +312,9 @@ class PrefixCache:
             self._image_tokens = self.backbone.embed(pixels.to(self.backbone.device)).shape[1]
         return np.full(len(rows), self._image_tokens, dtype=np.int64)
 
-    def _place(
-        self, samples: Samples, boundary: int, offsets: np.ndarray, below: Below | None
-    ) -> _Entry | None:
-        """An entry with room for the values, in the store, in memory or on disk; None without room."""
-        shape = self._shape(offsets)
-        if self.store and (
-            room := self.store.place(samples.rows, boundary, shape, self.dtype, _digest(below))
-        ):
-            return _Entry(boundary, offsets, room[0], "store", room[1], below=below)
-        size = self._bytes(offsets)
-        if self._held["memory"] + size <= self.memory:
-            with suppress(torch.OutOfMemoryError):  # a GPU can have less memory than the budget
-                values = torch.empty(shape, dtype=self.dtype, device=self.backbone.device)
-                return _Entry(boundary, offsets, values, below=below)
-        if self._held["disk"] + size > self.disk:
-            return None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{samples.owner.replace('/', '-')}.{dtype_name(self.dtype)}"
-        try:
-            values = allocated(path, shape, self.dtype)
-            return _Entry(boundary, offsets, values, "disk", path, below=below)
-        except (OSError, RuntimeError):  # the disk is full, or the file cannot be mapped
-            return None
-
-    def _shape(self, offsets: np.ndarray) -> tuple[int, int]:
-        return int(offsets[-1]), self.backbone.width
-
-    def _bytes(self, offsets: np.ndarray) -> int:
-        return math.prod(self._shape(offsets)) * self.dtype.itemsize
-
-    def _states(self, entry: _Entry) -> Tensor:
-        """An entry's values; those on disk are mapped for this call."""
-        if entry.values is not None:
-            return entry.values
-        assert entry.path is not None
-        return mapped(entry.path, self._shape(entry.offsets), self.dtype)
-
-    def _keep(self, owner: str, entry: _Entry) -> None:
+    def _keep(self, owner: str, entry: Entry) -> None:
         self._entries[owner] = entry
-        self._held[entry.place] += self._bytes(entry.offsets)
+        self.places.hold(entry)
         if entry.place == "store":
             finished = [each for each, at in self._entries.items() if at.place == "store" and not at.path]
             for each in finished[:-MAPPED_AT_ONCE]:
@@ -344,8 +330,8 @@ class PrefixCache:
                 "prefix cache: no room for %s within this process's %d MB of memory and %d MB of disk: "
                 "computed again for every batch, so the last bits of results may depend on engine.workers",
                 owner,
-                self.memory >> 20,
-                self.disk >> 20,
+                self.places.memory >> 20,
+                self.places.disk >> 20,
             )
         self._without_room.add(owner)
 
@@ -353,16 +339,10 @@ class PrefixCache:
         entry = self._entries.pop(owner, None)
         if entry is None:
             return
-        self._held[entry.place] -= self._bytes(entry.offsets)
-        if entry.path is not None:
-            entry.path.unlink(missing_ok=True)
+        self.places.release(entry)
 
     def close(self) -> None:
         self._entries.clear()
-        self._held.clear()
+        self._left.clear()
         self._without_room.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _digest(below: Below | None) -> str:
-    return below.digest if below else ""
+        self.places.clear()

@@ -47,9 +47,18 @@ class PrefixStore:
         return values
 
     def place(
-        self, rows: np.ndarray, boundary: int, shape: tuple[int, int], dtype: torch.dtype, below: str = ""
+        self,
+        rows: np.ndarray,
+        boundary: int,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        below: str = "",
+        evicts: bool = True,
     ) -> tuple[Tensor, Path] | None:
-        """A mapped file for the states, to be filled and then finished; None if there is no room."""
+        """A mapped file for the states, to be filled and then finished; None if there is no room.
+
+        With `evicts`, other files make room.
+        """
         path = self._path(rows, boundary, dtype, below)
         path = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
         size = shape[0] * shape[1] * dtype.itemsize
@@ -57,7 +66,8 @@ class PrefixStore:
             return None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(size)
+            if not self._make_room(size, evicts):
+                return None
             return allocated(path, shape, dtype), path
         except (OSError, RuntimeError):
             return None
@@ -71,15 +81,15 @@ class PrefixStore:
         digest = hashlib.blake2b(said, digest_size=16).hexdigest()
         return self.folder / f"{digest}.{boundary}.{dtype_name(dtype)}"
 
-    def _make_room(self, size: int) -> None:
-        """Delete files until there is room for this many bytes.
+    def _make_room(self, size: int, evicts: bool) -> bool:
+        """Whether there is room for this many bytes; with `evicts`, files are deleted for it.
 
         The folder is listed again when a part of the room that was found has been taken. Other processes take
         theirs meanwhile, and a list for each of ten thousand files would take longer than the files.
         """
-        self._room -= size
-        if self._room >= 0:
-            return
+        if self._room >= size:
+            self._room -= size
+            return True
         there = []
         for path in self.folder.iterdir():
             try:
@@ -89,12 +99,13 @@ class PrefixStore:
             there.append((about.st_mtime_ns, about.st_size, path))
         free = self.budget - sum(each for _, each, _ in there)
         for _, each, path in sorted(there):
-            if free >= size:
+            if free >= size or not evicts:
                 break
             if path.suffix != UNFINISHED:
                 path.unlink(missing_ok=True)
                 free += each
-        self._room = (free - size) // SHARE_OF_ROOM
+        self._room = max(0, free - size) // SHARE_OF_ROOM
+        return evicts or free >= size
 
 
 def remove_unfinished(folder: Path, process: int) -> None:

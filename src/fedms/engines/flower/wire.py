@@ -79,7 +79,7 @@ def config_for_sites(config: Config) -> str:
     """The config without the server's paths, and without what may change in a resumption."""
     left_out: dict[str, Any] = {
         **dict.fromkeys(("engine", "log", "compare", "device", "start_from", "join"), True),
-        "data": DataConfig.model_fields.keys() - {"template"},
+        "data": {*DataConfig.model_fields} - {"template"},
         "cache": {"enabled", "memory_mb", "disk_mb"},
         "model": {"name", "adapter"},
         "evaluation": {"public"},

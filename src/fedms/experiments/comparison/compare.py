@@ -24,10 +24,11 @@ from fedms.experiments.comparison.folder import PREFIX_FOLDER, claimed, is_finis
 from fedms.experiments.comparison.plan import PlannedRun, plan
 from fedms.experiments.comparison.rows import Row, baseline, rows
 from fedms.experiments.observers import Observer, Silent
-from fedms.experiments.tensorboard import require_tensorboard
+from fedms.experiments.trackers import require_trackers
 from fedms.runs.environment import describe_environment
 from fedms.runs.folder import RunFolder
 from fedms.runs.reading.comparison import read_comparison
+from fedms.runs.reading.measures import LOSS, measure_of
 from fedms.runs.reading.run import read_result
 from fedms.runs.report.comparison.publishing import WRITERS
 
@@ -45,7 +46,7 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
             has been written then.
         FedmsError: the folder holds something else, or a run failed. Finished runs stay.
     """
-    require_tensorboard(config)
+    require_trackers(config)
     if config.engine.name in REMOTE:
         raise ConfigError(f"engine.name: must be local for a comparison, not {config.engine.name}")
     watcher = observer or Silent()
@@ -53,7 +54,7 @@ def compare(config: Config, out: Path, observer: Observer | None = None) -> dict
     trials = {row.name: trials_of(row, config) for row in compared}
     with claimed(out, config):
         perform(out, plan([run for tried in trials.values() for run, _ in tried]), watcher, "tuning run")
-        tuning = {row: choose(out, tried, config.compare.criterion) for row, tried in trials.items() if tried}
+        tuning = {row: choose(out, tried, criterion(config)) for row, tried in trials.items() if tried}
         wanted = [
             (row, seed, run_of(row, seed, config, trials, tuning))
             for seed in config.compare.seeds
@@ -121,8 +122,14 @@ def trials_of(row: Row, config: Config) -> list[tuple[PlannedRun, Keys]]:
     ]
 
 
+def criterion(config: Config) -> str:
+    """The figure on validation data by which combinations are chosen."""
+    return config.compare.criterion or measure_of({"task": config.task}).own
+
+
 def choose(out: Path, tried: Sequence[tuple[PlannedRun, Keys]], criterion: str) -> dict[str, Any]:
     """Every combination with its score, and the best one (the first of equals)."""
+    better = min if criterion in LOSS.keys else max
     candidates = [
         {
             "keys": keys,
@@ -133,7 +140,7 @@ def choose(out: Path, tried: Sequence[tuple[PlannedRun, Keys]], criterion: str) 
     ]
     return {
         "candidates": candidates,
-        "chosen": max(candidates, key=lambda candidate: candidate["score"])["keys"],
+        "chosen": better(candidates, key=lambda candidate: candidate["score"])["keys"],
     }
 
 
@@ -215,7 +222,7 @@ def summed_up(
         ],
         "runs": runs,
         "tuning": {
-            "criterion": config.compare.criterion,
+            "criterion": criterion(config),
             "seed": config.compare.seeds[0],
             "grid": config.compare.model_dump(mode="json")["tune"],
             "rows": dict(tuning),

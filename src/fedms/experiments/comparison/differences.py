@@ -1,8 +1,8 @@
 """Summary of a comparison's runs: means over seeds, and differences with their uncertainty.
 
 **Pairs.** Two rows are compared on the same clients of the same seeds. A pair is one client of one seed; its
-difference is the accuracy of one row minus the accuracy of the other. Differences are averaged over all
-pairs.
+difference is the accuracy (of texts, the loss) of one row minus that of the other. Differences are averaged
+over all pairs.
 
 **Confidence.** 95 % intervals come from a percentile bootstrap in two levels (9999 resamples, seeded). The
 clients of a seed share its partition, cohorts, global model and everyone's test data, so they are not
@@ -30,24 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedms.runs.intervals import DIGITS, interval
-from fedms.runs.reading.comparison import ACCURACIES
+from fedms.runs.reading.measures import Measure, measure_of
 from fedms.runs.reading.run import number
 
-METRICS = (
-    "accuracy_local",
-    "accuracy_local_worst",
-    "accuracy_global",
-    "accuracy_base",
-    "gate_global_share",
-    "gate_global_share_everyone",
-    "uplink_bytes",
-    "downlink_bytes",
-    "train_flops",
-    "seconds",
-    "trainable_parameters",
-    "trainable_fraction",
-    "peak_memory_bytes",
-)
 Result = Mapping[str, Any]
 Differences = list[NDArray[np.float64]]
 
@@ -55,26 +40,26 @@ Differences = list[NDArray[np.float64]]
 def summarise(results: Mapping[str, Sequence[Result]], baseline: str) -> dict[str, dict[str, Any]]:
     """For each row, from its results over seeds: `mean`, `std`, `versus_baseline`, `best` and `frontier`.
 
-    `std` is the sample standard deviation, null for fewer than two seeds. For each accuracy, `best` marks the
-    row with the highest mean (`best`) and the rows that are not distinguishable from it (`equal`).
+    `std` is the sample standard deviation, null for fewer than two seeds. For each figure that rows are
+    compared by, `best` marks the row with the best mean (`best`) and the rows that are not distinguishable
+    from it (`equal`).
     """
-    best = {
-        key: max(results, key=lambda row: statistics.fmean(result[key] for result in results[row]))
-        for key in ACCURACIES
-    }
+    measure = measure_of(results[baseline][0])
+    best = {key: _best(results, key, measure) for key in measure.keys}
     out = {}
     for row, own in results.items():
         known = {
-            key: [value for result in own if (value := number(result, key)) is not None] for key in METRICS
+            key: [value for result in own if (value := number(result, key)) is not None]
+            for key in measure.metrics
         }
-        against = {key: compare(own, results[baseline], key) for key in ACCURACIES}
+        against = {key: compare(own, results[baseline], key) for key in measure.keys}
         out[row] = {
             "mean": {key: statistics.fmean(values) if values else None for key, values in known.items()},
             "std": {
                 key: statistics.stdev(values) if len(values) > 1 else None for key, values in known.items()
             },
             "versus_baseline": None if row == baseline else against,
-            "best": {key: _mark(row, best[key], results, key) for key in ACCURACIES},
+            "best": {key: _mark(row, best[key], results, key) for key in measure.keys},
             "frontier": frontier(own),
         }
     return out
@@ -118,11 +103,12 @@ def differences(results: Sequence[Result], others: Sequence[Result], key: str) -
 
 
 def frontier(results: Sequence[Result]) -> list[dict[str, float]]:
-    """Both accuracies for each prior, means over seeds; empty for a method without a prior."""
+    """Both figures for each prior, means over seeds; empty for a method without a prior."""
     curves = [result.get("frontier") or [] for result in results]
+    keys = measure_of(results[0]).keys
     return [
         {"prior": points[0]["prior"]}
-        | {key: statistics.fmean(point[key] for point in points) for key in ACCURACIES}
+        | {key: statistics.fmean(point[key] for point in points) for key in keys}
         for points in zip(*curves, strict=False)
     ]
 
@@ -131,6 +117,14 @@ def _per_client(result: Result, key: str) -> dict[str, float]:
     return {
         client["name"]: value for client in result["per_client"] if (value := number(client, key)) is not None
     }
+
+
+def _best(results: Mapping[str, Sequence[Result]], key: str, measure: Measure) -> str:
+    """The row with the best mean."""
+    found: str = measure.best(
+        results, key=lambda row: statistics.fmean(result[key] for result in results[row])
+    )
+    return found
 
 
 def _mark(row: str, best: str, results: Mapping[str, Sequence[Result]], key: str) -> str:

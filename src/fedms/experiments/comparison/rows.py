@@ -67,7 +67,9 @@ def rows(config: Config) -> list[Row]:
         ConfigError: a method is not known, or a variant has the name of a method.
     """
     compare = config.compare
-    named = METHODS if compare.methods is None else compare.methods
+    named = compare.methods
+    if named is None:  # all that the task lets run
+        named = tuple(name for name in METHODS if config.task != "text" or not METHODS[name].no_text)
     made = [Row(name, _find(name, "compare.methods"), {}) for name in named]
     for name, keys in compare.variants.items():
         if name in METHODS:

@@ -7,7 +7,7 @@ from pathlib import Path
 from fedms.config import load_config
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import plural
-from fedms.experiments.comparison.compare import choose, run_of, summed_up, trials_of
+from fedms.experiments.comparison.compare import choose, criterion, run_of, summed_up, trials_of
 from fedms.experiments.comparison.folder import CONFIG_FILE
 from fedms.experiments.comparison.rows import rows
 from fedms.runs.reading.comparison import Comparison, comparison_of
@@ -24,7 +24,7 @@ def so_far(folder: Path) -> Comparison:
     compared = rows(config)
     trials = {row.name: trials_of(row, config) for row in compared}
     tuning = {
-        row: choose(folder, tried, config.compare.criterion)
+        row: choose(folder, tried, criterion(config))
         for row, tried in trials.items()
         if tried and all((folder / run.folder / RESULT).exists() for run, _ in tried)
     }

@@ -6,7 +6,9 @@ samples.
 
 PFL-MoE: Guo et al., PFL-MoE: Personalized Federated Learning Based on Mixture of Experts, arXiv 2012.15589.
 A gate over the outputs of both experts, trained with the local expert by the likelihood of the mixture. The
-whole gate is private.
+whole gate is private. With `task: text` it is a router by tokens, trained on validation data as in CoMiGS:
+Fan et al., On-Device Collaborative Language Modeling via a Mixture of Generalists and Specialists, arXiv
+2409.13931.
 """
 
 from dataclasses import replace
@@ -54,6 +56,5 @@ METHODS = (
             "gate.share": "none",
             "mixture.interpolation": 1.0,
         },
-        no_text="trains its gate on the feature of a whole sample",
     ),
 )

@@ -21,12 +21,12 @@ from fedms.model.discriminant import label_shift
 from fedms.model.evidence import Evidence, LinearEvidence
 from fedms.model.expert import Expert
 from fedms.model.gate import ADAPTER, COUNT_STRENGTH, NETWORK
+from fedms.runs.client import Client
 from fedms.runs.export import predictor
 from fedms.runs.export.card import card
 from fedms.runs.export.facts import FACTS, GATE_CONFIG, GATE_WEIGHTS, LABELS, facts
 from fedms.runs.export.merged import write_merged
 from fedms.runs.export.peft import save_plain, write_head, write_peft
-from fedms.runs.predict import Client
 from fedms.training.ambient import own_torch_state
 
 README = "README.md"
@@ -86,6 +86,8 @@ def export_client(client: Client, to: Path, merged: ExpertName | None = None) ->
         FedmsError: the folder is not empty or cannot be written, or the method's experts are no adapters.
     """
     check_empty(to)
+    if client.personal.config.task == "text":
+        raise FedmsError("task: text: its clients cannot be exported yet; allowed: classification")
     if why := _unwritable(client.personal, merged is not None):
         raise FedmsError(
             f"method {client.personal.method.name} {why}, so there is nothing that PEFT could load"

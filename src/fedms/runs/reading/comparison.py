@@ -11,11 +11,10 @@ from typing import Any
 
 from fedms.core.errors import FedmsError
 from fedms.core.paths import check_no_escape, is_name
+from fedms.runs.reading.measures import ACCURACY, Measure, measure_of
 from fedms.runs.reading.run import damaged_in, number, read_mapping, read_rounds
 
 COMPARISON_FILE = "comparison.json"
-ACCURACIES = ("accuracy_local", "accuracy_global")
-"""Metrics with differences between rows: every client has a value of them."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,14 @@ class RowResults:
         """The difference from the baseline with its interval."""
         return mapping(mapping(self.record, "versus_baseline"), metric)
 
-    def frontier(self) -> list[tuple[float, float, float]]:
-        """(prior, accuracy_global, accuracy_local), sorted by prior."""
+    def frontier(self, measure: Measure = ACCURACY) -> list[tuple[float, float, float]]:
+        """(prior, everyone's, own), sorted by prior."""
         points = [
             (prior, everyone, own)
             for point in records(self.record.get("frontier"))
             if (prior := number(point, "prior")) is not None
-            and (everyone := number(point, "accuracy_global")) is not None
-            and (own := number(point, "accuracy_local")) is not None
+            and (everyone := number(point, measure.everyone)) is not None
+            and (own := number(point, measure.own)) is not None
         ]
         return sorted(points)
 
@@ -81,6 +80,11 @@ class Comparison:
     """Empty if nothing was tuned."""
     unfinished: str = ""
     """What a reader must know of a comparison that is not finished."""
+
+    @property
+    def measure(self) -> Measure:
+        """By what its rows are compared."""
+        return measure_of(self.config)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedms.core.formatting import MISSING, clip, decimal, percent, plural, three_figures, whole
+from fedms.runs.reading.measures import of_text
 from fedms.runs.reading.run import number
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ COLUMNS = (
 mean gate weight of the global expert on own test data, bytes sent by clients, training operations, wall
 time."""
 
+OF_TEXT = (
+    "method",
+    "own perplexity",
+    "worst tenth",
+    "everyone's perplexity",
+    *COLUMNS[4:],
+)
+"""The same of runs with `task: text`, whose figures are perplexities: lower is better."""
+
 DROPPED = ("seconds", "TFLOP", "gate weight", "uplink MB", "worst tenth")
 """Columns that a narrow terminal does without, the first ones first."""
 TERMINAL = 80
@@ -38,7 +48,7 @@ MOST_CLIENTS = 50
 
 
 def result_rows(results: Sequence[Mapping[str, Any]], folders: Sequence[str] = ()) -> list[list[str]]:
-    """The cells under `COLUMNS`.
+    """The cells under `COLUMNS`, or under `OF_TEXT` if all runs are of texts.
 
     A method that occurs more than once is shown with its seed; the same method and seed with the folder.
     """
@@ -52,7 +62,8 @@ def result_rows(results: Sequence[Mapping[str, Any]], folders: Sequence[str] = (
                 f"{name} ({word}{more})" if times[name] > 1 else name
                 for name, more in zip(names, own, strict=True)
             ]
-    return [_row(name, result) for name, result in zip(names, results, strict=True)]
+    losses = bool(results) and all(map(of_text, results))
+    return [_row(name, result, losses) for name, result in zip(names, results, strict=True)]
 
 
 def result_table(
@@ -62,9 +73,10 @@ def result_table(
     from rich.text import Text
 
     rows = result_rows(results, folders)
+    columns = OF_TEXT if results and all(map(of_text, results)) else COLUMNS
     cells = {
         column: [Text(cell) for cell in column_cells]
-        for column, *column_cells in zip(COLUMNS, *rows, strict=True)
+        for column, *column_cells in zip(columns, *rows, strict=True)
     }
     return fitted(cells, DROPPED, width, "result.json has")
 
@@ -200,13 +212,12 @@ def _range(values: Sequence[int]) -> str:
     return f"{values[0]:,}" if values[0] == values[-1] else f"{values[0]:,} to {values[-1]:,}"
 
 
-def _row(name: str, result: Mapping[str, Any]) -> list[str]:
+def _row(name: str, result: Mapping[str, Any], losses: bool) -> list[str]:
     uplink, flops = number(result, "uplink_bytes"), number(result, "train_flops")
+    kind, digits = ("perplexity", 2) if losses else ("accuracy", 4)
     return [
         name,
-        decimal(number(result, "accuracy_local"), 4),
-        decimal(number(result, "accuracy_local_worst"), 4),
-        decimal(number(result, "accuracy_global"), 4),
+        *(decimal(number(result, f"{kind}_{of}"), digits) for of in ("local", "local_worst", "global")),
         decimal(number(result, "gate_global_share"), 3),
         MISSING if uplink is None else three_figures(uplink / 1e6),
         MISSING if flops is None else three_figures(flops / 1e12),

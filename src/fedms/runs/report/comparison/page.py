@@ -19,6 +19,7 @@ from fedms.core.formatting import (
 )
 from fedms.runs.reading.comparison import Comparison, RowResults, SeedRun, read_comparison, records
 from fedms.runs.reading.run import RESULT, number
+from fedms.runs.report.comparison import losses
 from fedms.runs.report.comparison.figures import pictures
 from fedms.runs.report.comparison.verdict import verdict
 from fedms.runs.report.drawing import Picture, save_pictures
@@ -61,7 +62,7 @@ def write_comparison_report(folder: Path, comparison: Comparison | None = None) 
             FedmsError: the folder is not a finished comparison, or a file of it is damaged.
     """
     comparison = comparison or read_comparison(folder)
-    drawn = pictures(comparison)
+    drawn = losses.pictures(comparison) if comparison.measure.lower else pictures(comparison)
     save_pictures(drawn, folder / "figures")
     return write_page(folder / "report.html", page(comparison, drawn))
 
@@ -72,6 +73,7 @@ def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
     name = clip(baseline.name)
     seeds = ", ".join(map(str, comparison.seeds)) or MISSING
     spent = sum(number(run.result, "seconds") or 0.0 for row in comparison.rows for run in row.runs)
+    lower = comparison.measure.lower
     seeds = f"{'seed' if len(comparison.seeds) == 1 else 'seeds'} {seeds}"
     size = f"{plural(others + 1, 'method')}, {seeds}, {duration(spent)} in all"
     return frame(
@@ -80,9 +82,11 @@ def page(comparison: Comparison, drawn: Sequence[Picture]) -> str:
         f"{subject(comparison.config)}: {size}.",
         [
             banner(comparison.unfinished) if comparison.unfinished else statement(verdict(comparison)),
-            cards(_cards(comparison)),
-            section("Results", _results(comparison)),
-            section("Against " + name, _differences(comparison)) if others else "",
+            cards(losses.cards(comparison) if lower else _cards(comparison)),
+            section("Results", (losses.results if lower else _results)(comparison)),
+            section("Against " + name, (losses.differences if lower else _differences)(comparison))
+            if others
+            else "",
             section("Pictures", gallery(drawn) if drawn else note("This comparison has nothing to draw.")),
             section("What was run", *_what_was_run(comparison)),
             *ending(comparison.folder, FILES, _next(comparison)),
@@ -245,7 +249,8 @@ def _what_was_run(comparison: Comparison) -> Iterable[str]:
         "peak memory",
         "folder",
     ]
-    yield folded(f"Every run ({len(runs):,})", table(head, runs, kind="rows"))
+    of_runs = losses.runs_table(comparison) if comparison.measure.lower else table(head, runs, kind="rows")
+    yield folded(f"Every run ({len(runs):,})", of_runs)
     if tuning := comparison.tuning:
         yield folded("Tuning on validation data: candidates and choices", as_yaml(tuning))
 

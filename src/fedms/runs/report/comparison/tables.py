@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fedms.core.formatting import MISSING, clip, decimal, three_figures
+from fedms.core.formatting import MISSING, clip, decimal
 from fedms.runs.intervals import FEWEST_PAIRS, RESAMPLES
-from fedms.runs.reading.comparison import ACCURACIES, Comparison
-from fedms.runs.reading.run import number
+from fedms.runs.reading.comparison import Comparison
+from fedms.runs.reading.measures import Measure
+from fedms.runs.report.comparison.columns import best_of, cell_of, columns_of, marks_of
 from fedms.runs.report.tables import TERMINAL, fitted
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-
-@dataclass(frozen=True)
-class Column:
-    """A metric and its heading. With `scale`, only the mean is shown, divided by the scale."""
-
-    title: str
-    metric: str
-    scale: float | None = None
-    terminal: bool = True
-
-
-COLUMNS = (
-    Column("own data", "accuracy_local"),
-    Column("worst tenth", "accuracy_local_worst"),
-    Column("everyone's data", "accuracy_global"),
-    Column("gate weight", "gate_global_share"),
-    Column("gate weight, everyone's data", "gate_global_share_everyone", terminal=False),
-    Column("uplink MB", "uplink_bytes", 1e6),
-    Column("downlink MB", "downlink_bytes", 1e6),
-    Column("TFLOP", "train_flops", 1e12),
-    Column("seconds", "seconds", 1),
-    Column("trainable %", "trainable_fraction", 1e-2),
-)
-"""Accuracy on own test data, the same for the worst tenth of the clients, accuracy on everyone's test data;
-gate weight of the global expert on own and on everyone's test data; costs."""
 
 DROPPED = (
     "trainable %",
@@ -52,21 +27,13 @@ DROPPED = (
 )
 """Columns that a narrow terminal does without, the first ones first; comparison.md has them all."""
 
-MARKS = (
-    "Mean ± standard deviation over seeds. Bold: the highest. "
-    "≈: not distinguishable from it (95 %, clients paired)."
-)
-"""Explanation of the marks in both tables."""
-
 PAGE = """# Comparison
 
 {table}
 
 {marks}
 
-*Own data*: accuracy of a client's model on its own test data, mean over clients. *Worst tenth*: the same for
-the tenth of the clients with the lowest accuracy. *Everyone's data*: accuracy of the same model on
-everyone's test data, mean over clients. *Gate weight*: mean gate weight of the global expert, on own and on
+{meaning} *Gate weight*: mean gate weight of the global expert, on own and on
 everyone's test data. Costs are means over seeds. A first stage that several rows share is trained once and
 counted in each row.
 
@@ -74,7 +41,7 @@ counted in each row.
 
 {differences}
 
-A difference is a row's accuracy minus that of {baseline}, in points (hundredths), averaged over pairs. A
+A difference is a row's {figure} minus that of {baseline}, in {unit}, averaged over pairs. A
 pair is one client with one seed. Intervals cover 95 %, by a percentile bootstrap in two levels
 ({resamples:,} resamples): seeds are drawn with replacement, then clients within each seed, because the
 clients of a seed share its partition, global model and test data. With few seeds, the interval reflects only
@@ -94,15 +61,26 @@ The file holds the complete configuration. Seeds: {seeds}. fedms {version}, comm
 """
 
 
+MEANINGS = (
+    "*Own data*: accuracy of a client's model on its own test data, mean over clients. *Worst tenth*: the "
+    "same for\nthe tenth of the clients with the lowest accuracy. *Everyone's data*: accuracy of the same "
+    "model on\neveryone's test data, mean over clients.",
+    "*Own perplexity*: exp of the mean loss of a token (-log p, in nats) of a client's model on its own "
+    "test data,\nmean loss over clients; lower is better. *Worst tenth*: the same for the tenth of the "
+    "clients with the\nhighest loss. *Everyone's perplexity*: the same on everyone's test data.",
+)
+"""Of accuracies, and of losses."""
+
+
 def comparison_table(comparison: Comparison, width: int = TERMINAL) -> Table:
     """The rows for the terminal, in the columns that fit."""
     from rich.text import Text
 
     records = [row.record for row in comparison.rows]
     cells = {"method": [Text(clip(record["name"])) for record in records]}
-    for column in (column for column in COLUMNS if column.terminal):
+    for column in (column for column in columns_of(comparison) if column.terminal):
         # only the two accuracies show their spread, so that a line fits
-        spread = column.metric in ACCURACIES
+        spread = column.judged in comparison.measure.keys
         cells[column.title] = [
             Text(cell_of(record, column, spread), style="bold" if best_of(record, column) else "")
             for record in records
@@ -115,7 +93,10 @@ def comparison_markdown(comparison: Comparison) -> str:
     environment = comparison.environment
     return PAGE.format(
         table=headline_markdown(comparison),
-        marks=MARKS.replace("Bold", "**Bold**"),
+        marks=marks_of(comparison).replace("Bold", "**Bold**"),
+        meaning=MEANINGS[comparison.measure.lower],
+        figure="loss" if comparison.measure.lower else "accuracy",
+        unit="nats" if comparison.measure.lower else "points (hundredths)",
         baseline=comparison.baseline.name,
         differences=differences_markdown(comparison),
         resamples=RESAMPLES,
@@ -130,35 +111,21 @@ def comparison_markdown(comparison: Comparison) -> str:
 
 def headline_markdown(comparison: Comparison) -> str:
     """The rows as a Markdown table."""
-    lines = []
+    lines, columns = [], columns_of(comparison)
     for row in (each.record for each in comparison.rows):
-        cells = [(cell_of(row, column), best_of(row, column)) for column in COLUMNS]
+        cells = [(cell_of(row, column), best_of(row, column)) for column in columns]
         lines.append([_name(row), *(f"**{text}**" if best else text for text, best in cells)])
-    return _table(["method", *(column.title for column in COLUMNS)], lines)
-
-
-def cell_of(row: Mapping[str, Any], column: Column, spread: bool = True) -> str:
-    """A row's entry in this column: mean ± standard deviation with its mark, or a scaled mean."""
-    mean, std = number(row["mean"], column.metric), number(row["std"], column.metric)
-    if mean is None:
-        return MISSING
-    if column.scale:
-        return three_figures(mean / column.scale)
-    equal = " ≈" if row["best"].get(column.metric) == "equal" else ""
-    return decimal(mean) + (f" ± {decimal(std)}" if spread and std is not None else "") + equal
-
-
-def best_of(row: Mapping[str, Any], column: Column) -> bool:
-    """Whether the row is the best in this column."""
-    return bool(row["best"].get(column.metric) == "best")
+    return _table(["method", *(column.title for column in columns)], lines)
 
 
 def differences_markdown(comparison: Comparison) -> str:
-    """Each row minus the baseline, in points, as a Markdown table."""
-    lines = []
+    """Each row minus the baseline, in points or of texts in nats, as a Markdown table."""
+    lines, measure = [], comparison.measure
     for row in (each.record for each in comparison.rows):
         if against := row.get("versus_baseline"):
-            lines.append([_name(row), *(cell for key in ACCURACIES for cell in _difference(against[key]))])
+            lines.append(
+                [_name(row), *(cell for key in measure.keys for cell in _difference(against[key], measure))]
+            )
     return (
         _table(["method", "own data", "p", "everyone's data", "p"], lines)
         if lines
@@ -166,15 +133,19 @@ def differences_markdown(comparison: Comparison) -> str:
     )
 
 
-def _difference(found: Mapping[str, Any]) -> list[str]:
+def _difference(found: Mapping[str, Any], measure: Measure) -> list[str]:
     if found["difference"] is None:
         return [MISSING, MISSING]
-    points = f"{100 * found['difference']:+.1f}"
+
+    def shown(value: float) -> str:
+        return f"{value:+.3f}" if measure.lower else f"{100 * value:+.1f}"
+
+    text = shown(found["difference"])
     if found["low"] is None:
-        return [points, MISSING]
-    points += f" [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]"
+        return [text, MISSING]
+    text += f" [{shown(found['low'])}, {shown(found['high'])}]"
     return [
-        f"**{points}**" if found["distinguishable"] else points,
+        f"**{text}**" if found["distinguishable"] else text,
         MISSING if found["p"] is None else f"{found['p']:.2g}",
     ]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedms.core.formatting import clip
-from fedms.runs.reading.comparison import ACCURACIES, Comparison, RowResults
+from fedms.runs.reading.comparison import Comparison, RowResults
 from fedms.runs.reading.run import number
 
 MOST_NAMED = 4
 """Most rows that a sentence names one by one."""
-WHOSE = dict(zip(ACCURACIES, ("own data", "everyone's data"), strict=True))
+WHOSE = ("own data", "everyone's data")
 
 
 def verdict(comparison: Comparison) -> str:
@@ -19,13 +19,18 @@ def verdict(comparison: Comparison) -> str:
     if not others:
         return ""
     name = clip(comparison.baseline.name)
-    said = [f"on {WHOSE[metric]} {text}" for metric in ACCURACIES if (text := _standing(others, metric))]
+    lower = comparison.measure.lower
+    said = [
+        f"on {whose} {text}"
+        for whose, metric in zip(WHOSE, comparison.measure.keys, strict=True)
+        if (text := _standing(others, metric, lower))
+    ]
     if not said:
         return f"No interval tells {name} from another row: there are too few clients, or no variation."
     return f"{name}: {'; '.join(said)}."
 
 
-def _standing(others: Sequence[RowResults], metric: str) -> str:
+def _standing(others: Sequence[RowResults], metric: str, lower: bool) -> str:
     """`ahead of a and b, behind c`; rows without an interval are in no list."""
     lists: dict[str, list[str]] = {"ahead of": [], "behind": [], "not distinguishable from": []}
     for row in others:
@@ -35,7 +40,7 @@ def _standing(others: Sequence[RowResults], metric: str) -> str:
             continue
         apart = versus.get("distinguishable") is True
         # a difference is that of the row minus the baseline
-        how = ("ahead of" if difference < 0 else "behind") if apart else "not distinguishable from"
+        how = ("ahead of" if (difference < 0) != lower else "behind") if apart else "not distinguishable from"
         lists[how].append(clip(row.name))
     return ", ".join(f"{how} {_listed(names)}" for how, names in lists.items() if names)
 

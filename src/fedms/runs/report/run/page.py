@@ -9,6 +9,7 @@ from typing import Any
 
 from fedms.core.formatting import MISSING, clip, decimal, duration, percent, plural, scaled, tally, whole
 from fedms.core.paths import is_name
+from fedms.runs.reading.measures import of_text
 from fedms.runs.reading.predictions import predictions_path
 from fedms.runs.reading.run import CONFIG, Run, number, read_run
 from fedms.runs.report.drawing import Picture, save_pictures
@@ -29,6 +30,7 @@ from fedms.runs.report.html import (
     table,
     write_page,
 )
+from fedms.runs.report.run import losses
 from fedms.runs.report.run.answers import disagreement
 from fedms.runs.report.run.figures import pictures
 from fedms.runs.report.run.rounds import place
@@ -51,7 +53,7 @@ def write_report(folder: Path) -> Path:
             FedmsError: the folder is not a run, or a file of it is damaged.
     """
     run = read_run(folder, unfinished=True)
-    drawn = pictures(run)
+    drawn = losses.pictures(run) if of_text(run.config) else pictures(run)
     save_pictures(drawn, folder / "figures")
     return write_page(folder / "report.html", page(run, drawn))
 
@@ -71,14 +73,16 @@ def page(run: Run, drawn: Sequence[Picture]) -> str:
     own, everyone = (percent(number(result, key)) for key in ("accuracy_local", "accuracy_global"))
     return frame(
         f"{method}, seed {seed} – fedms",
-        f"{method}: {own} on own data, {everyone} on everyone's data",
+        losses.heading(run)
+        if of_text(result)
+        else f"{method}: {own} on own data, {everyone} on everyone's data",
         f"{subject(run.config)}: {size}, seed {seed}, {duration(number(result, 'seconds'))}.",
         [
-            statement(verdict(run)),
+            "" if of_text(result) else statement(verdict(run)),
             cards(_cards(run)),
             shown,
             disagreement(run),
-            section("Clients", _clients(run)),
+            section("Clients", losses.clients_table(run) if of_text(result) else _clients(run)),
             *end,
         ],
     )
@@ -109,8 +113,12 @@ def _cards_so_far(run: Run) -> Iterable[str]:
     ]
     if scores:
         record, score = scores[-1]
-        meaning = f"Mean accuracy on the clients' validation data after {place(record)}."
-        yield card("Validation score", percent(score), meaning, "local")
+        if of_text(run.config):
+            meaning = f"Mean loss of a token of the clients' validation data after {place(record)}, in nats."
+            yield card("Validation loss", decimal(-score), meaning, "local")
+        else:
+            meaning = f"Mean accuracy on the clients' validation data after {place(record)}."
+            yield card("Validation score", percent(score), meaning, "local")
     for title, key, unit, meaning in (
         ("Sent by clients", "uplink_bytes", "B", "Uplink of all clients so far."),
         ("Compute", "train_flops", "FLOP", "Floating-point operations of training so far."),
@@ -159,9 +167,12 @@ def _model(folder: Path, client: object) -> bool:
 
 
 def _cards(run: Run) -> Iterable[str]:
+    yield from losses.cards(run) if of_text(run.result) else _accuracies(run)
+    yield from _costs(run)
+
+
+def _accuracies(run: Run) -> Iterable[str]:
     r = run.result
-    share = number(r, "gate_global_share")
-    prior = number(r, "prior")
     yield card(
         "Own data",
         percent(number(r, "accuracy_local")),
@@ -185,6 +196,12 @@ def _cards(run: Run) -> Iterable[str]:
         percent(number(r, "accuracy_base")),
         "Accuracy of the frozen model before any training.",
     )
+
+
+def _costs(run: Run) -> Iterable[str]:
+    r = run.result
+    share = number(r, "gate_global_share")
+    prior = number(r, "prior")
     if share is not None:
         at = "" if prior is None else f" with prior {prior:g}"
         yield card(

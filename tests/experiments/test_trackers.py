@@ -1,4 +1,4 @@
-"""TensorBoard's event files have the content of metrics.jsonl and result.json, every line once."""
+"""What trackers are told is the content of metrics.jsonl and result.json, every line once."""
 
 import json
 from collections import Counter
@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 
 from fedms.cli.main import app
 from fedms.config import load_config
+from fedms.core.errors import FedmsError
 from fedms.experiments.first_stage import first_stage_settings
-from fedms.experiments.tensorboard import SUMS, Events
+from fedms.experiments.trackers import SUMS, Mlflow, TensorBoard, Tracker, Wandb
 from fedms.runs.folder import RunFolder
 from tiny_run import finished  # noqa: F401 (a fixture)
 
@@ -80,12 +81,12 @@ def record(number: int) -> dict:
 def test_a_run_that_goes_on_has_no_line_twice(tmp_path):
     pytest.importorskip("tensorboard")
     folder = RunFolder(tmp_path)
-    events = Events(folder)
+    events = TensorBoard(folder, load_config({}))
     for number in (1, 2, 3):
         folder.append_metrics(record(number))
         events.round_done(record(number))
     # killed here: resumption removes the last line and may report the others again, then repeats the round
-    events = Events(folder)
+    events = TensorBoard(folder, load_config({}))
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:2]))
     events.round_done(record(2))
@@ -95,19 +96,77 @@ def test_a_run_that_goes_on_has_no_line_twice(tmp_path):
     assert scalars(tmp_path)["uplink_bytes"] == [(1, 1), (2, 3), (3, 10)]
 
 
+def told(tracker: Tracker, folder: RunFolder) -> None:
+    """Two rounds and a result."""
+    for number in (1, 2):
+        folder.append_metrics(record(number))
+        tracker.round_done(record(number))
+    tracker.end({"method": "fedms", "accuracy_local": 0.5})
+
+
+def test_weights_and_biases_is_told_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    told(Wandb(folder, load_config({})), folder)
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = written.read_bytes()
+    for text in (b"global/validation_score", b"uplink_bytes", b"result/accuracy_local", b"lora"):
+        assert text in content
+    assert [path.name for path in folder.path.iterdir()] == [
+        "metrics.jsonl"
+    ]  # its files link out of a folder
+
+
+def test_mlflow_is_told_on_disk(tmp_path, monkeypatch):
+    tracking = pytest.importorskip("mlflow.tracking")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    folder = RunFolder(tmp_path)
+    tracker = Mlflow(folder, load_config({}))
+    told(tracker, folder)
+    client = tracking.MlflowClient((tmp_path / "mlflow").as_uri())
+    experiment = client.get_experiment_by_name("fedms")
+    (run,) = client.search_runs([experiment.experiment_id])
+    history = client.get_metric_history(run.info.run_id, "uplink_bytes")
+    assert [(point.step, point.value) for point in history] == [(1, 1), (2, 3)]
+    assert run.data.metrics["result/accuracy_local"] == 0.5 and run.data.params["method"] == "fedms"
+    assert run.info.status == "FINISHED"
+
+
+def test_a_tracker_that_fails_is_one_line(tmp_path):
+    class Broken(Tracker):
+        name = "broken"
+
+        def write(self, values: dict[str, float], step: int) -> None:
+            raise ConnectionError("no\nnetwork")
+
+        def close(self) -> None:
+            raise AssertionError("it was never open")
+
+    folder = RunFolder(tmp_path)
+    folder.append_metrics(record(1))
+    with pytest.raises(FedmsError, match=r"^log.broken: no network; the run can be resumed without it$"):
+        Broken(folder).round_done(record(1))
+
+
 @pytest.mark.parametrize("command", ["run", "compare"])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_without_the_extra_it_is_one_line_that_says_how_and_nothing_is_written(
-    command, tmp_path, monkeypatch
+    name, command, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    Path("quick.yaml").write_text("log: {tensorboard: true}\n")
-    monkeypatch.setattr("fedms.experiments.tensorboard.find_spec", lambda name: None)
+    Path("quick.yaml").write_text(f"log: {{{name}: true}}\n")
+    monkeypatch.setattr("fedms.experiments.trackers.find_spec", lambda name: None)
     done = CliRunner().invoke(app, [command, "quick.yaml"])
     assert done.exit_code == 1
     assert (
         done.stderr.count("\n") == 1
         and done.stderr.startswith("error: ")
-        and "pip install 'fedms[tensorboard]'" in done.stderr
+        and f"pip install 'fedms[{name}]'" in done.stderr
     )
     assert [path.name for path in tmp_path.iterdir()] == ["quick.yaml"]
 
