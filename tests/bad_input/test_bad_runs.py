@@ -148,7 +148,6 @@ RESULT: dict[str, tuple[Damage, str]] = {
         emptied,
         "run: not a finished run: it has no result.json",
     ),
-    "no result": (remove("result.json"), "run: not a finished run: it has no result.json"),
     "an empty result": (write("result.json", ""), "result.json: damaged: not valid JSON"),
     "a torn result": (cut("result.json", 0.6), "result.json: damaged: not valid JSON"),
     "a result in another encoding": (
@@ -435,7 +434,7 @@ def of_first(part: str, **changes: Any) -> Damage:
 
 FILE = "comparison.json: damaged: "
 COMPARISONS: dict[str, tuple[Damage, str]] = {
-    "unfinished": (remove("comparison.json"), "not a finished comparison: it has no comparison.json"),
+    "unfinished": (remove("comparison.json"), "no run of this comparison is finished yet"),
     "torn": (cut("comparison.json", 0.7), FILE + "not valid JSON"),
     "a list": (write("comparison.json", "[]"), FILE + "not a mapping"),
     "too deep": (write("comparison.json", '{"a": ' + DEEP + "}"), FILE + "nested too deeply"),

@@ -171,7 +171,8 @@ def test_no_worker_idles_and_none_repeats_anothers_work(engine):
         wanted = [encode(update) for update in here.run(tasks)]
         assert [encode(update) for update in there.run(tasks)] == wanted
     shared = there._folder / "cache" / local.SHARED
-    assert len(list(shared.iterdir())) == len(there.world.clients), "one prefix for each client"
+    kept = 2 * len(there.world.clients)
+    assert len(list(shared.iterdir())) == kept, "of each client the states at both boundaries, once"
     there.close()
     assert not shared.exists()
 

@@ -499,7 +499,9 @@ def test_a_comparison_can_be_published(played, tmp_path):
     for form in ("csv", "tex", "md"):
         printed = CliRunner().invoke(app, ["report", str(out), "--format", form])
         assert printed.exit_code == 0 and printed.stdout == (out / f"comparison.{form}").read_text()
-    assert CliRunner().invoke(app, ["report", str(out), "--format", "pdf"]).exit_code == 2
+    assert CliRunner().invoke(app, ["report", str(out), "--format", "pdf"]).exit_code == 0
+    assert list(out.glob("figures/*.pdf"))
+    assert CliRunner().invoke(app, ["report", str(out), "--format", "doc"]).exit_code == 2
 
 
 def test_tables_mark_what_can_be_told_apart(played, tmp_path):
@@ -523,7 +525,7 @@ def test_tables_mark_what_can_be_told_apart(played, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "not a finished comparison"),
+        (None, "no run of this comparison is finished yet"),
         ("{", "damaged: not valid JSON"),
         ("[]", "damaged"),
         ("{}", "damaged: config is not as it should be"),

@@ -285,7 +285,10 @@ def test_each_prior_has_the_scale_that_all_validation_data_like_best(server):
     for place, scale in enumerate(wanted):
         likelihood[place, SCALES.index(scale)] = -2.0
     loud = torch.full_like(likelihood, -1.0)  # a client to which all are alike decides nothing
-    updates = [Update("client-00", {"weigh.log_likelihood": each.flatten()}) for each in (likelihood, loud)]
+    updates = [
+        Update("client-00", {"weigh.log_likelihood": each.flatten()}, weight=4.0)
+        for each in (likelihood, loud)
+    ]
     selection = WEIGHTS.result(updates, made.recipe).applied(Selection.before(made.recipe))
     assert selection.evidence_scales == tuple(wanted) and selection.prior == made.config.gate.prior
 

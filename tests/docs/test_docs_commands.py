@@ -125,6 +125,8 @@ def smaller(words: list[str], model: Path, causal: Path) -> list[str]:
         del keys["data.limit"]
     if "privacy.secure_sum=true" in words:  # needs three clients
         keys |= {"federation.cohort": 3, "federation.cohort_local": 3}
+    if "statistics.least=5" in words:  # some validation split must be as large
+        keys |= {"data.limit": 1200, "partition.validation": 0.3}
     sets = [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
     return [*words, *LESS.get(f"fedms {words[0]}", []), *sets]
 
