@@ -120,7 +120,9 @@ def smaller(words: list[str], model: Path, causal: Path) -> list[str]:
     if words[0] not in ("run", "compare", "partition"):
         return words
     of_text = "talk.yaml" in words
-    keys = TINY | ({"model.name": causal} if of_text else {"model.name": model, "data.classes": intents()})
+    keys: dict[str, Any] = TINY | (
+        {"model.name": causal} if of_text else {"model.name": model, "data.classes": intents()}
+    )
     if of_text or "homes.yaml" in words:
         del keys["data.limit"]
     if "privacy.secure_sum=true" in words:  # needs three clients
