@@ -124,6 +124,11 @@ def resident(pid: int | str) -> float:
         return 0.0
 
 
+def files_in(folder: Path) -> int:
+    """How many files a folder and its sub-folders hold."""
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
 class Watch(Silent):
     """Records memory, open files and files on disk after each round."""
 
@@ -145,7 +150,8 @@ class Watch(Silent):
                 "run_mb": resident("self"),
                 "worker_mb": resident(min(children, key=int)),
                 "descriptors": len([*Path("/proc/self/fd").iterdir()]),
-                "files": sum(len(files) for _, _, files in os.walk(self.folder)),
+                "files": files_in(self.folder) - files_in(self.folder / "cache"),
+                "cached": files_in(self.folder / "cache"),
                 "seconds": record["seconds"],
             }
         )
@@ -183,7 +189,7 @@ def main() -> None:
     }
     kept = {
         f"{key}_{when}": watch.noted[at][key]
-        for key in ("descriptors", "files")
+        for key in ("descriptors", "files", "cached")
         for when, at in (("middle", half), ("last", -1))
     }
     told = {

@@ -289,6 +289,12 @@ def run(place: Path, finished) -> Path:
     return Path(shutil.copytree(finished(), place / "run"))
 
 
+def test_a_run_without_a_result(run: Path, refused: Refused):
+    """Its report says so; nothing can be predicted."""
+    (run / "result.json").unlink()
+    refused(["predict", "run", "--client", "client-0", "play music"], 1, "run: not a finished run: it has no")
+
+
 @pytest.mark.parametrize(("damage", "says"), RESULT.values(), ids=RESULT)
 def test_a_damaged_run(run: Path, refused: Refused, damage, says):
     damage(run)

@@ -24,7 +24,7 @@ def test_rounds_that_lose_answers_leave_nothing_behind() -> None:
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["rounds"] == 24 and told["lost"].keys() == {"error", "refused", "died"}
     assert told["descriptors_last"] == told["descriptors_middle"]
-    assert told["files_last"] <= 20 * (2 * 3 + 1 + 3) + 10, (
-        "of each of 20 clients: two kinds of files, of each three versions, its model, and kept outputs of "
-        "the frozen blocks for its three splits"
+    assert told["files_last"] <= 20 * (2 * 3 + 1) + 10, (
+        "of each of 20 clients: two kinds of files, of each three versions, and its model"
     )
+    assert told["cached_last"] <= 20 * 3 + 1, "frozen outputs of three splits of each, and of everyone"

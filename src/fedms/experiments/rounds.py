@@ -95,6 +95,18 @@ class Arrivals:
         self._observer.progress(self._what, next(self._numbers), self._total)
 
 
+@dataclass(frozen=True)
+class Question:
+    """What clients are asked, and how it is booked."""
+
+    line: Line
+    exchange: Exchange[Any, Any, Any]
+    stage: Stage | None
+    evaluation: bool
+    arrays: Arrays | None
+    asked: Asked | None
+
+
 class Rounds:
     """Has tasks done by clients, and books what that cost, until enough have answered."""
 
@@ -170,15 +182,24 @@ class Rounds:
         Raises:
             FedmsError: too few answers after all attempts. The line is in metrics.jsonl then.
         """
-        wanted = len(clients) if wanted is None else wanted
+        question = Question(line, exchange, stage, evaluation, arrays, asked)
+        return self._enough(question, clients, len(clients) if wanted is None else wanted, needed, spare)
+
+    def _enough(
+        self, question: Question, clients: Sequence[str], wanted: int, needed: int, spare: int
+    ) -> list[Update]:
+        """Ask until enough clients have answered; arguments and errors are those of `ask`."""
+        line, exchange = question.line, question.exchange
         waiting, answered = list(clients), list[Update]()
         for attempt in range(1, self.attempts + 1):
             missing = wanted - len(answered)
             now, waiting = waiting[: missing + spare], waiting[missing + spare :]
             if exchange is TRAINING:
                 line.cohort += [client for client in now if client not in line.cohort]
-            tasks = self.server.tasks(exchange, now, stage, line.number, arrays, asked)
-            came = self._exchange(line, tasks, missing, evaluation)
+            tasks = self.server.tasks(
+                exchange, now, question.stage, line.number, question.arrays, question.asked
+            )
+            came = self._exchange(line, tasks, missing, question.evaluation)
             answered += came
             if len(answered) >= needed:
                 return answered

@@ -7,60 +7,34 @@ be lost between any two of them, as long as enough stay. With too few, all are a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from fedms.core.errors import FedmsError
 from fedms.core.formatting import plural
-from fedms.experiments.rounds import Line, Rounds
+from fedms.experiments.rounds import Line, Question, Rounds
 from fedms.federation.exchanges import FINAL_TEST, INTRODUCE, REVEAL, SHARE, TRAINING
-from fedms.federation.exchanges.base import Asked, Exchange
+from fedms.federation.exchanges.base import Exchange
 from fedms.federation.exchanges.summing import SumAsked
 from fedms.federation.messages import SUM, Task, Update
-from fedms.federation.method import Stage
 from fedms.federation.secure.coordinator import SecureSum
 from fedms.federation.secure.encoding import Range
 from fedms.federation.secure.member import KEYS, REVEALED, SHARES
 from fedms.model.arrays import Arrays
 
 
-@dataclass(frozen=True)
-class Question:
-    """What clients are asked, and how it is booked."""
-
-    line: Line
-    exchange: Exchange[Any, Any, Any]
-    stage: Stage | None
-    evaluation: bool
-    arrays: Arrays | None
-    asked: Asked | None
-
-
 class SecureRounds(Rounds):
     """As `Rounds`; an answer that can be summed comes as one update in all clients' name."""
 
-    def ask(
-        self,
-        line: Line,
-        exchange: Exchange[Any, Any, Any],
-        clients: Sequence[str],
-        stage: Stage | None,
-        wanted: int | None = None,
-        needed: int = 1,
-        spare: int = 0,
-        evaluation: bool = False,
-        arrays: Arrays | None = None,
-        asked: Asked | None = None,
+    def _enough(
+        self, question: Question, clients: Sequence[str], wanted: int, needed: int, spare: int
     ) -> list[Update]:
-        """As `Rounds.ask`. The sum is of `needed` clients at least, and of `privacy.least`."""
+        """As `Rounds._enough`. The sum is of `needed` clients at least, and of `privacy.least`."""
+        line, exchange = question.line, question.exchange
         nothing = exchange is TRAINING and self.server.recipe.private  # a private client sends nothing of it
         if exchange is FINAL_TEST or nothing:  # what each personal model comes to is no sum
-            return super().ask(
-                line, exchange, clients, stage, wanted, needed, spare, evaluation, arrays, asked
-            )
-        question = Question(line, exchange, stage, evaluation, arrays, asked)
-        wanted = len(clients) if wanted is None else wanted
+            return super()._enough(question, clients, wanted, needed, spare)
         needed, waiting = max(needed, self.server.config.privacy.least), list(clients)
         for attempt in range(1, self.attempts + 1):
             now, others = waiting[: wanted + spare], waiting[wanted + spare :]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from fedms.model.arrays import prefixed
 from fedms.model.checkpoints import MINILM_HUB_NAME
 from fedms.model.evidence import LinearEvidence
 from fedms.model.peft import from_peft, read_head, read_tensors
-from fedms.runs.backbones import SharedBackbone, shared_backbone
+from fedms.runs.backbones import shared_backbone
+from fedms.runs.client import Client
 from fedms.runs.export.facts import FACTS, FORMAT, GATE_CONFIG, GATE_WEIGHTS, KEYS, LABELS, is_export
 
 
@@ -38,20 +38,6 @@ class ExportedModel(PersonalModel):
         return LinearEvidence(self.arrays, self._posterior if "evidence.shift" in self.arrays else None)
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What a client is made of; the fields are those of `fedms.runs.predict.Client`."""
-
-    name: str
-    classes: tuple[str, ...]
-    personal: PersonalModel
-    shared: SharedBackbone
-    prior: float
-    boundary: int
-    hub_name: str | None
-    figures: Mapping[str, Any]
-
-
 def export_at(folder: Path, client: str | None) -> Path | None:
     """The export in this folder, or the client's in it; None where there is none."""
     if is_export(folder):
@@ -61,7 +47,7 @@ def export_at(folder: Path, client: str | None) -> Path | None:
     return None
 
 
-def open_export(folder: Path, client: str | None, model: str | Path | None, device: str) -> Opened:
+def open_export(folder: Path, client: str | None, model: str | Path | None, device: str) -> Client:
     """Read an export, and load its frozen model.
 
     Raises:
@@ -103,7 +89,10 @@ def open_export(folder: Path, client: str | None, model: str | Path | None, devi
         raise FedmsError(f"{folder / FACTS}: damaged: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise FedmsError(f"{folder / FACTS}: damaged: not an export's") from None
-    return Opened(name, classes, personal, shared, prior, boundary, hub_name, figures)
+    opened = Client(name, classes, personal, shared, prior, boundary, hub_name, figures)
+    if not opened.fits():
+        raise FedmsError(f"{folder}: damaged: its files do not fit each other or their model")
+    return opened
 
 
 def _place(base: Mapping[str, Any], model: str | Path | None) -> str:
