@@ -48,6 +48,10 @@ class Nursery:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def fork(self, said: dict[str, Any], handles: Sequence[int]) -> int:
         """A worker's process number."""
         system = ctypes.CDLL(None)
@@ -78,3 +82,8 @@ def spawn(places: list[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
     for handle in (stdin, stdout, lifeline):
         os.close(handle)
     return Forked(pid, os.fdopen(to_it, "wb"), os.fdopen(from_it, "rb")), os.fdopen(ours, "wb")
+
+
+def standing() -> set[str]:
+    """Numbers of the processes that stay for all tests."""
+    return set() if _nursery is None else {str(_nursery.pid)}

@@ -26,7 +26,7 @@ from fedms.federation.methods import METHODS
 from fedms.federation.recipe import recipe_for
 from fedms.federation.server import Server
 from fedms.federation.world import open_world
-from quick_workers import plain_spawn
+from quick_workers import plain_spawn, standing
 
 pytestmark = pytest.mark.integration
 
@@ -47,9 +47,10 @@ def without(value: Any, keys: tuple[str, ...]) -> Any:
 
 def children() -> set[str]:
     """Processes that this one has started and not yet seen to their end, zombies included."""
-    return {
+    found = {
         pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
     }
+    return found - standing()
 
 
 def lost(lines: list[dict[str, Any]]) -> dict[tuple[str, int], list[tuple[str, str]]]:
